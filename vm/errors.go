@@ -1,0 +1,37 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import "errors"
+
+// Kinds of errors. Drivers wrap them last, callers tell them apart with errors.Is.
+var (
+	// ErrNotFound: no machine has this id, or it was deleted.
+	ErrNotFound = errors.New("machine not found")
+
+	// ErrAlreadyExists: the id is taken, by a live or an exited machine.
+	ErrAlreadyExists = errors.New("machine already exists")
+
+	// ErrNotSupported: this driver on this host cannot do it, now or later.
+	ErrNotSupported = errors.New("not supported by this driver")
+
+	// ErrInvalidConfig: the request contradicts itself or the driver's Features.
+	ErrInvalidConfig = errors.New("invalid machine configuration")
+
+	// ErrInvalidState: the machine is in a state that forbids the call, for
+	// example a save of a running machine.
+	ErrInvalidState = errors.New("machine is in the wrong state")
+
+	// ErrUnavailable: the machine, its hypervisor or its guest did not answer.
+	// "Could not ask" is not "gone": the call may be repeated.
+	ErrUnavailable = errors.New("machine unavailable")
+
+	// ErrSnapshotInvalid: the snapshot's files are damaged, incomplete, or were
+	// made for another host, hypervisor or configuration. Repeating will not help:
+	// the snapshot is to be quarantined and built again.
+	ErrSnapshotInvalid = errors.New("snapshot cannot be restored")
+
+	// ErrNoSpace: the host's disk or memory is exhausted.
+	ErrNoSpace = errors.New("no space left on host")
+)
