@@ -1,0 +1,73 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the guest's end of the protocol in vm/guest: the server that
+// runs as PID 1 of a machine.
+//
+// The server is portable and holds no decision about the operating system: what
+// the machine is made of is behind [System], how containers run is behind Runtime.
+// vm/guest/agent/linux implements System, vm/guest/agent/runc implements Runtime,
+// and vm/guest/guesttest runs this same server over simulated ones.
+package agent
+
+import (
+	"context"
+	"time"
+)
+
+// System is what the server asks of the machine it runs in. All methods are safe
+// for concurrent use.
+type System interface {
+	// Refresh puts time, entropy, identity and network in force, in this order, and
+	// returns when they are. It may be called any number of times.
+	Refresh(ctx context.Context, r Refresh) error
+	// Identity is what the machine has now.
+	Identity() (Identity, error)
+	// MountImage mounts the disk in an image slot read-only and returns the
+	// directory. Calls are counted: the same slot mounted twice is one mount. An
+	// empty slot, or a disk without a file system that the kernel knows, is an error.
+	MountImage(ctx context.Context, slot int) (dir string, err error)
+	// UnmountImage undoes one MountImage; the last one unmounts.
+	UnmountImage(slot int) error
+	// ScratchDir is a directory on the scratch disk, empty at first boot.
+	ScratchDir() string
+	// Quiesce prepares for a save: flush disks, drop clean caches.
+	Quiesce(ctx context.Context) error
+	// PowerOff syncs and ends the machine. It returns only when it could not.
+	PowerOff() error
+	// Stats measures the machine; containers are not in it.
+	Stats() (SystemStats, error)
+}
+
+// Refresh is what a restored machine must be told before anyone else uses it.
+type Refresh struct {
+	Time      time.Time
+	Entropy   []byte
+	MachineID string // 32 hex digits
+	Hostname  string
+	Network   *Network // nil: loopback only
+}
+
+// Network is the static configuration of the machine's one interface.
+type Network struct {
+	Address     string // with prefix length
+	Gateway     string
+	Nameservers []string
+	MTU         int
+}
+
+// Identity is what tells one machine from another.
+type Identity struct {
+	MachineID     string
+	Hostname      string
+	KernelRelease string
+}
+
+// SystemStats is the machine's own account.
+type SystemStats struct {
+	MemoryTotalBytes     int64
+	MemoryAvailableBytes int64
+	CPUTime              time.Duration
+	ScratchTotalBytes    int64
+	ScratchUsedBytes     int64
+}
