@@ -1,0 +1,108 @@
+# Copyright The vk-firkin Authors
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /usr/bin/env bash -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN  := bin
+KIT  := $(BIN)/guest
+GO   ?= go
+# One setting for every build in this repository: another one builds the whole
+# dependency tree a second time. The agent alone needs cgo (see hack/guestkit).
+export CGO_ENABLED ?= 0
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X main.version=$(VERSION)
+
+##@ General
+
+.PHONY: help
+help: ## Show this help.
+	@awk 'BEGIN {FS = ":.*##"; printf "\nUsage:\n  make \033[36m<target>\033[0m\n"} /^[a-zA-Z_0-9-]+:.*?##/ { printf "  \033[36m%-18s\033[0m %s\n", $$1, $$2 } /^##@/ { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) }' $(MAKEFILE_LIST)
+
+##@ Try it
+
+.PHONY: demo
+demo: ## Install what is missing, build, start a cluster and a node, run pods, measure. KEEP=1 leaves it up.
+	@KEEP=$(KEEP) hack/demo.sh
+
+##@ Build
+
+.PHONY: build
+build: ## Build bin/vk-firkin for this host.
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/vk-firkin ./cmd/vk-firkin
+
+.PHONY: guest
+guest: ## Build the guest kits for amd64 and arm64 (kernel, initramfs with the agent).
+	@hack/prerequisites.sh guest
+	$(GO) run ./hack/guestkit --arch amd64 --out $(KIT)/amd64
+	$(GO) run ./hack/guestkit --arch arm64 --out $(KIT)/arm64
+
+.PHONY: controlplane
+controlplane: ## Build the embedded control plane (about 8 minutes the first time).
+	@hack/controlplane/build.sh
+
+##@ Test
+
+.PHONY: test
+test: ## Everything: unit, conformance on fake and QEMU, guest, e2e. Needs Go and the right to install Debian packages.
+	@hack/prerequisites.sh test
+	@$(MAKE) --no-print-directory test-unit verify-darwin guest test-machines controlplane test-controlplane test-e2e
+
+.PHONY: test-unit
+test-unit: ## Unit tests: no root, no network, no QEMU, under two minutes.
+	$(GO) test ./...
+
+.PHONY: test-race
+test-race: ## Unit tests under the race detector (needs cgo).
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+.PHONY: test-machines
+test-machines: ## Tests on real machines: both guest kits, the agent, the QEMU driver's conformance.
+	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) $(GO) test -tags machines -count 1 -p 1 -timeout 25m $$($(GO) run ./hack/taggedpackages machines)
+
+.PHONY: test-controlplane
+test-controlplane: ## Tests of the embedded control plane itself.
+	cd hack/controlplane && $(GO) test -tags controlplane -count 1 -timeout 10m ./...
+
+.PHONY: test-e2e
+test-e2e: build ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
+	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
+		$(GO) test -tags e2e -count 1 -v -timeout 40m ./test/e2e/...
+
+.PHONY: bench
+bench: guest ## Paired benchmarks: restore against QEMU by hand, cold boot against restore, private memory.
+	$(GO) run ./hack/bench --kit $(KIT)/amd64
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (default 30s).
+	@hack/fuzz.sh $(FUZZTIME)
+
+##@ Verify
+
+.PHONY: fmt
+fmt: ## Format the code.
+	gofmt -l -w $$(git ls-files '*.go')
+
+.PHONY: lint
+lint: ## Run golangci-lint, its version pinned in hack/tools.
+	$(GO) tool -modfile=hack/tools/go.mod golangci-lint run ./...
+
+.PHONY: generate
+generate: ## Generate the guest protocol's Go code (needs protoc).
+	hack/generate.sh
+
+.PHONY: verify
+verify: verify-darwin verify-generate lint ## Check that generated code is current, darwin builds, linters are silent.
+
+.PHONY: verify-darwin
+verify-darwin: ## Build everything for the product's platform, darwin/arm64.
+	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build ./...
+
+.PHONY: verify-generate
+verify-generate: generate ## Fail when generated code is stale.
+	git diff --exit-code -- '*.pb.go' '*.connect.go'
+
+.PHONY: clean
+clean: ## Remove what was built.
+	rm -rf $(BIN) hack/controlplane/bin .work
