@@ -1,0 +1,121 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cluster starts what the end-to-end tests and the demo run on: the embedded
+// control plane and node processes of this host. Everything listens on loopback.
+package cluster
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ControlPlane is the embedded control plane, as a process of its own.
+type ControlPlane struct {
+	Dir string
+	// Kubeconfig is the path of the administrator's kubeconfig.
+	Kubeconfig string
+
+	binary  string
+	process *exec.Cmd
+	exited  chan struct{}
+}
+
+// StartControlPlane starts the multi-call binary (hack/controlplane) with its data
+// in dir/cp and returns when it is ready. ctx bounds the start only: the processes
+// run until Stop, or until this process dies.
+func StartControlPlane(ctx context.Context, binary, dir string) (*ControlPlane, error) {
+	c := &ControlPlane{Dir: filepath.Join(dir, "cp"), binary: binary, exited: make(chan struct{})}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	c.process = exec.Command(binary, "controlplane", "up", "--dir", c.Dir)
+	c.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	log, err := os.Create(filepath.Join(dir, "controlplane.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	c.process.Stderr = log
+	out, err := c.process.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.process.Start(); err != nil {
+		return nil, err
+	}
+	ready := make(chan error, 1)
+	go func() {
+		defer close(c.exited)
+		var up struct {
+			Kubeconfig string `json:"kubeconfig"`
+		}
+		line, err := bufio.NewReader(out).ReadBytes('\n')
+		if err == nil {
+			err = json.Unmarshal(line, &up)
+		}
+		c.Kubeconfig = up.Kubeconfig
+		ready <- err
+		_, _ = io.Copy(io.Discard, out)
+		_ = c.process.Wait()
+	}()
+	select {
+	case err = <-ready:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		c.Stop()
+		return nil, fmt.Errorf("%w; see %s", err, log.Name())
+	}
+	return c, nil
+}
+
+// Stop ends the control plane and waits for it.
+func (c *ControlPlane) Stop() {
+	if c == nil || c.process.Process == nil {
+		return
+	}
+	_ = c.process.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-c.exited:
+	case <-time.After(30 * time.Second):
+		_ = c.process.Process.Kill()
+		<-c.exited
+	}
+}
+
+// Credentials writes what a node with this name needs to join, to out.
+func (c *ControlPlane) Credentials(ctx context.Context, name, out string) error {
+	cmd := exec.CommandContext(ctx, c.binary, "controlplane", "node-credentials", "--dir", c.Dir, "--name", name, "--ip", "127.0.0.1", "--out", out)
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("credentials for node %q: %w: %s", name, err, b)
+	}
+	return nil
+}
+
+// Kubectl prepares a kubectl of the embedded release with the administrator's rights.
+func (c *ControlPlane) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, c.binary, append([]string{"kubectl", "--kubeconfig", c.Kubeconfig}, args...)...)
+}
+
+// Output runs kubectl and returns what it printed. The error has what it complained.
+func (c *ControlPlane) Output(ctx context.Context, args ...string) (string, error) {
+	cmd := c.Kubectl(ctx, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

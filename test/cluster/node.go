@@ -1,0 +1,228 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// NodeOptions says how to start a node.
+type NodeOptions struct {
+	Name string
+	// Binary is the path of vk-firkin, Kits the folder of the guest kits.
+	Binary, Kits string
+	// Dir is where the node keeps everything, in a folder of its name. It must be
+	// short: the sockets of its machines are below it.
+	Dir string
+	// StateDir moves the state elsewhere.
+	StateDir string
+	// InsecureRegistries are registries on loopback that speak plain HTTP.
+	InsecureRegistries []string
+	// Args are further flags.
+	Args []string
+}
+
+// Node is one `vk-firkin node`. It can be killed and started again on the same state.
+type Node struct {
+	Name     string
+	StateDir string
+	CacheDir string
+	LogPath  string
+	// MetricsAddress is where it serves Prometheus metrics in plain HTTP.
+	MetricsAddress string
+
+	binary  string
+	args    []string
+	cluster *ControlPlane
+	process *exec.Cmd
+	exited  chan struct{}
+}
+
+// StartNode joins a node to the cluster and returns when it is Ready.
+func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, error) {
+	base := filepath.Join(o.Dir, o.Name)
+	n := &Node{cluster: c, binary: o.Binary, Name: o.Name, StateDir: o.StateDir, CacheDir: filepath.Join(base, "cache"), LogPath: filepath.Join(base, "node.log")}
+	if n.StateDir == "" {
+		n.StateDir = filepath.Join(base, "s")
+	}
+	if err := os.MkdirAll(base, 0o700); err != nil {
+		return nil, err
+	}
+	if err := c.Credentials(ctx, o.Name, base); err != nil {
+		return nil, err
+	}
+	kubelet, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	n.MetricsAddress = "127.0.0.1:" + strconv.Itoa(metrics)
+	n.args = append([]string{
+		"node",
+		"--kubeconfig", filepath.Join(base, "kubeconfig"),
+		"--node-name", o.Name,
+		"--node-ip", "127.0.0.1",
+		"--kubelet-port", strconv.Itoa(kubelet),
+		"--tls-cert-file", filepath.Join(base, "kubelet.crt"),
+		"--tls-private-key-file", filepath.Join(base, "kubelet.key"),
+		"--client-ca-file", filepath.Join(base, "client-ca.crt"),
+		"--guest-kit", filepath.Join(o.Kits, runtime.GOARCH),
+		"--state-dir", n.StateDir,
+		"--cache-dir", n.CacheDir,
+		"--metrics-address", n.MetricsAddress,
+	}, o.Args...)
+	for _, r := range o.InsecureRegistries {
+		n.args = append(n.args, "--insecure-registry", r)
+	}
+	if err := n.Start(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// Start starts the process and waits until its node is Ready.
+func (n *Node) Start(ctx context.Context) error {
+	log, err := os.OpenFile(n.LogPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	began := time.Now()
+	n.process = exec.Command(n.binary, n.args...)
+	n.process.Stdout, n.process.Stderr = log, log
+	n.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := n.process.Start(); err != nil {
+		return err
+	}
+	n.exited = make(chan struct{})
+	go func(p *exec.Cmd, exited chan struct{}) {
+		defer close(exited)
+		_ = p.Wait()
+	}(n.process, n.exited)
+	for {
+		// Ready must be newer than this start, or the condition of an earlier
+		// process would count.
+		out, err := n.cluster.Output(ctx, "get", "node", n.Name, "-o",
+			`jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}`)
+		fields := strings.Fields(out)
+		if err == nil && len(fields) == 2 && fields[0] == "True" {
+			if beat, err := time.Parse(time.RFC3339, fields[1]); err == nil && !beat.Before(began.Truncate(time.Second)) {
+				return nil
+			}
+		}
+		select {
+		case <-n.exited:
+			return fmt.Errorf("node %s ended: %v; see %s", n.Name, n.process.ProcessState, n.LogPath)
+		case <-ctx.Done():
+			return fmt.Errorf("node %s is not ready (%s): %w; see %s", n.Name, strings.TrimSpace(out), ctx.Err(), n.LogPath)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// Kill ends the process as a crash would, and waits for it.
+func (n *Node) Kill() {
+	_ = n.process.Process.Kill()
+	<-n.exited
+}
+
+// Stop ends the process in order, then every machine that it left running.
+func (n *Node) Stop() {
+	if n == nil || n.process == nil || n.process.Process == nil {
+		return
+	}
+	_ = n.process.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-n.exited:
+	case <-time.After(30 * time.Second):
+		n.Kill()
+	}
+	for _, pid := range n.MachinePIDs() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// PID is the process's id.
+func (n *Node) PID() int { return n.process.Process.Pid }
+
+// MachinePIDs are the ids of the hypervisor processes whose command line names this node's
+// state folder.
+func (n *Node) MachinePIDs() []int {
+	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	var pids []int
+	for _, e := range entries {
+		b, err := os.ReadFile(e)
+		if err != nil || !strings.Contains(string(b), n.StateDir+"/") || !strings.Contains(strings.SplitN(string(b), "\x00", 2)[0], "qemu") {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Metric sums the samples of a metric whose labels contain all the given pairs, each
+// written as name="value". found tells whether there was any.
+func (n *Node) Metric(ctx context.Context, name string, labels ...string) (sum float64, found bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.MetricsAddress+"/metrics", nil)
+	if err != nil {
+		return 0, false, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, false, fmt.Errorf("scrape node %q: %w", n.Name, err)
+	}
+	defer resp.Body.Close()
+	scanner := bufio.NewScanner(resp.Body)
+	scanner.Buffer(nil, 1<<20)
+next:
+	for scanner.Scan() {
+		line := scanner.Text()
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
+			continue
+		}
+		for _, label := range labels {
+			if !strings.Contains(rest, label) {
+				continue next
+			}
+		}
+		value, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
+		if err != nil {
+			return 0, false, fmt.Errorf("metric line %q: %w", line, err)
+		}
+		sum, found = sum+value, true
+	}
+	return sum, found, scanner.Err()
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0, errors.New("not a TCP address")
+	}
+	return addr.Port, nil
+}

@@ -1,0 +1,113 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/test/cluster"
+)
+
+// plane is the control plane that all stories share, node the machine node that
+// most of them share. Stories that break a node start one of their own.
+var (
+	plane  *cluster.ControlPlane
+	node   *cluster.Node
+	images *imageServer
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // to set up, not to run
+	defer cancel()
+
+	dir := os.Getenv("FIRKIN_E2E_DIR")
+	if dir == "" {
+		// Short on purpose: unix sockets below it must keep under 104 bytes.
+		temp, err := os.MkdirTemp("/tmp", "fk-e2e-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			return 1
+		}
+		dir = temp
+		defer func() {
+			if code == 0 {
+				_ = os.RemoveAll(dir)
+			} else {
+				fmt.Fprintln(os.Stderr, "e2e: logs and state are kept in", dir)
+			}
+		}()
+	}
+
+	steps := []struct {
+		name  string
+		start func(context.Context, string) error
+	}{
+		{"image registry", func(ctx context.Context, dir string) (err error) { images, err = startImages(ctx, dir); return }},
+		{"control plane", func(ctx context.Context, dir string) (err error) {
+			plane, err = cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
+			return
+		}},
+		{"node", func(ctx context.Context, dir string) (err error) {
+			node, err = startNode(ctx, dir, cluster.NodeOptions{Name: "mac-1"})
+			return
+		}},
+	}
+	defer func() {
+		node.Stop()
+		plane.Stop()
+		images.Stop()
+	}()
+	for _, step := range steps {
+		began := time.Now()
+		fmt.Fprintf(os.Stderr, "e2e: starting %s\n", step.name)
+		if err := step.start(ctx, dir); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: start %s: %v\n", step.name, err)
+			return 1
+		}
+		fmt.Fprintf(os.Stderr, "e2e: %s is up after %.1fs\n", step.name, time.Since(began).Seconds())
+	}
+	return m.Run()
+}
+
+// startNode starts a node of this repository's binaries below dir. Its taint is
+// dropped, so that pods without a toleration come to it as well.
+func startNode(ctx context.Context, dir string, o cluster.NodeOptions) (*cluster.Node, error) {
+	o.Dir = dir
+	o.Binary = filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
+	o.Kits = os.Getenv("FIRKIN_KIT_DIR")
+	o.InsecureRegistries = images.Addresses()
+	o.Args = append([]string{"--no-taint"}, o.Args...)
+	return plane.StartNode(ctx, o)
+}
+
+// metric is a sample of a node's metrics, see cluster.Node.Metric. A metric that is
+// asked for without labels must exist.
+func metric(t *testing.T, n *cluster.Node, name string, labels ...string) float64 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	value, found, err := n.Metric(ctx, name, labels...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !found && len(labels) == 0 {
+		t.Fatalf("node %s has no metric %s", n.Name, name)
+	}
+	return value
+}

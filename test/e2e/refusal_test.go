@@ -1,0 +1,111 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Whatever is wrong with an image is said in the pod's status and an event, and the
+// node goes on serving.
+func TestBadImages(t *testing.T) {
+	ns := namespace(t)
+	for _, tt := range []struct {
+		pod, image, reason string // reason the container waits with
+		text               string // in the event
+	}{
+		{"missing", images.Address + "/does-not-exist:1", "ErrImagePull|ImagePullBackOff", "not found"},
+		{"bad-reference", "UPPER//case::", "InvalidImageName", "UPPER"},
+		{"private", images.Private, "ErrImagePull|ImagePullBackOff", "nauthorized"},
+		{"hanging", images.Hanging, "ErrImagePull|ImagePullBackOff", ""},
+		{"foreign", images.WrongArchitecture, "ErrImagePull|ImagePullBackOff", "s390x"},
+		{"corrupt", images.Corrupt, "ErrImagePull|ImagePullBackOff", ""},
+	} {
+		t.Run(tt.pod, func(t *testing.T) {
+			apply(t, podManifest(ns, tt.pod, tt.image, "true"))
+			waitPod(t, ns, tt.pod, "says "+tt.reason, func(p *corev1.Pod) bool {
+				if p.Status.Phase != corev1.PodPending || len(p.Status.ContainerStatuses) != 1 {
+					return false
+				}
+				w := p.Status.ContainerStatuses[0].State.Waiting
+				return w != nil && w.Message != "" && strings.Contains("|"+tt.reason+"|", "|"+w.Reason+"|")
+			})
+			waitEvent(t, ns, tt.pod, "Failed", tt.text)
+		})
+	}
+	stillServing(t, ns)
+}
+
+// A pull secret opens a private image; a wrong one does not.
+func TestPullSecret(t *testing.T) {
+	ns := namespace(t)
+	for name, password := range map[string]string{"right": images.Password, "wrong": "not-" + images.Password} {
+		kubectl(t, "create", "secret", "docker-registry", name, "-n", ns, "--docker-server="+images.PrivateAddress, "--docker-username="+images.User, "--docker-password="+password)
+		apply(t, strings.Replace(podManifest(ns, name, images.Private, "true"), "spec:\n", "spec:\n  imagePullSecrets: [{name: "+name+"}]\n", 1))
+	}
+	waitPod(t, ns, "right", "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
+	waitEvent(t, ns, "wrong", "Failed", "nauthorized")
+}
+
+// A container that cannot be started says why.
+func TestNoEntrypoint(t *testing.T) {
+	ns := namespace(t)
+	apply(t, podManifest(ns, "nothing", images.Busybox, "/no/such/program"))
+	pod := waitPod(t, ns, "nothing", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+	state := pod.Status.ContainerStatuses[0].State.Terminated
+	if state == nil || state.Reason != "StartError" || state.ExitCode != 128 || !strings.Contains(state.Message, "/no/such/program") {
+		t.Errorf("terminated state is %+v, want StartError, 128 and the program's name", state)
+	}
+	stillServing(t, ns)
+}
+
+// What a pod asks for and the node cannot do is refused by the name of the field.
+func TestUnsupportedFields(t *testing.T) {
+	ns := namespace(t)
+	for _, tt := range []struct{ pod, patch, field string }{
+		{"host-network", "  hostNetwork: true\n", "spec.hostNetwork"},
+		{"host-path", "  volumes: [{name: v, hostPath: {path: /etc}}]\n", "spec.volumes[0].hostPath"},
+		{"init", "  initContainers: [{name: i, image: " + images.Busybox + "}]\n", "spec.initContainers"},
+	} {
+		t.Run(tt.pod, func(t *testing.T) {
+			apply(t, strings.Replace(podManifest(ns, tt.pod, images.Busybox, "true"), "spec:\n", "spec:\n"+tt.patch, 1))
+			pod := waitPod(t, ns, tt.pod, "is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+			if !strings.Contains(pod.Status.Message, tt.field) {
+				t.Errorf("status message is %q, want the field %s", pod.Status.Message, tt.field)
+			}
+			waitEvent(t, ns, tt.pod, pod.Status.Reason, tt.field)
+		})
+	}
+	stillServing(t, ns)
+}
+
+// A pod larger than the node, bound to it past the scheduler, is refused.
+func TestTooLarge(t *testing.T) {
+	ns := namespace(t)
+	manifest := strings.Replace(podManifest(ns, "huge", images.Busybox, "true"), "spec:\n", "spec:\n  nodeName: "+node.Name+"\n", 1)
+	manifest += "    resources: {requests: {memory: 4Ti}}\n"
+	apply(t, manifest)
+	pod := waitPod(t, ns, "huge", "is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+	if pod.Status.Reason != "OutOfmemory" {
+		t.Errorf("reason is %q (%s), want OutOfmemory as the kubelet says it", pod.Status.Reason, pod.Status.Message)
+	}
+	stillServing(t, ns)
+}
+
+var served int
+
+// stillServing runs one more pod to its end.
+func stillServing(t *testing.T, ns string) {
+	t.Helper()
+	served++
+	name := fmt.Sprintf("after-%d", served)
+	apply(t, podManifest(ns, name, images.Busybox, "true"))
+	waitPod(t, ns, name, "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
+}
