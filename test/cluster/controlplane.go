@@ -40,7 +40,7 @@ func StartControlPlane(ctx context.Context, binary, dir string) (*ControlPlane, 
 		return nil, err
 	}
 	c.process = exec.Command(binary, "controlplane", "up", "--dir", c.Dir)
-	c.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	c.process.SysProcAttr = childAttributes()
 	log, err := os.Create(filepath.Join(dir, "controlplane.log"))
 	if err != nil {
 		return nil, err

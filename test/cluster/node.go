@@ -107,7 +107,7 @@ func (n *Node) Start(ctx context.Context) error {
 	began := time.Now()
 	n.process = exec.Command(n.binary, n.args...)
 	n.process.Stdout, n.process.Stderr = log, log
-	n.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	n.process.SysProcAttr = childAttributes()
 	if err := n.process.Start(); err != nil {
 		return err
 	}
