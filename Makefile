@@ -25,6 +25,10 @@ help: ## Show this help.
 demo: ## Install what is missing, build, start a cluster and a node, run pods, measure. KEEP=1 leaves it up.
 	@KEEP=$(KEEP) hack/demo.sh
 
+.PHONY: demo-down
+demo-down: ## End what `make demo KEEP=1` left up.
+	@hack/demo.sh down
+
 ##@ Build
 
 .PHONY: build
@@ -62,7 +66,7 @@ test-machines: ## Tests on real machines: both guest kits, the agent, the QEMU d
 
 .PHONY: test-controlplane
 test-controlplane: ## Tests of the embedded control plane itself.
-	cd hack/controlplane && $(GO) test -tags controlplane -count 1 -timeout 10m ./...
+	cd hack/controlplane && CGO_ENABLED=0 $(GO) test -trimpath -tags controlplane -count 1 -timeout 10m ./cluster
 
 .PHONY: test-e2e
 test-e2e: build ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.

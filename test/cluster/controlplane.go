@@ -39,7 +39,7 @@ func StartControlPlane(ctx context.Context, binary, dir string) (*ControlPlane, 
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	c.process = exec.Command(binary, "controlplane", "up", "--dir", c.Dir)
+	c.process = exec.Command(binary, "up", "--dir", c.Dir)
 	c.process.SysProcAttr = childAttributes()
 	log, err := os.Create(filepath.Join(dir, "controlplane.log"))
 	if err != nil {
@@ -97,7 +97,7 @@ func (c *ControlPlane) Stop() {
 
 // Credentials writes what a node with this name needs to join, to out.
 func (c *ControlPlane) Credentials(ctx context.Context, name, out string) error {
-	cmd := exec.CommandContext(ctx, c.binary, "controlplane", "node-credentials", "--dir", c.Dir, "--name", name, "--ip", "127.0.0.1", "--out", out)
+	cmd := exec.CommandContext(ctx, c.binary, "node-credentials", "--dir", c.Dir, "--name", name, "--ip", "127.0.0.1", "--out", out)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("credentials for node %q: %w: %s", name, err, b)
 	}
