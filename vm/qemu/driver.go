@@ -1,0 +1,470 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// Name is what Driver.Name returns.
+const Name = "qemu"
+
+// errClosed: the driver was closed.
+var errClosed = fmt.Errorf("%w: the driver is closed", vm.ErrUnavailable)
+
+// restoreTimeout bounds the loading of a device state, half a megabyte: a damaged
+// one may keep QEMU waiting for more.
+const restoreTimeout = 60 * time.Second
+
+// Options say where and how machines are made.
+type Options struct {
+	// StateDir is the state root; machines are under StateDir/machines. Required.
+	StateDir string
+	// CacheDir is where the choice of the accelerator is remembered. Empty: StateDir.
+	CacheDir string
+	// Arch is the guests' architecture, "amd64" or "arm64". Empty: the host's.
+	Arch string
+	// Accelerator is "kvm", "tcg", or empty for the best that can boot Kit.
+	Accelerator string
+	// Kit is booted to choose the accelerator. Without it, and without a remembered
+	// choice for this host, machines are emulated.
+	Kit vm.Kit
+	// QEMU is the program. Empty: qemu-system-<arch> in PATH.
+	QEMU string
+	// Logger gets what nobody can be told by an error. Nil: discarded.
+	Logger *slog.Logger
+}
+
+// Driver makes machines with QEMU. See vm.Driver.
+type Driver struct {
+	opts     Options
+	log      *slog.Logger
+	binary   string // resolved, as /proc/<pid>/exe shows it
+	features vm.Features
+
+	closing   chan struct{}
+	closeOnce sync.Once
+	watchers  sync.WaitGroup
+
+	mu       sync.Mutex
+	closed   bool
+	machines map[string]*machine
+	making   map[string]chan struct{} // ids in Create or Restore; closed when that has ended
+}
+
+var _ vm.Driver = (*Driver)(nil)
+
+// Open opens a driver on a state directory, which is made if missing. With
+// opts.Accelerator empty and a KVM device present it may boot opts.Kit once, which
+// takes up to probeTimeout, and remembers the answer in opts.CacheDir.
+//
+// Several drivers may be open on one directory to look at it; only one may have
+// machines loaded, since QEMU talks to one at a time.
+//
+// Errors: ErrNotSupported when QEMU is not installed or cannot run guests of that
+// architecture with that accelerator; ErrInvalidConfig.
+func Open(ctx context.Context, opts Options) (*Driver, error) {
+	d := &Driver{
+		opts:     opts,
+		log:      opts.Logger,
+		closing:  make(chan struct{}),
+		machines: map[string]*machine{},
+		making:   map[string]chan struct{}{},
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if d.opts.Arch == "" {
+		d.opts.Arch = runtime.GOARCH
+	}
+	if err := d.prepare(ctx); err != nil {
+		return nil, fmt.Errorf("open qemu driver: %w", err)
+	}
+	return d, nil
+}
+
+// prepare finds the program, makes the directories and chooses the accelerator.
+func (d *Driver) prepare(ctx context.Context) error {
+	if !filepath.IsAbs(d.opts.StateDir) {
+		return fmt.Errorf("%w: state directory %q, want an absolute path", vm.ErrInvalidConfig, d.opts.StateDir)
+	}
+	if d.opts.CacheDir == "" {
+		d.opts.CacheDir = d.opts.StateDir
+	}
+	if d.opts.Arch != "amd64" && d.opts.Arch != "arm64" {
+		return fmt.Errorf("%w: guest architecture %q, want amd64 or arm64", vm.ErrInvalidConfig, d.opts.Arch)
+	}
+	program, err := findProgram(ctx, d.opts)
+	if err != nil {
+		return err
+	}
+	d.binary = program.path
+	for _, dir := range []string{filepath.Join(d.opts.StateDir, "machines"), d.opts.CacheDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return noSpace(err)
+		}
+	}
+	if err := d.prepareEmptySlot(); err != nil {
+		return err
+	}
+	accelerator, err := d.chooseAccelerator(ctx, program)
+	if err != nil {
+		return err
+	}
+	compatibility, err := compatibility(d.opts.Arch, accelerator, program)
+	if err != nil {
+		return err
+	}
+	d.features = vm.Features{
+		Arch:          d.opts.Arch,
+		Accelerator:   accelerator,
+		Snapshots:     true,
+		Pause:         true,
+		GracefulStop:  true,
+		SingleConn:    true,
+		ImageSlots:    imageSlots,
+		SlotBytes:     slotBytes,
+		ScratchBytes:  scratchBytes,
+		Compatibility: compatibility,
+	}
+	return nil
+}
+
+// emptySlot is what stands behind image slots without an image.
+func (d *Driver) emptySlot() string { return filepath.Join(d.opts.StateDir, "empty-slot") }
+
+// prepareEmptySlot makes the file behind empty slots: all hole, and shared.
+func (d *Driver) prepareEmptySlot() error {
+	f, err := os.OpenFile(d.emptySlot(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return noSpace(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(slotBytes); err != nil {
+		return fmt.Errorf("make the file behind empty image slots: %w", noSpace(err))
+	}
+	return nil
+}
+
+// Name is part of vm.Driver.
+func (d *Driver) Name() string { return Name }
+
+// Features is part of vm.Driver.
+func (d *Driver) Features() vm.Features { return d.features }
+
+func (d *Driver) open() error {
+	select {
+	case <-d.closing:
+		return errClosed
+	default:
+		return nil
+	}
+}
+
+func (d *Driver) machineDir(id string) string {
+	return filepath.Join(d.opts.StateDir, "machines", id)
+}
+
+// Create is part of vm.Driver.
+func (d *Driver) Create(ctx context.Context, id string, cfg vm.Config) (vm.Machine, error) {
+	m, err := d.make(ctx, id, cfg, nil)
+	if err != nil {
+		return nil, fmt.Errorf("create machine %q: %w", id, err)
+	}
+	return m, nil
+}
+
+// Restore is part of vm.Driver.
+func (d *Driver) Restore(ctx context.Context, id, dir string, cfg vm.Config) (vm.Machine, error) {
+	if err := vm.ValidateID(id); err != nil {
+		return nil, fmt.Errorf("restore machine %q: %w", id, err)
+	}
+	s, err := d.openSnapshot(dir, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("restore machine %q from %s: %w", id, dir, err)
+	}
+	defer s.Close()
+	m, err := d.make(ctx, id, cfg, s)
+	if err != nil {
+		return nil, fmt.Errorf("restore machine %q from %s: %w", id, dir, err)
+	}
+	return m, nil
+}
+
+// make claims the id and makes the machine, from s unless that is nil. If it fails
+// nothing is left.
+func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, s *snapshot) (_ *machine, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(vm.ValidateID(id), cfg.Validate(d.features)); err != nil {
+		return nil, err
+	}
+	if err := checkFiles(cfg); err != nil {
+		return nil, err
+	}
+	release, err := d.claim(id)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	r := record{Version: recordVersion, ID: id, Created: time.Now().UTC(), Config: cfg}
+	if s != nil {
+		r.Snapshot = s.dir
+	}
+	m := newMachine(d, r)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.removeDir(id))
+		}
+	}()
+	if err := writeJSON(m.dir, recordFile, m.record); err != nil {
+		return nil, err
+	}
+	q, err := d.start(ctx, m, s)
+	if err != nil {
+		return nil, err
+	}
+	// From here on the watcher owns the process.
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		q.Close()
+		m.abandon()
+		return nil, errClosed
+	}
+	d.machines[id] = m
+	d.watchers.Add(1)
+	d.mu.Unlock()
+	go m.watch(q)
+	return m, nil
+}
+
+// claim takes an id by making its directory, and marks it as being made.
+func (d *Driver) claim(id string) (release func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, errClosed
+	}
+	if err := os.Mkdir(d.machineDir(id), 0o700); errors.Is(err, fs.ErrExist) {
+		return nil, vm.ErrAlreadyExists
+	} else if err != nil {
+		return nil, noSpace(err)
+	}
+	made := make(chan struct{})
+	d.making[id] = made
+	return func() {
+		d.mu.Lock()
+		delete(d.making, id)
+		d.mu.Unlock()
+		close(made)
+	}, nil
+}
+
+// checkFiles checks what Config.Validate cannot see: that the files are there.
+func checkFiles(cfg vm.Config) error {
+	var errs []error
+	check := func(what, path string, size int64) {
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%w: %s: %w", vm.ErrInvalidConfig, what, err))
+		case !filepath.IsAbs(path) || !info.Mode().IsRegular():
+			errs = append(errs, fmt.Errorf("%w: %s %s, want the absolute path of a regular file", vm.ErrInvalidConfig, what, path))
+		case size > 0 && info.Size() != size:
+			errs = append(errs, fmt.Errorf("%w: %s %s has %d bytes, want exactly %d", vm.ErrInvalidConfig, what, path, info.Size(), size))
+		}
+	}
+	check("guest kit's kernel", cfg.Kit.Kernel, 0)
+	check("guest kit's initramfs", cfg.Kit.Initramfs, 0)
+	check("guest kit's scratch", cfg.Kit.Scratch, scratchBytes)
+	for i, image := range cfg.Images {
+		if image != "" {
+			check(fmt.Sprintf("image of slot %d", i), image, slotBytes)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Load is part of vm.Driver.
+func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
+	if err := vm.ValidateID(id); err != nil {
+		return nil, fmt.Errorf("load machine %q: %w", id, errors.Join(vm.ErrNotFound, err))
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("load machine %q: %w", id, err)
+		}
+		d.mu.Lock()
+		made := d.making[id]
+		if made == nil {
+			m, err := d.load(id)
+			d.mu.Unlock()
+			if err != nil {
+				return nil, fmt.Errorf("load machine %q: %w", id, err)
+			}
+			return m, nil
+		}
+		d.mu.Unlock()
+		select {
+		case <-made:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// load finds a machine in memory or on disk. It needs d.mu.
+func (d *Driver) load(id string) (*machine, error) {
+	if d.closed {
+		return nil, errClosed
+	}
+	if m := d.machines[id]; m != nil {
+		return m, nil
+	}
+	if _, err := os.Stat(d.machineDir(id)); errors.Is(err, fs.ErrNotExist) {
+		return nil, vm.ErrNotFound
+	} else if err != nil {
+		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
+	}
+	var r record
+	err := readJSON(d.machineDir(id), recordFile, &r)
+	if err == nil && r.Version != recordVersion {
+		// Of another version of this program: it may run, and is not ours to touch.
+		return nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, recordVersion)
+	}
+	if err != nil || !r.Ready {
+		d.log.Warn("Found a machine that was never made completely", "machine", id, "err", err)
+		return d.adoptExited(record{ID: id}, vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "it was never made completely: the process that made it ended on the way"}), nil
+	}
+	r.ID = id
+	m := newMachine(d, r)
+	recorded := readJSON(m.dir, exitFile, &m.exit) == nil
+	p, err := findProcess(r.Process)
+	if errors.Is(err, errProcessGone) {
+		exit := m.exit
+		if !recorded {
+			exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "the hypervisor's process ended while nobody watched it"}
+			if err := writeJSON(m.dir, exitFile, exit); err != nil {
+				d.log.Warn("Cannot record the exit of the machine", "machine", id, "err", err)
+			}
+		}
+		return d.adoptExited(r, exit), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
+	}
+	m.process = p
+	if recorded {
+		// The process that recorded this exit died before it could bring it about.
+		m.ending = true
+		if err := p.Kill(); err != nil {
+			p.Close()
+			return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
+		}
+	}
+	d.machines[id] = m
+	d.watchers.Add(1)
+	go m.watch(nil)
+	return m, nil
+}
+
+// adoptExited keeps a machine that has ended. It needs d.mu.
+func (d *Driver) adoptExited(r record, exit vm.Exit) *machine {
+	m := newMachine(d, r)
+	m.exit, m.ending = exit, true
+	close(m.exited)
+	d.machines[r.ID] = m
+	return m
+}
+
+// List is part of vm.Driver.
+func (d *Driver) List(ctx context.Context) ([]string, error) {
+	if err := errors.Join(ctx.Err(), d.open()); err != nil {
+		return nil, fmt.Errorf("list machines: %w", err)
+	}
+	entries, err := os.ReadDir(filepath.Join(d.opts.StateDir, "machines"))
+	if err != nil {
+		return nil, fmt.Errorf("list machines: %w: %w", vm.ErrUnavailable, err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if e.IsDir() && vm.ValidateID(e.Name()) == nil {
+			ids = append(ids, e.Name())
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Close is part of vm.Driver. Streams to guests that are still open are closed.
+func (d *Driver) Close() error {
+	d.closeOnce.Do(func() {
+		d.mu.Lock()
+		d.closed = true
+		d.mu.Unlock()
+		close(d.closing)
+		d.watchers.Wait()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, m := range d.machines {
+			m.mu.Lock()
+			guest := m.guest
+			m.mu.Unlock()
+			if guest != nil && guest.UnixConn != nil {
+				_ = guest.Close()
+			}
+		}
+	})
+	return nil
+}
+
+// removeDir deletes a machine's directory and whatever still works in it: the QEMU
+// of a machine that was never made completely.
+func (d *Driver) removeDir(id string) error {
+	dir := d.machineDir(id)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	left, err := processesIn(dir, d.binary)
+	if err != nil {
+		return err
+	}
+	for _, p := range left {
+		err = errors.Join(err, p.Kill())
+		if err == nil {
+			p.Wait()
+			p.Reap()
+		}
+		p.Close()
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove machine's directory: %w", err)
+	}
+	return nil
+}
+
+// forget drops a deleted machine, unless its id means another one by now.
+func (d *Driver) forget(m *machine) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.machines[m.id] == m {
+		delete(d.machines, m.id)
+	}
+}

@@ -1,0 +1,257 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a handle of a QEMU process, of ours or of an earlier process's. It
+// is a pidfd: it never means another process that got the same number later.
+type process struct {
+	identity identity
+	handle   *os.File
+	close    sync.Once
+}
+
+// errProcessGone: the process has ended, or its number belongs to another one.
+var errProcessGone = errors.New("process has ended")
+
+// openProcess opens the child with this number, which must not have been reaped.
+func openProcess(pid int) (*process, error) {
+	p, err := openPID(pid)
+	if err != nil {
+		return nil, err
+	}
+	p.identity, err = identify(pid)
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// findProcess opens the process that was once identified as want. The error is
+// errProcessGone when it has ended.
+func findProcess(want identity) (*process, error) {
+	p, err := openPID(want.PID)
+	if err != nil {
+		return nil, err
+	}
+	// The handle is open: what /proc says from here on is about the process that
+	// the handle means, or that one has ended.
+	p.identity, err = identify(want.PID)
+	if err == nil && !sameProcess(p.identity, want) {
+		err = errProcessGone
+	}
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// sameProcess compares identities. A program that was replaced by an upgrade while
+// it ran is marked as deleted by the kernel.
+func sameProcess(now, want identity) bool {
+	now.Executable = strings.TrimSuffix(now.Executable, " (deleted)")
+	want.Executable = strings.TrimSuffix(want.Executable, " (deleted)")
+	return now == want
+}
+
+func openPID(pid int) (*process, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, errProcessGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	return &process{identity: identity{PID: pid}, handle: os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
+// identify reads what tells a process from its successors. The error is
+// errProcessGone for one that has ended, reaped or not.
+func identify(pid int) (identity, error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return identity{}, errProcessGone
+	}
+	// pid (name) state ppid ...: the name may hold anything, so count from its end.
+	i := bytes.LastIndexByte(stat, ')')
+	fields := strings.Fields(string(stat[i+1:]))
+	if i < 0 || len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return identity{}, errProcessGone
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return identity{}, fmt.Errorf("identify process %d: %w", pid, err)
+	}
+	exe, err := os.Readlink(filepath.Join(dir, "exe"))
+	if err != nil {
+		return identity{}, errProcessGone
+	}
+	boot, err := bootID()
+	if err != nil {
+		return identity{}, err
+	}
+	return identity{PID: pid, StartTicks: start, Boot: boot, Executable: exe}, nil
+}
+
+// bootID is different each time that the host boots.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the host's boot id: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// Wait blocks until the process has ended (true) or the handle is closed (false).
+func (p *process) Wait() bool {
+	raw, err := p.handle.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ended := false
+	err = raw.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, perr := unix.Poll(fds, 0)
+		ended = perr == nil && n == 1
+		return ended
+	})
+	return err == nil && ended
+}
+
+// Kill ends the process by force. A process that has ended is no error.
+func (p *process) Kill() error {
+	raw, err := p.handle.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := raw.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) }); err != nil {
+		return err
+	}
+	if serr != nil && !errors.Is(serr, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", p.identity.PID, serr)
+	}
+	return nil
+}
+
+// Reap collects the status of an ended child. ok is false for a process that is
+// not our child.
+func (p *process) Reap() (status string, ok bool) {
+	var ws unix.WaitStatus
+	pid, err := unix.Wait4(p.identity.PID, &ws, unix.WNOHANG, nil)
+	if err != nil || pid != p.identity.PID {
+		return "", false
+	}
+	if ws.Signaled() {
+		return fmt.Sprintf("the hypervisor was ended by signal %s", ws.Signal()), true
+	}
+	return fmt.Sprintf("the hypervisor ended with status %d", ws.ExitStatus()), true
+}
+
+// Close releases the handle and ends a Wait. The process goes on.
+func (p *process) Close() {
+	p.close.Do(func() { _ = p.handle.Close() })
+}
+
+// processesIn finds the processes of program that work in dir: the QEMU of a
+// machine whose maker died before it could write down the process's number.
+func processesIn(dir, program string) ([]*process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	dir, err = filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var found []*process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd")); err != nil || cwd != dir {
+			continue
+		}
+		p, err := openProcess(pid)
+		if err != nil {
+			continue
+		}
+		if strings.TrimSuffix(p.identity.Executable, " (deleted)") != program {
+			p.Close()
+			continue
+		}
+		found = append(found, p)
+	}
+	return found, nil
+}
+
+// clockTick is the unit of times in /proc/<pid>/stat: USER_HZ, 100 on every
+// architecture that Go runs on.
+const clockTick = 10 * time.Millisecond
+
+// measure reads what a process costs: anonymous memory (copies of the snapshot's
+// pages included, the snapshot's own pages and the program's text not) and
+// processor time.
+func measure(pid int) (anonymous int64, cpu time.Duration, err error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	rollup, err := os.ReadFile(filepath.Join(dir, "smaps_rollup"))
+	if err != nil {
+		return 0, 0, fmt.Errorf("measure process %d: %w", pid, err)
+	}
+	anonymous, err = rollupBytes(rollup, "Anonymous:", "Swap:")
+	if err != nil {
+		return 0, 0, fmt.Errorf("measure process %d: %w", pid, err)
+	}
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return 0, 0, fmt.Errorf("measure process %d: %w", pid, err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, 0, fmt.Errorf("measure process %d: stat has %d fields", pid, len(fields))
+	}
+	for _, f := range fields[11:13] { // utime, stime
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("measure process %d: %w", pid, err)
+		}
+		cpu += time.Duration(n) * clockTick
+	}
+	return anonymous, cpu, nil
+}
+
+// rollupBytes sums the named lines ("Anonymous:   24296 kB") of a smaps_rollup.
+func rollupBytes(rollup []byte, names ...string) (int64, error) {
+	var sum int64
+	for line := range strings.Lines(string(rollup)) {
+		f := strings.Fields(line)
+		for _, name := range names {
+			if len(f) == 3 && f[0] == name {
+				kib, err := strconv.ParseInt(f[1], 10, 64)
+				if err != nil {
+					return 0, fmt.Errorf("read %s: %w", name, err)
+				}
+				sum += kib << 10
+			}
+		}
+	}
+	return sum, nil
+}

@@ -1,0 +1,73 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+// copySparse copies from to a new file to, keeping holes and, where the
+// filesystem can, sharing blocks.
+func copySparse(from, to string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	dst, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return noSpace(err)
+	}
+	defer func() {
+		if cerr := dst.Close(); err == nil {
+			err = noSpace(cerr)
+		}
+	}()
+	if clone(dst, src) {
+		return nil
+	}
+	if err := dst.Truncate(info.Size()); err != nil {
+		return noSpace(err)
+	}
+	for at := int64(0); at < info.Size(); {
+		start, end, err := nextData(src, at, info.Size())
+		if err != nil {
+			return fmt.Errorf("find data of %s: %w", from, err)
+		}
+		if start >= end {
+			break
+		}
+		if _, err := src.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := dst.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		// Between files this is copy_file_range, inside the kernel.
+		if _, err := io.CopyN(dst, src, end-start); err != nil {
+			return noSpace(err)
+		}
+		at = end
+	}
+	return nil
+}
+
+// sparseFile creates an empty file of size bytes without allocating any.
+func sparseFile(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return noSpace(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		f.Close()
+		return noSpace(err)
+	}
+	return noSpace(f.Close())
+}

@@ -1,0 +1,19 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build unix
+
+package qemu
+
+import (
+	"os"
+	"syscall"
+)
+
+// allocatedBytes is what a file occupies on disk: stat counts blocks of 512 bytes.
+func allocatedBytes(info os.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return info.Size()
+}
