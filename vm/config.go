@@ -57,6 +57,8 @@ type Kit struct {
 	// Scratch is a sparse, formatted, empty ext4 image: the first content of every
 	// scratch disk. Its size is Features.ScratchBytes.
 	Scratch string
+	// Cmdline is the kernel command line. A driver may append to it.
+	Cmdline string
 }
 
 // Config is what a machine is made of.

@@ -1,0 +1,7 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Firkin-agent is the process in the guest that the host talks to: PID 1 of a machine
+// booted from a guest kit. See vm/guest for the protocol and vm/guest/agent for the
+// server; this command only wires them to the machine.
+package main

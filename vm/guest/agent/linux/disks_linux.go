@@ -1,0 +1,170 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// scratchSerial and slotSerial are the serial numbers that drivers give to disks.
+const (
+	scratchSerial = "scratch"
+	slotSerial    = "slot"
+)
+
+// image is the mounted image of one slot.
+type image struct {
+	dir   string
+	count int
+}
+
+// findDisks maps the serial numbers of the virtio disks to their devices.
+func findDisks() (map[string]string, error) {
+	paths, err := filepath.Glob("/sys/block/vd*/serial")
+	if err != nil {
+		return nil, fmt.Errorf("find disks: %w", err)
+	}
+	out := map[string]string{}
+	for _, path := range paths {
+		serial, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("find disks: %w", err)
+		}
+		name := strings.TrimSpace(string(serial))
+		if name == "" {
+			continue
+		}
+		if other, ok := out[name]; ok {
+			return nil, fmt.Errorf("find disks: %s and %s both have the serial number %q", other, path, name)
+		}
+		out[name] = filepath.Join("/dev", filepath.Base(filepath.Dir(path)))
+	}
+	return out, nil
+}
+
+func (s *System) mountScratch() error {
+	dev, ok := s.disks[scratchSerial]
+	if !ok {
+		return fmt.Errorf("no disk has the serial number %q", scratchSerial)
+	}
+	if err := os.MkdirAll(scratchDir, 0o711); err != nil {
+		return fmt.Errorf("mount scratch disk: %w", err)
+	}
+	// No access times: a read must not become a write of the clone's own disk.
+	if err := unix.Mount(dev, scratchDir, "ext4", unix.MS_NOATIME, ""); err != nil {
+		return fmt.Errorf("mount scratch disk %s: %w", dev, err)
+	}
+	if err := os.Remove(filepath.Join(scratchDir, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("mount scratch disk: %w", err)
+	}
+	return nil
+}
+
+// ScratchDir implements agent.System.
+func (s *System) ScratchDir() string { return scratchDir }
+
+// MountImage implements agent.System.
+func (s *System) MountImage(_ context.Context, slot int) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m, ok := s.images[slot]; ok {
+		m.count++
+		return m.dir, nil
+	}
+	dev, ok := s.disks[slotSerial+strconv.Itoa(slot)]
+	if !ok {
+		return "", fmt.Errorf("mount image: this machine has no image slot %d", slot)
+	}
+	// The slot may have been empty when the machine was saved and what was read of it
+	// then, by the search for partitions for example, may still be in memory.
+	if err := flushBuffers(dev); err != nil {
+		return "", fmt.Errorf("mount image of slot %d: %w", slot, err)
+	}
+	dir := filepath.Join(imagesDir, strconv.Itoa(slot))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("mount image of slot %d: %w", slot, err)
+	}
+	// A mount follows symlinks. Only the agent writes here; make sure of it.
+	if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
+		return "", fmt.Errorf("mount image of slot %d: %s is not a directory", slot, dir)
+	}
+	// An image has no journal; were there one, replaying it would be a write.
+	err := unix.Mount(dev, dir, "ext4", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOATIME, "noload")
+	if errors.Is(err, unix.EINVAL) {
+		return "", fmt.Errorf("mount image of slot %d: the slot is empty or holds no ext4 file system: %w", slot, err)
+	}
+	if err != nil {
+		return "", fmt.Errorf("mount image of slot %d: %w", slot, err)
+	}
+	s.images[slot] = &image{dir: dir, count: 1}
+	return dir, nil
+}
+
+// UnmountImage implements agent.System.
+func (s *System) UnmountImage(slot int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, ok := s.images[slot]
+	if !ok {
+		return fmt.Errorf("unmount image: nothing is mounted from slot %d", slot)
+	}
+	if m.count > 1 {
+		m.count--
+		return nil
+	}
+	if err := unix.Unmount(m.dir, unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("unmount image of slot %d: %w", slot, err)
+	}
+	delete(s.images, slot)
+	return nil
+}
+
+func flushBuffers(dev string) error {
+	f, err := os.Open(dev)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKFLSBUF, 0); err != nil {
+		return fmt.Errorf("flush buffers of %s: %w", dev, err)
+	}
+	return nil
+}
+
+// fstrimRange is struct fstrim_range of linux/fs.h.
+type fstrimRange struct {
+	start, length, minLength uint64
+}
+
+// fitrim is FITRIM, _IOWR('X', 121, struct fstrim_range), of linux/fs.h.
+const fitrim = 0xc0185879
+
+// trimMin: smaller holes cost a request each and give the host little back.
+const trimMin = 1 << 20
+
+// trimScratch tells the host which blocks of the scratch disk are free. A disk that
+// cannot be told is left as it is.
+func trimScratch() error {
+	f, err := os.Open(scratchDir)
+	if err != nil {
+		return fmt.Errorf("trim scratch disk: %w", err)
+	}
+	defer f.Close()
+	r := fstrimRange{length: ^uint64(0), minLength: trimMin}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fitrim, uintptr(unsafe.Pointer(&r)))
+	if errno != 0 && errno != unix.EOPNOTSUPP {
+		return fmt.Errorf("trim scratch disk: %w", errno)
+	}
+	return nil
+}
