@@ -1,0 +1,104 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// formatVersion of image.json, of the reference files, and of the disk's layout.
+// An entry of another version is as good as absent.
+const formatVersion = 1
+
+// Bounds of our own files, in case they are not ours any more.
+const (
+	maxRecordBytes    = 4 * maxConfigBytes // JSON escapes may lengthen the configuration
+	maxRefRecordBytes = 8 << 10
+)
+
+// record is image.json.
+type record struct {
+	Version      int    `json:"version"`
+	Digest       string `json:"digest"`
+	ConfigDigest string `json:"configDigest"`
+	Architecture string `json:"architecture"`
+	SlotBytes    int64  `json:"slotBytes"`
+	// SizeBytes of the disk have content; the rest is holes.
+	SizeBytes int64     `json:"sizeBytes"`
+	Created   time.Time `json:"created"`
+	Config    Config    `json:"config"`
+}
+
+func decodeRecord(b []byte) (record, error) {
+	var r record
+	if err := decodeStrict(b, maxRecordBytes, &r); err != nil {
+		return record{}, err
+	}
+	var errs []error
+	if r.Version != formatVersion {
+		errs = append(errs, fmt.Errorf("version %d, want %d", r.Version, formatVersion))
+	}
+	if !validDigest(r.Digest) || !validDigest(r.ConfigDigest) {
+		errs = append(errs, errors.New("digests are not sha256"))
+	}
+	if r.SlotBytes <= 0 || r.SizeBytes < 0 || r.SizeBytes > r.SlotBytes {
+		errs = append(errs, fmt.Errorf("%d bytes in a slot of %d", r.SizeBytes, r.SlotBytes))
+	}
+	if r.Architecture == "" {
+		errs = append(errs, errors.New("no architecture"))
+	}
+	errs = append(errs, r.Config.check())
+	if err := errors.Join(errs...); err != nil {
+		return record{}, err
+	}
+	return r, nil
+}
+
+// refRecord says what a reference was resolved to.
+type refRecord struct {
+	Version int `json:"version"`
+	// Ref is the full name of the reference.
+	Ref string `json:"ref"`
+	// Architecture is whose manifest Digest is.
+	Architecture string `json:"architecture"`
+	// Target is what the registry had under Ref: an index or a manifest.
+	Target string `json:"target"`
+	// Digest is the manifest for the architecture, the key of the image.
+	Digest string `json:"digest"`
+}
+
+func decodeRefRecord(b []byte) (refRecord, error) {
+	var r refRecord
+	if err := decodeStrict(b, maxRefRecordBytes, &r); err != nil {
+		return refRecord{}, err
+	}
+	switch {
+	case r.Version != formatVersion:
+		return refRecord{}, fmt.Errorf("version %d, want %d", r.Version, formatVersion)
+	case r.Ref == "" || len(r.Ref) > maxReferenceBytes || r.Architecture == "":
+		return refRecord{}, errors.New("no reference or no architecture")
+	case !validDigest(r.Target) || !validDigest(r.Digest):
+		return refRecord{}, errors.New("digests are not sha256")
+	}
+	return r, nil
+}
+
+func decodeStrict(b []byte, limit int, into any) error {
+	if len(b) > limit {
+		return fmt.Errorf("%d bytes, want at most %d", len(b), limit)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if d.More() {
+		return errors.New("more after the end")
+	}
+	return nil
+}
