@@ -39,9 +39,10 @@ fi
 
 echo "controlplane: building Kubernetes $kubernetes (about 8 minutes on 2 cores the first time, then less than one)"
 SECONDS=0
-go build -trimpath -ldflags "$stamps" -o "$out.new" . &
+new=$out.new.$$ # beside OUT, so that OUT is replaced at once; its own, so that two builds do not meet
+go build -trimpath -ldflags "$stamps" -o "$new" . &
 build=$!
-trap 'kill "$build" 2>/dev/null || true; rm -f "$out.new"' EXIT
+trap 'kill "$build" 2>/dev/null || true; rm -f "$new"' EXIT
 next=20
 while kill -0 "$build" 2>/dev/null; do
 	sleep 1
@@ -51,7 +52,7 @@ while kill -0 "$build" 2>/dev/null; do
 	fi
 done
 wait "$build"
-mv "$out.new" "$out"
+mv "$new" "$out"
 echo "$inputs" >"$out.inputs"
 trap - EXIT
 echo "controlplane: built $out in $SECONDS s"

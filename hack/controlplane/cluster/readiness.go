@@ -113,10 +113,14 @@ func waitSocket(ctx context.Context, path string) error {
 func poll(ctx context.Context, what string, ask func() error) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
+	var last error
 	for {
 		err := ask()
 		if err == nil {
 			return nil
+		}
+		if last == nil || ctx.Err() == nil { // the end of ctx is no answer
+			last = err
 		}
 		select {
 		case <-ctx.Done():
@@ -124,7 +128,7 @@ func poll(ctx context.Context, what string, ask func() error) error {
 			if errors.As(cause, new(*diedError)) {
 				return cause // says it all, and ends with a log
 			}
-			return fmt.Errorf("%w (waiting for %s: %v)", cause, what, err)
+			return fmt.Errorf("%w (waiting for %s: %v)", cause, what, last)
 		case <-tick.C:
 		}
 	}
