@@ -12,13 +12,18 @@
 // listens. So each conversation begins with a greeting of fixed-size frames, each
 // a 4-byte mark and 16 bytes of nonce that the host draws for this conversation:
 //
-//	host  -> guest  "FKH1" nonce   repeated every 50 ms until answered
+//	host  -> guest  "FKH1" nonce   three in a row, every 50 ms until answered
 //	guest -> host   "FKA1" nonce   once per nonce
 //	host  -> guest  "FKS1" nonce   once; the stream belongs to HTTP/2 after it
 //
 // Both ends drop everything that is not the frame they wait for. A guest that sees
-// a new nonce before the start frame answers that one. HTTP/2 (prior knowledge) on
-// the stream carries Connect RPC, the host being the client.
+// a new nonce before the start frame answers that one. A guest that believes to be
+// in a conversation, because the port did not tell it that the host went away or
+// because the machine was restored, takes three equal hellos in a row for the end
+// of it. HTTP/2 (prior knowledge) on the stream carries Connect RPC, the host being
+// the client.
+//
+// See [Greet] for the host's end and [Answer] for the guest's.
 //
 // # Protocol
 //

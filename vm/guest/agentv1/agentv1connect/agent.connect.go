@@ -324,8 +324,9 @@ type ContainerServiceClient interface {
 	SetupPod(context.Context, *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
 	// process, stopped before the user's program. already_exists if the id is taken;
-	// invalid_argument names the field; failed_precondition for an entrypoint or a
-	// user that the image does not have.
+	// invalid_argument names the field; not_found a volume; failed_precondition for a
+	// user that the image does not have, for a slot without an image, and before
+	// SetupPod. A program that cannot be executed is reported by StartContainer.
 	CreateContainer(context.Context, *connect.Request[agentv1.CreateContainerRequest]) (*connect.Response[agentv1.CreateContainerResponse], error)
 	// StartContainer lets the created process execute the user's program. A running
 	// or exited container is left as it is. When the program cannot be executed the
@@ -485,8 +486,9 @@ type ContainerServiceHandler interface {
 	SetupPod(context.Context, *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
 	// process, stopped before the user's program. already_exists if the id is taken;
-	// invalid_argument names the field; failed_precondition for an entrypoint or a
-	// user that the image does not have.
+	// invalid_argument names the field; not_found a volume; failed_precondition for a
+	// user that the image does not have, for a slot without an image, and before
+	// SetupPod. A program that cannot be executed is reported by StartContainer.
 	CreateContainer(context.Context, *connect.Request[agentv1.CreateContainerRequest]) (*connect.Response[agentv1.CreateContainerResponse], error)
 	// StartContainer lets the created process execute the user's program. A running
 	// or exited container is left as it is. When the program cannot be executed the

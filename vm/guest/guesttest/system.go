@@ -1,0 +1,112 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package guesttest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/guest/agent"
+)
+
+type identity struct{ machineID, hostname string }
+
+// system is a machine without a kernel.
+type system struct {
+	dir      string
+	opts     Options
+	powerOff func()
+
+	mu       sync.Mutex
+	identity identity // guarded by mu, like all below
+	mounted  map[int]int
+	network  *agent.Network
+}
+
+var _ agent.System = (*system)(nil)
+
+func newSystem(dir string, o Options, id identity, powerOff func()) *system {
+	return &system{dir: dir, opts: o, identity: id, powerOff: powerOff, mounted: map[int]int{}}
+}
+
+func (s *system) id() identity {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.identity
+}
+
+// Refresh implements agent.System, like the methods below.
+func (s *system) Refresh(_ context.Context, r agent.Refresh) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.identity = identity{machineID: r.MachineID, hostname: r.Hostname}
+	s.network = r.Network
+	return nil
+}
+
+func (s *system) Identity() (agent.Identity, error) {
+	id := s.id()
+	return agent.Identity{MachineID: id.machineID, Hostname: id.hostname, KernelRelease: "0.0.0-simulated"}, nil
+}
+
+func (s *system) MountImage(_ context.Context, slot int) (string, error) {
+	if slot < 0 || slot >= s.opts.ImageSlots {
+		return "", fmt.Errorf("the machine has no image slot %d", slot)
+	}
+	dir := filepath.Join(s.dir, "images", fmt.Sprint(slot))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mounted[slot]++
+	return dir, nil
+}
+
+func (s *system) UnmountImage(slot int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mounted[slot] == 0 {
+		return fmt.Errorf("image slot %d is not mounted", slot)
+	}
+	s.mounted[slot]--
+	return nil
+}
+
+func (s *system) ScratchDir() string            { return s.dir }
+func (s *system) Quiesce(context.Context) error { return nil }
+
+func (s *system) PowerOff() error {
+	s.powerOff()
+	return nil
+}
+
+func (s *system) Stats() (agent.SystemStats, error) {
+	return agent.SystemStats{
+		MemoryTotalBytes: s.opts.MemoryBytes, MemoryAvailableBytes: s.opts.MemoryBytes / 2, CPUTime: time.Second,
+		ScratchTotalBytes: 16 << 30, ScratchUsedBytes: 1 << 20,
+	}, nil
+}
+
+// MountedImages is the number of image mounts that containers hold.
+func (a *Agent) MountedImages() int {
+	a.system.mu.Lock()
+	defer a.system.mu.Unlock()
+	n := 0
+	for _, c := range a.system.mounted {
+		n += c
+	}
+	return n
+}
+
+// Network is the network of the last refresh, or nil.
+func (a *Agent) Network() *agent.Network {
+	a.system.mu.Lock()
+	defer a.system.mu.Unlock()
+	return a.system.network
+}
