@@ -6,6 +6,7 @@ package qemu
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 )
@@ -135,7 +136,7 @@ func arguments(l launch) []string {
 		// private copy of the file.
 		add("-S", "-incoming", "defer")
 	} else {
-		add("-kernel", l.kit.Kernel, "-initrd", l.kit.Initramfs, "-append", kernelCommandLine(l.arch))
+		add("-kernel", l.kit.Kernel, "-initrd", l.kit.Initramfs, "-append", kernelCommandLine(l.kit))
 	}
 	return a
 }
@@ -160,12 +161,11 @@ func cpuModel(arch, accelerator string) string {
 	}
 }
 
-func kernelCommandLine(arch string) string {
-	console := "ttyS0"
-	if arch == "arm64" {
-		console = "ttyAMA0"
-	}
-	return "console=" + console + " quiet panic=-1 random.trust_cpu=on"
+// kernelCommandLine is the kit's, which names the console and what to do on a
+// panic. Until a restored machine is refreshed, the processor's random numbers are
+// all the entropy there is.
+func kernelCommandLine(kit vm.Kit) string {
+	return strings.TrimSpace(kit.Cmdline + " random.trust_cpu=on")
 }
 
 // binaryName is the name of QEMU's program for guests of arch.
