@@ -34,7 +34,7 @@ type spool struct {
 	changed chan struct{}           // guarded by mu
 	acked   uint64                  // guarded by mu
 	reads   []uint64                // guarded by mu; after_seq of each ReadOutput
-	breakAt uint64                  // guarded by mu; the stream breaks after this record, once
+	breakAt uint64                  // guarded by mu; the second reader's stream breaks after this record, once
 	failAck bool                    // guarded by mu
 }
 
@@ -61,6 +61,7 @@ func (s *spool) ReadOutput(ctx context.Context, req *connect.Request[agentv1.Rea
 	next := req.Msg.GetAfterSeq()
 	s.mu.Lock()
 	s.reads = append(s.reads, next)
+	reader := len(s.reads)
 	s.mu.Unlock()
 	if req.Msg.GetId() != ref.ID {
 		return connect.NewError(connect.CodeNotFound, errors.New("no such container"))
@@ -73,7 +74,11 @@ func (s *spool) ReadOutput(ctx context.Context, req *connect.Request[agentv1.Rea
 		}
 		batch := s.records[min(int(next), len(s.records)):]
 		exited, changed := s.exited, s.changed
-		broken := s.breakAt != 0 && next >= s.breakAt
+		if reader != len(s.reads) {
+			s.mu.Unlock()
+			return connect.NewError(connect.CodeAborted, errors.New("another reader came"))
+		}
+		broken := reader == 2 && s.breakAt != 0 && next >= s.breakAt
 		if broken {
 			s.breakAt = 0
 		}
