@@ -1,0 +1,23 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kubeletapi serves the part of a kubelet's HTTPS API that the API server
+// and monitoring use: container logs, exec, the pods of the node, metrics, health.
+//
+// Routes, parameters, messages and status codes are those of the kubelet
+// (k8s.io/kubernetes/pkg/kubelet/server); so is who may use them: whoever the API
+// server lets have the node's subresources. Attach and port-forward are refused
+// with 501 and the reason.
+//
+// # Exec
+//
+// SPDY is served by k8s.io/cri-streaming, the library of CRI runtimes. WebSocket is
+// our own thin layer over k8s.io/streaming's wsstream, because that library knows
+// only protocol version 4, in which a client cannot end standard input and which
+// client-go no longer speaks over WebSocket. virtual-kubelet's handlers are not
+// used: they share that limit, cannot tell "tail 0" from no tail, and spin when a
+// client ends its resize stream.
+//
+// The command is a process of the guest's agent that dies with the call that
+// started it. A client that goes away ends the call.
+package kubeletapi

@@ -1,0 +1,134 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package kubeletapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
+
+	"github.com/vk-firkin/vk-firkin/provider"
+)
+
+// dialTimeout bounds how long an exec waits for the machine's agent.
+const dialTimeout = 15 * time.Second
+
+// errClientGone ends a command whose client has gone away.
+var errClientGone = errors.New("client disconnected")
+
+func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
+	namespace, pod, container := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container")
+	q := r.URL.Query()
+	args := q["command"]
+	if len(args) == 0 || args[0] == "" {
+		http.Error(w, "you must specify a command", http.StatusBadRequest)
+		return
+	}
+	streams, err := remotecommand.NewOptions(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	target, err := s.opts.Containers.Target(namespace, pod, container)
+	if err == nil && r.PathValue("uid") != "" && string(target.PodUID) != r.PathValue("uid") {
+		err = fmt.Errorf("pod %q with UID %q: %w", pod, r.PathValue("uid"), provider.ErrNotFound)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), statusOf(err))
+		return
+	}
+	if !target.Running || target.Dial == nil {
+		http.Error(w, fmt.Sprintf("container %q in pod %q is not running", container, pod), http.StatusBadRequest)
+		return
+	}
+
+	// net/http neither tells of a lost client nor waits for the connection once it is
+	// hijacked: we do both.
+	s.sessions.Add(1)
+	defer s.sessions.Done()
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	watched := &hijackWatcher{ResponseWriter: w, lost: func() { cancel(errClientGone) }}
+	session := &execSession{target: target, args: args}
+	r = r.WithContext(ctx)
+	if wsstream.IsWebSocketRequest(r) {
+		err = serveWebSocket(watched, r, streams, s.opts.StreamIdleTimeout, session.run)
+		if err != nil {
+			s.opts.Logger.Info("WebSocket exec failed", "pod", namespace+"/"+pod, "container", container, "error", err)
+		}
+	} else {
+		remotecommand.ServeExec(watched, r, session, pod, string(target.PodUID), container, args, streams,
+			s.opts.StreamIdleTimeout, s.opts.StreamCreationTimeout, strings.Split(r.Header.Get("X-Stream-Protocol-Version"), ","))
+	}
+	// The streams are closed: what still read from them ends now.
+	cancel(nil)
+	session.inputs.Wait()
+}
+
+// execSession is one exec request.
+type execSession struct {
+	target provider.Target
+	args   []string
+	inputs sync.WaitGroup
+}
+
+// execStreams are the client's streams; those it did not ask for are nil.
+type execStreams struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	tty            bool
+	resize         <-chan terminalSize
+}
+
+// run runs the command. See command.run for its errors.
+func (e *execSession) run(ctx context.Context, s execStreams) error {
+	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+	g, err := e.target.Dial(dialCtx)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("reach the machine of the pod: %w", err)
+	}
+	c := &command{container: e.target.ID, args: e.args, tty: s.tty, stdin: s.stdin, stdout: s.stdout, stderr: s.stderr, resize: s.resize}
+	return c.run(ctx, g.Process, &e.inputs)
+}
+
+// ExecInContainer implements remotecommand.Executor for SPDY.
+func (e *execSession) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	s := execStreams{tty: tty}
+	// Interfaces that hold no stream must be nil.
+	if in != nil {
+		s.stdin = in
+	}
+	if out != nil {
+		s.stdout = out
+	}
+	if errOut != nil {
+		s.stderr = errOut
+	}
+	if resize != nil {
+		sizes := make(chan terminalSize)
+		e.inputs.Go(func() {
+			defer close(sizes)
+			for size := range resize {
+				select {
+				case sizes <- terminalSize{Width: size.Width, Height: size.Height}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+		s.resize = sizes
+	}
+	return e.run(ctx, s)
+}
+
+var _ remotecommand.Executor = (*execSession)(nil)
