@@ -45,6 +45,9 @@ func writeExt4(ctx context.Context, t *tree, layers []opener, f file, slotBytes 
 	if err := f.Truncate(slotBytes); err != nil {
 		return 0, fmt.Errorf("extend disk to %d bytes: %w", slotBytes, err)
 	}
+	if err := padInodeBitmaps(f); err != nil {
+		return 0, fmt.Errorf("finish disk: %w", err)
+	}
 	return out.used, nil
 }
 
@@ -61,6 +64,57 @@ func convert(r io.Reader, w io.ReadWriteSeeker, slotBytes int64) (err error) {
 }
 
 const blockBytes = 4096
+
+// Where things are in ext4: kernel documentation, filesystems/ext4.
+const (
+	superblockAt    = 1024
+	blocksCountAt   = 4  // in the superblock, as are the next two
+	blocksPerGroup  = 32 // 32-bit little-endian numbers all
+	inodesPerGroup  = 40
+	descriptorBytes = 32
+	inodeBitmapAt   = 4 // in a group's descriptor
+)
+
+// padInodeBitmaps marks the inodes that a group's bitmap has room for and the
+// group does not have as used. The library leaves them free, which the kernel
+// ignores and e2fsck reports as damage.
+func padInodeBitmaps(f file) error {
+	readAt := func(at int64, p []byte) error {
+		if _, err := f.Seek(at, io.SeekStart); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(f, p)
+		return err
+	}
+	sb := make([]byte, 64)
+	if err := readAt(superblockAt, sb); err != nil {
+		return err
+	}
+	blocks, perGroup, inodes := binary.LittleEndian.Uint32(sb[blocksCountAt:]), binary.LittleEndian.Uint32(sb[blocksPerGroup:]), binary.LittleEndian.Uint32(sb[inodesPerGroup:])
+	if perGroup == 0 || inodes%8 != 0 || inodes > 8*blockBytes {
+		return fmt.Errorf("ext4 writer left %d inodes and %d blocks per group", inodes, perGroup)
+	}
+	bitmap, desc := make([]byte, blockBytes), make([]byte, descriptorBytes)
+	for g := range (int64(blocks) + int64(perGroup) - 1) / int64(perGroup) {
+		if err := readAt(blockBytes+g*descriptorBytes, desc); err != nil {
+			return err
+		}
+		at := int64(binary.LittleEndian.Uint32(desc[inodeBitmapAt:])) * blockBytes
+		if err := readAt(at, bitmap); err != nil {
+			return err
+		}
+		for i := inodes / 8; i < blockBytes; i++ {
+			bitmap[i] = 0xff
+		}
+		if _, err := f.Seek(at, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := f.Write(bitmap); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // sparseWriter leaves holes where a fresh file would get blocks of zeros, so that
 // the cache costs what images contain.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -174,6 +175,9 @@ func (s *Store) remove(digest string) (bool, error) {
 	err := s.exclusive(func() error { return s.discard(e.path) })
 	if err == nil {
 		return true, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // another process was faster
 	}
 	// It is still there: list it again.
 	s.mu.Lock()

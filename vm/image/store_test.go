@@ -1,0 +1,619 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vk-firkin/vk-firkin/test/images"
+)
+
+// faultyFS fails its nth operation, and with sticky all that follow, as a full
+// or dying disk does.
+type faultyFS struct {
+	filesystem
+	mu     sync.Mutex
+	n      int // 1 is the first
+	err    error
+	sticky bool
+	count  int
+	failed string // what was failed first
+}
+
+func (f *faultyFS) op(name, path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.count++
+	if f.n > 0 && (f.count == f.n || f.sticky && f.count > f.n) {
+		if f.failed == "" {
+			f.failed = name + " " + filepath.Base(path)
+		}
+		return &fs.PathError{Op: name, Path: path, Err: f.err}
+	}
+	return nil
+}
+
+func (f *faultyFS) MkdirAll(p string) error {
+	if err := f.op("mkdirall", p); err != nil {
+		return err
+	}
+	return f.filesystem.MkdirAll(p)
+}
+
+func (f *faultyFS) Mkdir(p string) error {
+	if err := f.op("mkdir", p); err != nil {
+		return err
+	}
+	return f.filesystem.Mkdir(p)
+}
+
+func (f *faultyFS) Create(p string) (file, error) {
+	if err := f.op("create", p); err != nil {
+		return nil, err
+	}
+	in, err := f.filesystem.Create(p)
+	if err != nil {
+		return nil, err
+	}
+	return &faultyFile{in, f, p}, nil
+}
+
+func (f *faultyFS) Open(p string) (io.ReadCloser, error) {
+	if err := f.op("open", p); err != nil {
+		return nil, err
+	}
+	in, err := f.filesystem.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	return &faultyReader{in, f, p}, nil
+}
+
+func (f *faultyFS) ReadFile(p string, limit int64) ([]byte, error) {
+	if err := f.op("readfile", p); err != nil {
+		return nil, err
+	}
+	return f.filesystem.ReadFile(p, limit)
+}
+
+func (f *faultyFS) ReadDir(p string) ([]fs.DirEntry, error) {
+	if err := f.op("readdir", p); err != nil {
+		return nil, err
+	}
+	return f.filesystem.ReadDir(p)
+}
+
+func (f *faultyFS) Stat(p string) (fs.FileInfo, error) {
+	if err := f.op("stat", p); err != nil {
+		return nil, err
+	}
+	return f.filesystem.Stat(p)
+}
+
+func (f *faultyFS) Rename(from, to string) error {
+	if err := f.op("rename", from); err != nil {
+		return err
+	}
+	return f.filesystem.Rename(from, to)
+}
+
+// RemoveAll removes half before it fails.
+func (f *faultyFS) RemoveAll(p string) error {
+	if err := f.op("removeall", p); err != nil {
+		if in, rerr := os.ReadDir(p); rerr == nil && len(in) > 0 {
+			_ = os.RemoveAll(filepath.Join(p, in[0].Name()))
+		}
+		return err
+	}
+	return f.filesystem.RemoveAll(p)
+}
+
+func (f *faultyFS) SyncDir(p string) error {
+	if err := f.op("syncdir", p); err != nil {
+		return err
+	}
+	return f.filesystem.SyncDir(p)
+}
+
+type faultyFile struct {
+	file
+	fs   *faultyFS
+	path string
+}
+
+// Write writes half before it fails.
+func (f *faultyFile) Write(p []byte) (int, error) {
+	if err := f.fs.op("write", f.path); err != nil {
+		n, _ := f.file.Write(p[:len(p)/2])
+		return n, err
+	}
+	return f.file.Write(p)
+}
+
+func (f *faultyFile) Sync() error {
+	if err := f.fs.op("sync", f.path); err != nil {
+		return err
+	}
+	return f.file.Sync()
+}
+
+func (f *faultyFile) Truncate(n int64) error {
+	if err := f.fs.op("truncate", f.path); err != nil {
+		return err
+	}
+	return f.file.Truncate(n)
+}
+
+func (f *faultyFile) Close() error {
+	err := f.fs.op("close", f.path)
+	return errors.Join(err, f.file.Close())
+}
+
+type faultyReader struct {
+	io.ReadCloser
+	fs   *faultyFS
+	path string
+}
+
+func (f *faultyReader) Read(p []byte) (int, error) {
+	if err := f.fs.op("read", f.path); err != nil {
+		return 0, err
+	}
+	return f.ReadCloser.Read(p)
+}
+
+// TestFaultAtEveryStep fails each operation on the disk in turn, once and for
+// good, in opening, pulling, pinning, listing and collecting; then opens the
+// store on a healthy disk and wants it clean and working.
+func TestFaultAtEveryStep(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	old := push(t, r, "old", makeImage(t, layer(t, images.File("o", 0o644, "old"))))
+	ref := push(t, r, "app", makeImage(t, layer(t, images.File("a", 0o644, "1")), layer(t, images.File("b", 0o644, "2"))))
+	want := makeImage(t, layer(t, images.File("a", 0o644, "1")), layer(t, images.File("b", 0o644, "2")))
+	digest, _ := want.Digest()
+
+	// The scenario of one run. It may fail anywhere.
+	scenario := func(dir string, fsys *faultyFS) error {
+		opts := testOptions(r)
+		opts.fsys = fsys
+		s, err := Open(dir, opts)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = s.Close() }()
+		img, err := s.Pull(t.Context(), ref, PullOptions{Policy: PullAlways})
+		if err != nil {
+			return err
+		}
+		if st, err := os.Stat(img.DiskPath); err != nil || st.Size() != testSlot {
+			t.Errorf("pull succeeded and left the disk %v, %v", st, err)
+		}
+		img.Release()
+		if _, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+			return err
+		}
+		img, err = s.Pull(t.Context(), ref, PullOptions{})
+		img.Release()
+		return err
+	}
+	prepare := func() string {
+		dir := t.TempDir()
+		s, err := Open(dir, testOptions(r))
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := s.Pull(t.Context(), old, PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img.Release()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	count := &faultyFS{filesystem: osFS{}}
+	if err := scenario(prepare(), count); err != nil {
+		t.Fatal(err)
+	}
+	if count.count < 40 {
+		t.Fatalf("only %d operations were counted", count.count)
+	}
+	failures := 0
+	for n := 1; n <= count.count; n++ {
+		for _, sticky := range []bool{false, true} {
+			fault := error(syscall.EIO)
+			if n%2 == 0 {
+				fault = syscall.ENOSPC
+			}
+			dir := prepare()
+			fsys := &faultyFS{filesystem: osFS{}, n: n, err: fault, sticky: sticky}
+			err := scenario(dir, fsys)
+			if err != nil {
+				failures++
+				if fault == syscall.ENOSPC && hasKind(err) && !errors.Is(err, ErrNoSpace) || fault == syscall.EIO && hasKind(err) {
+					t.Errorf("%s (%d, sticky %v): wrong kind: %v", fsys.failed, n, sticky, err)
+				}
+				if !errors.Is(err, fault) {
+					t.Errorf("%s (%d, sticky %v): the cause is lost: %v", fsys.failed, n, sticky, err)
+				}
+			}
+			s, err := Open(dir, testOptions(r))
+			if err != nil {
+				t.Fatalf("%s (%d, sticky %v): reopen: %v", fsys.failed, n, sticky, err)
+			}
+			img, err := s.Pull(t.Context(), ref, PullOptions{Policy: PullAlways})
+			if err != nil || img.Digest != digest.String() {
+				t.Fatalf("%s (%d, sticky %v): pull again: %v", fsys.failed, n, sticky, err)
+			}
+			img.Release()
+			if _, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+				t.Error(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			wantClean(t, dir, 0)
+			if t.Failed() {
+				t.Fatalf("after %s (%d, sticky %v)", fsys.failed, n, sticky)
+			}
+		}
+	}
+	if failures < count.count {
+		t.Errorf("only %d of %d faults were noticed", failures, 2*count.count)
+	}
+	t.Logf("%d operations failed once and for good, %d of %d faults ended the scenario", count.count, failures, 2*count.count)
+}
+
+func TestDiskFull(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	ref := push(t, r, "app", makeImage(t, layer(t, images.File("a", 0o644, strings.Repeat("x", 1<<20)))))
+	for _, tt := range []struct {
+		name      string
+		free, min int64
+		full      bool
+		want      error
+	}{
+		{"exactly enough", 1<<20 + 100, 100, false, nil},
+		{"floor not kept unpacked", 1<<20 + 99, 100, false, ErrNoSpace},
+		{"floor not kept compressed", 100, 100, false, ErrNoSpace},
+		{"the disk says so", 1 << 40, 0, true, ErrNoSpace},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			opts := testOptions(r)
+			opts.MinFreeBytes = tt.min
+			opts.FreeBytes = func() (int64, error) { return tt.free, nil }
+			dir := t.TempDir()
+			if tt.full {
+				opts.fsys = fullFS{osFS{}}
+			}
+			s := openStore(t, dir, opts)
+			img, err := s.Pull(t.Context(), ref, PullOptions{})
+			img.Release()
+			if !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			n := 0
+			if tt.want == nil {
+				n = 1
+			}
+			wantClean(t, dir, n)
+		})
+	}
+}
+
+// fullFS has room for names, not for content.
+type fullFS struct{ osFS }
+
+func (f fullFS) Create(p string) (file, error) {
+	in, err := f.osFS.Create(p)
+	return fullFile{in}, err
+}
+
+type fullFile struct{ file }
+
+func (fullFile) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestOpenSweeps: what crashes and other versions leave does not survive Open,
+// and a pull under way does.
+func TestOpenSweeps(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	ref := push(t, r, "app", small(t, "amd64"))
+	fresh := func() (string, string) {
+		dir := t.TempDir()
+		s := openStore(t, dir, testOptions(r))
+		img, err := s.Pull(t.Context(), ref, PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img.Release()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return dir, filepath.Dir(img.DiskPath)
+	}
+	write := func(path, content string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		damage func(dir, image string)
+		images int
+	}{
+		{"nothing", func(string, string) {}, 1},
+		{"a pull that died", func(dir, _ string) { write(dir+"/.tmp-x/layer", "half"); write(dir+"/.tmp-x/owner.lock", "") }, 1},
+		{"a removal that died", func(dir, _ string) { write(dir+"/.trash-x/disk.ext4", "") }, 1},
+		{"a reference half written", func(dir, _ string) { write(dir+"/refs/.tmp-x", "{"); write(dir+"/refs/bad.json", "{") }, 1},
+		{"no record", func(_, image string) { _ = os.Remove(image + "/image.json") }, 0},
+		{"no disk", func(_, image string) { _ = os.Remove(image + "/disk.ext4") }, 0},
+		{"truncated disk", func(_, image string) { _ = os.Truncate(image+"/disk.ext4", testSlot-1) }, 0},
+		{"truncated record", func(_, image string) { _ = os.Truncate(image+"/image.json", 20) }, 0},
+		{"huge record", func(_, image string) { _ = os.Truncate(image+"/image.json", maxRecordBytes+1) }, 0},
+		{"moved", func(dir, image string) { _ = os.Rename(image, dir+"/"+strings.Repeat("a", 64)) }, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, image := fresh()
+			tt.damage(dir, image)
+			s := openStore(t, dir, testOptions(r))
+			wantClean(t, dir, tt.images)
+			img, err := s.Pull(t.Context(), ref, PullOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			img.Release()
+			wantClean(t, dir, 1)
+		})
+	}
+	t.Run("another slot size", func(t *testing.T) {
+		dir, _ := fresh()
+		opts := testOptions(r)
+		opts.SlotBytes *= 2
+		img, err := openStore(t, dir, opts).Pull(t.Context(), ref, PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer img.Release()
+		if st, err := os.Stat(img.DiskPath); err != nil || st.Size() != 2*testSlot {
+			t.Errorf("disk %v, %v", st, err)
+		}
+	})
+	t.Run("another architecture's stay", func(t *testing.T) {
+		dir, _ := fresh()
+		opts := testOptions(r)
+		opts.Arch = "arm64"
+		if l, err := openStore(t, dir, opts).List(); err != nil || len(l) != 0 {
+			t.Errorf("list: %v, %v", l, err)
+		}
+		wantClean(t, dir, 1)
+	})
+	t.Run("a pull under way stays", func(t *testing.T) {
+		dir, _ := fresh()
+		s := openStore(t, dir, testOptions(r))
+		tmp, done, err := s.tempDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		openStore(t, dir, testOptions(r))
+		if _, err := os.Stat(tmp); err != nil {
+			t.Errorf("a pull's directory was removed under it: %v", err)
+		}
+		done()
+		wantClean(t, dir, 1)
+	})
+}
+
+func TestOpenOptions(t *testing.T) {
+	for _, o := range []Options{{}, {SlotBytes: 1000}, {SlotBytes: minSlotBytes + 1}, {SlotBytes: testSlot, MinFreeBytes: -1}, {SlotBytes: testSlot, ParallelPulls: -1}} {
+		if _, err := Open(t.TempDir(), o); !errors.Is(err, ErrInvalidOptions) {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+	if _, err := Open("", Options{SlotBytes: testSlot}); !errors.Is(err, ErrInvalidOptions) {
+		t.Errorf("no directory: %v", err)
+	}
+}
+
+func TestPinAndGC(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	now := time.Unix(1700000000, 0)
+	opts := testOptions(r)
+	opts.Now = func() time.Time { return now }
+	dir := t.TempDir()
+	s := openStore(t, dir, opts)
+	pull := func(name string) *Image {
+		t.Helper()
+		img, err := s.Pull(t.Context(), push(t, r, name, makeImage(t, layer(t, images.File(name, 0o644, name)))), PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(time.Hour)
+		return img
+	}
+	a, b, c := pull("a"), pull("b"), pull("c")
+	gc := func(s *Store, o GCOptions, want ...*Image) {
+		t.Helper()
+		removed, err := s.GC(t.Context(), o)
+		if err != nil {
+			t.Error(err)
+		}
+		var got, digests []string
+		for _, i := range removed {
+			got = append(got, i.Digest)
+		}
+		for _, i := range want {
+			digests = append(digests, i.Digest)
+		}
+		if d := cmp.Diff(digests, got); d != "" {
+			t.Error(d)
+		}
+	}
+	all := GCOptions{MaxBytes: 1}
+	gc(s, all)
+	a.Release()
+	a.Release() // twice is once
+	now = now.Add(time.Hour)
+	b.Release()
+	gc(s, GCOptions{})
+	gc(s, GCOptions{UnusedFor: 2 * time.Hour})
+	gc(s, GCOptions{MaxBytes: 1, DryRun: true}, a, b)
+	gc(s, GCOptions{MaxBytes: a.SizeBytes + b.SizeBytes + c.SizeBytes})
+	gc(s, GCOptions{MaxBytes: a.SizeBytes + b.SizeBytes + c.SizeBytes - 1}, a)
+	if _, err := os.Stat(a.DiskPath); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the disk of a is still there: %v", err)
+	}
+	wantClean(t, dir, 2)
+	if refs, err := os.ReadDir(filepath.Join(dir, refsName)); err != nil || len(refs) != 2 {
+		t.Errorf("%d references left, %v", len(refs), err)
+	}
+	if _, err := s.Pin(a.Digest, "pod"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("pin of a removed image: %v", err)
+	}
+	if _, err := s.Pin("sha256:x", "pod"); !errors.Is(err, ErrInvalidReference) {
+		t.Errorf("pin of no digest: %v", err)
+	}
+
+	// An owner's pin counts once, and it, too, keeps the image.
+	c.Release()
+	p, err := s.Pin(c.Digest, "pod-1")
+	if err != nil || p.DiskPath != c.DiskPath || p.Config.Cmd[0] != "/bin/sh" {
+		t.Fatalf("pin: %+v, %v", p, err)
+	}
+	if _, err := s.Pin(c.Digest, "pod-1"); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(24 * time.Hour)
+	gc(s, GCOptions{UnusedFor: time.Hour}, b)
+
+	// Another process, here another store, must not remove it either.
+	other := openStore(t, dir, opts)
+	gc(other, all)
+	if l, err := other.List(); err != nil || len(l) != 1 || l[0].Refs[0] != r.Addr()+"/c:latest" {
+		t.Errorf("list of the other: %+v, %v", l, err)
+	}
+	s.Unpin(c.Digest, "pod-1")
+	s.Unpin(c.Digest, "pod-1")
+	gc(other, all, c)
+	// The first store notices.
+	if _, err := s.Pin(c.Digest, "pod-2"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("pin of an image that the other removed: %v", err)
+	}
+	wantClean(t, dir, 0)
+	again, err := s.Pull(t.Context(), r.Addr()+"/c", PullOptions{})
+	again.Release()
+	if err != nil || again.Digest != c.Digest {
+		t.Errorf("pull after removal: %v", err)
+	}
+}
+
+// TestPullsAndGCAtOnce: whoever holds an image has its disk.
+func TestPullsAndGCAtOnce(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	var refs []string
+	for i := range 3 {
+		refs = append(refs, push(t, r, fmt.Sprint("app", i), makeImage(t, layer(t, images.File(fmt.Sprint(i), 0o644, "x")))))
+	}
+	dir := t.TempDir()
+	stores := []*Store{openStore(t, dir, testOptions(r)), openStore(t, dir, testOptions(r))}
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			for n := range 8 {
+				img, err := stores[i%2].Pull(t.Context(), refs[(i+n)%3], PullOptions{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := os.Stat(img.DiskPath); err != nil {
+					t.Errorf("a held image: %v", err)
+				}
+				img.Release()
+			}
+		})
+	}
+	for i := range 2 {
+		wg.Go(func() {
+			for range 20 {
+				if _, err := stores[i].GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, s := range stores {
+		if _, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+			t.Error(err)
+		}
+	}
+	wantClean(t, dir, 0)
+}
+
+func TestHostileImages(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	huge, err := images.HugeManifest("amd64", maxManifestBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	junk, err := images.RawLayer(bytes.Repeat([]byte("junk"), 1000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers := makeImage(t, layer(t), layer(t), layer(t))
+	opts := testOptions(r)
+	opts.Limits = Limits{Layers: 2, Bytes: 1 << 20}
+	dir := t.TempDir()
+	s := openStore(t, dir, opts)
+	for name, ref := range map[string]string{
+		"huge manifest": push(t, r, "huge", huge),
+		"junk layer":    push(t, r, "junk", makeImage(t, junk)),
+		"many layers":   push(t, r, "layers", layers),
+		"climbs out":    push(t, r, "climb", makeImage(t, layer(t, images.File("../../x", 0o644, "")))),
+		"bomb":          push(t, r, "bomb", makeImage(t, layer(t, images.File("x", 0o644, strings.Repeat("\x00", 2<<20))))),
+	} {
+		if _, err := s.Pull(t.Context(), ref, PullOptions{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v, want ErrCorrupt", name, err)
+		}
+	}
+	wantClean(t, dir, 0)
+}
+
+// TestSlowRegistry: slow is not stalled.
+func TestSlowRegistry(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	ref := push(t, r, "app", small(t, "amd64"))
+	opts := testOptions(r)
+	opts.Timeouts.Stall = 5 * time.Second
+	r.SetFault(images.OnBlobs(images.Action{BytesPerSecond: 2000}))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	img, err := openStore(t, t.TempDir(), opts).Pull(ctx, ref, PullOptions{})
+	img.Release()
+	if err != nil {
+		t.Error(err)
+	}
+	if n := r.Count(http.MethodGet, "/blobs/"); n != 2 {
+		t.Errorf("%d blobs were fetched", n)
+	}
+}
