@@ -1,0 +1,325 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+)
+
+// build makes the set of a key: it boots a machine, lets the agent prepare itself,
+// saves, and publishes. What fails leaves neither machine nor directory; what even
+// that cannot delete is deleted when the store is opened next.
+func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, err error) {
+	started := s.opts.Now()
+	step := "check disk"
+	var console string
+	defer func() {
+		if err != nil {
+			if noSpace(err) && !errors.Is(err, vm.ErrNoSpace) {
+				err = fmt.Errorf("%w: %w", vm.ErrNoSpace, err)
+			}
+			err = &BuildError{Key: key, Shape: spec.Shape, Step: step, Err: err, Console: console}
+		}
+	}()
+	if err := s.checkDisk(); err != nil {
+		return nil, err
+	}
+	s.opts.Logger.Info("Building snapshot", "snapshot", shortKey(key), "kind", spec.Kind, "shape", spec.Shape.String())
+
+	// The directory's name is the record of the machine's id, so it comes first.
+	step = "make directory"
+	random := randomHex(16)
+	id := builderIDPrefix + random
+	dir := filepath.Join(s.dir, buildingPrefix+random)
+	saved := filepath.Join(dir, machineDir)
+	if err := s.opts.fs.Mkdir(dir); err != nil {
+		return nil, err
+	}
+	s.setBuilder(id, true)
+	published, machineGone := false, true
+	defer func() {
+		s.setBuilder(id, false) // a machine that could not be deleted is anybody's to reap
+		if published || !machineGone {
+			return // without its directory nobody would delete the machine later
+		}
+		err = errors.Join(err, s.opts.fs.RemoveAll(dir))
+	}()
+	if err := s.opts.fs.Mkdir(saved); err != nil {
+		return nil, err
+	}
+
+	step = "create machine"
+	machine, err := within(ctx, s.opts.Timeouts.Create, func(ctx context.Context) (vm.Machine, error) {
+		cfg := spec.config()
+		cfg.Saveable = true
+		return s.driver.Create(ctx, id, cfg)
+	})
+	if err != nil {
+		return nil, err
+	}
+	machineGone = false
+	defer func() {
+		if machineGone {
+			return
+		}
+		if derr := s.deleteMachine(ctx, machine); derr != nil {
+			err = errors.Join(err, derr)
+			return
+		}
+		machineGone = true
+	}()
+
+	sealKey := make([]byte, sealKeyBytes)
+	_, _ = rand.Read(sealKey) // never fails: it ends the process instead
+	if step, err = s.seal(ctx, machine, sealKey); err != nil {
+		console = s.console(ctx, machine)
+		return nil, err
+	}
+
+	step = "pause machine"
+	pauser, okPause := machine.(vm.Pauser)
+	saver, okSave := machine.(vm.Saver)
+	if !okPause || !okSave {
+		return nil, vm.ErrNotSupported
+	}
+	if err := s.call(ctx, pauser.Pause); err != nil {
+		return nil, err
+	}
+	step = "save machine"
+	names, err := within(ctx, s.opts.Timeouts.Save, func(ctx context.Context) ([]string, error) {
+		return saver.Save(ctx, saved)
+	})
+	if err != nil {
+		return nil, err
+	}
+	created := s.opts.Now().UTC()
+
+	// Before the files are read: a file that the driver shares between machine and
+	// snapshot must not have a writer any more.
+	step = "delete builder"
+	if err := s.deleteMachine(ctx, machine); err != nil {
+		return nil, err
+	}
+	machineGone = true
+
+	step = "publish"
+	manifest := Manifest{
+		Version:       FormatVersion,
+		Kind:          spec.Kind,
+		Key:           key,
+		Instance:      randomHex(instanceLength),
+		Created:       created,
+		Driver:        s.driver.Name(),
+		Arch:          spec.Kit.Arch,
+		Compatibility: s.features.Compatibility,
+		KitDigest:     spec.Kit.Digest,
+		Shape:         spec.Shape,
+	}
+	if err := s.publish(ctx, dir, names, sealKey, &manifest); err != nil {
+		return nil, err
+	}
+	published = true
+	took := s.opts.Now().Sub(started)
+	s.opts.Logger.Info("Built snapshot", "snapshot", shortKey(key), "shape", spec.Shape.String(), "duration", took)
+	s.emit(Event{
+		Type: EventBuilt, Key: key, Shape: spec.Shape, Duration: took,
+		Message: fmt.Sprintf("Built %s snapshot %s of shape %s in %s", spec.Kind, shortKey(key), spec.Shape, took.Round(time.Millisecond)),
+	})
+	return &set{dir: filepath.Join(s.dir, key), manifest: manifest, sealKey: sealKey}, nil
+}
+
+// seal waits for the agent of a booting machine and lets it prepare for the save.
+// The connection is closed when it returns. step is what failed.
+func (s *Store) seal(ctx context.Context, m vm.Machine, key []byte) (step string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Boot)
+	defer cancel()
+	client, err := s.Dial(ctx, m)
+	if err != nil {
+		return "boot guest", err
+	}
+	defer func() { err = errors.Join(err, ignoreClosed(client.Close())) }()
+	entropy := make([]byte, entropyBytes)
+	_, _ = rand.Read(entropy)
+	// No network: what is in force now would be in every machine's memory.
+	err = s.call(ctx, func(ctx context.Context) error {
+		_, err := client.Agent.Refresh(ctx, connect.NewRequest(&agentv1.RefreshRequest{
+			TimeUnixNano: s.opts.Now().UnixNano(),
+			Entropy:      entropy,
+			MachineId:    randomHex(machineIDDigits),
+			Hostname:     "firkin",
+		}))
+		return err
+	})
+	if err != nil {
+		return "refresh guest", err
+	}
+	err = s.call(ctx, func(ctx context.Context) error {
+		_, err := client.Agent.Seal(ctx, connect.NewRequest(&agentv1.SealRequest{Key: key}))
+		return err
+	})
+	return "seal guest", err
+}
+
+// publish hashes and syncs the files of dir, adds seal key and manifest, and
+// renames it to its key. names are the driver's files. On error dir is unpublished.
+func (s *Store) publish(ctx context.Context, dir string, names []string, sealKey []byte, m *Manifest) error {
+	saved := filepath.Join(dir, machineDir)
+	if err := checkSaved(saved, names); err != nil {
+		return err
+	}
+	if err := s.opts.fs.WriteFile(filepath.Join(dir, sealKeyName), sealKey); err != nil {
+		return err
+	}
+	members := []string{sealKeyName}
+	for _, n := range names {
+		members = append(members, machineDir+"/"+n)
+	}
+	slices.Sort(members)
+	for _, name := range members {
+		path := filepath.Join(dir, filepath.FromSlash(name))
+		size, sum, err := hashFile(ctx, path)
+		if err != nil {
+			return fmt.Errorf("read %q: %w", name, err)
+		}
+		if err := s.opts.fs.Sync(path); err != nil {
+			return fmt.Errorf("sync %q: %w", name, err)
+		}
+		m.Members = append(m.Members, Member{Name: name, Size: size, SHA256: sum})
+	}
+	if err := s.opts.fs.Sync(saved); err != nil {
+		return fmt.Errorf("sync %q: %w", machineDir, err)
+	}
+	data, err := encodeManifest(*m)
+	if err != nil {
+		return err
+	}
+	if err := s.opts.fs.WriteFile(filepath.Join(dir, manifestName), data); err != nil {
+		return err
+	}
+	if err := s.opts.fs.Sync(dir); err != nil {
+		return fmt.Errorf("sync snapshot: %w", err)
+	}
+	final := filepath.Join(s.dir, m.Key)
+	if err := s.opts.fs.Rename(dir, final); err != nil {
+		return err
+	}
+	if err := s.opts.fs.Sync(s.dir); err != nil {
+		// It may or may not survive a crash of the host. Take it back, so that what we
+		// say (not built) is what there is.
+		return errors.Join(fmt.Errorf("sync store: %w", err), s.opts.fs.Rename(final, dir))
+	}
+	return nil
+}
+
+// checkSaved compares what the driver says it saved with what is there.
+func checkSaved(dir string, names []string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 || len(names) >= maxMembers {
+		return fmt.Errorf("driver saved %d files", len(names))
+	}
+	for _, n := range names {
+		if !validFileName(n) {
+			return fmt.Errorf("driver saved a file named %q", n)
+		}
+	}
+	for _, e := range entries {
+		if !slices.Contains(names, e.Name()) {
+			return fmt.Errorf("driver saved file %q without listing it", e.Name())
+		}
+		if !e.Type().IsRegular() {
+			return fmt.Errorf("driver saved %q, which is not a regular file", e.Name())
+		}
+	}
+	if len(entries) != len(names) {
+		return fmt.Errorf("driver listed %d files and saved %d", len(names), len(entries))
+	}
+	return nil
+}
+
+// deleteMachine deletes on a way out: also when ctx is over.
+func (s *Store) deleteMachine(ctx context.Context, m vm.Machine) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.Timeouts.Delete)
+	defer cancel()
+	if err := m.Delete(ctx); err != nil {
+		return &LeftoverError{Machine: m, Err: err}
+	}
+	return nil
+}
+
+func (s *Store) setBuilder(id string, building bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if building {
+		s.builders[id] = true
+	} else {
+		delete(s.builders, id)
+	}
+}
+
+// maxConsole bounds the console in an error.
+const maxConsole = 4 << 10
+
+// console returns the end of a machine's console, made safe to show; empty when
+// there is none.
+func (s *Store) console(ctx context.Context, m vm.Machine) string {
+	c, ok := m.(vm.Consoler)
+	if !ok {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.Timeouts.Call)
+	defer cancel()
+	out, err := c.Console(ctx)
+	if err != nil {
+		return ""
+	}
+	return sanitizeConsole(out)
+}
+
+// sanitizeConsole keeps the last 4 KiB of printable ASCII, lines and tabs: what a
+// guest prints must not steer a terminal. Pure.
+func sanitizeConsole(out []byte) string {
+	if len(out) > maxConsole {
+		out = out[len(out)-maxConsole:]
+	}
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t' || r >= 0x20 && r < 0x7f:
+			return r
+		case r == '\r':
+			return -1
+		}
+		return '.'
+	}, string(out)))
+}
+
+// call bounds one small call.
+func (s *Store) call(ctx context.Context, f func(context.Context) error) error {
+	_, err := within(ctx, s.opts.Timeouts.Call, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, f(ctx)
+	})
+	return err
+}
+
+// within runs f with a deadline.
+func within[T any](ctx context.Context, d time.Duration, f func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return f(ctx)
+}

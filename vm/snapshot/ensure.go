@@ -1,0 +1,196 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// Ref pins a set: until Release it is not deleted. A quarantine does not ask pins:
+// what was restored keeps working, new restores are refused.
+type Ref struct {
+	store   *Store
+	set     *set
+	release sync.Once
+}
+
+// Key is the key of the set.
+func (r *Ref) Key() string { return r.set.manifest.Key }
+
+// Manifest describes the set. Its members are not to be changed.
+func (r *Ref) Manifest() Manifest { return r.set.manifest }
+
+// Dir is the directory that the driver saved to and restores from.
+func (r *Ref) Dir() string { return r.set.machineDir() }
+
+// Release drops the pin. Idempotent.
+func (r *Ref) Release() {
+	r.release.Do(func() {
+		r.store.mu.Lock()
+		defer r.store.mu.Unlock()
+		r.set.pins--
+	})
+}
+
+// ensureRounds bounds how often a set may vanish between being made ready and
+// being pinned. Twice is already a collision with a collection and a quarantine.
+const ensureRounds = 5
+
+// Ensure returns the snapshot of a spec, pinned, and builds it when it is missing
+// or damaged. It is verified in full before its first use in this process and by
+// its sizes before each further use. Any number of callers wait for one build,
+// which goes on when they give up. built tells that this call had to wait for a
+// build.
+//
+// Errors: *BuildError, *DiskPressureError, vm.ErrInvalidConfig, ErrReadOnly,
+// ErrClosed, ctx.Err.
+func (s *Store) Ensure(ctx context.Context, spec Spec) (ref *Ref, built bool, err error) {
+	if err := s.writable(); err != nil {
+		return nil, false, err
+	}
+	if s.driver == nil {
+		return nil, false, fmt.Errorf("%w: no driver", ErrReadOnly)
+	}
+	if err := spec.Validate(s.features); err != nil {
+		return nil, false, err
+	}
+	key := Key(spec, s.features)
+	for range ensureRounds {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return nil, built, ErrClosed
+		}
+		if known := s.sets[key]; known != nil && s.flights[key] == nil {
+			known.pins++
+			s.mu.Unlock()
+			ref := &Ref{store: s, set: known}
+			err := checkSizes(known.dir, known.manifest)
+			if err == nil {
+				return ref, built, nil
+			}
+			ref.Release()
+			if !errors.Is(err, vm.ErrSnapshotInvalid) {
+				return nil, built, err
+			}
+			if err := s.quarantine(ctx, key, known.manifest.Instance, err.Error()); err != nil {
+				return nil, built, err
+			}
+			continue
+		}
+		f := s.flights[key]
+		if f == nil {
+			f = &flight{done: make(chan struct{})}
+			s.flights[key] = f
+			s.wg.Go(func() {
+				build, err := s.prepare(s.ctx, key, spec)
+				s.land(key, f, build, err)
+			})
+		}
+		s.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, built, fmt.Errorf("wait for snapshot of shape %s: %w", spec.Shape, ctx.Err())
+		case <-f.done:
+		}
+		built = built || f.build
+		if f.err != nil {
+			return nil, built, f.err
+		}
+	}
+	return nil, built, fmt.Errorf("snapshot of shape %s does not stay: %w", spec.Shape, vm.ErrUnavailable)
+}
+
+// land ends a flight.
+func (s *Store) land(key string, f *flight, build bool, err error) {
+	s.mu.Lock()
+	delete(s.flights, key)
+	f.build, f.err = build, err
+	s.mu.Unlock()
+	close(f.done)
+}
+
+// prepare makes the set of a key known and verified: from disk, else by a build.
+// It is the only one to change the key meanwhile.
+func (s *Store) prepare(ctx context.Context, key string, spec Spec) (build bool, err error) {
+	dir := filepath.Join(s.dir, key)
+	if _, err := os.Lstat(dir); err == nil {
+		set, err := s.load(ctx, dir, key, spec)
+		if err == nil {
+			s.publishKnown(key, set)
+			return false, nil
+		}
+		if !errors.Is(err, vm.ErrSnapshotInvalid) {
+			return false, fmt.Errorf("load snapshot %s: %w", shortKey(key), err)
+		}
+		if err := s.moveToQuarantine(key, "", spec.Shape, err.Error()); err != nil {
+			return false, err
+		}
+	} else if !isNotExist(err) {
+		return false, fmt.Errorf("load snapshot %s: %w", shortKey(key), err)
+	}
+	select {
+	case s.builds <- struct{}{}:
+	case <-ctx.Done():
+		return true, ErrClosed
+	}
+	defer func() { <-s.builds }()
+	set, err := s.build(ctx, key, spec)
+	if err != nil {
+		if ctx.Err() != nil {
+			return true, fmt.Errorf("%w: %w", ErrClosed, err)
+		}
+		s.emit(Event{Type: EventBuildFailed, Key: key, Shape: spec.Shape, Message: err.Error()})
+		return true, err
+	}
+	s.publishKnown(key, set)
+	return true, nil
+}
+
+func (s *Store) publishKnown(key string, set *set) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sets[key] = set
+}
+
+// load reads and verifies a set on disk.
+func (s *Store) load(ctx context.Context, dir, key string, spec Spec) (*set, error) {
+	m, err := readManifest(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.matches(key, spec, s.driver.Name(), s.features); err != nil {
+		return nil, fmt.Errorf("%w: %w", vm.ErrSnapshotInvalid, err)
+	}
+	if err := verifySet(ctx, dir, m); err != nil {
+		return nil, err
+	}
+	sealKey, err := readBounded(filepath.Join(dir, sealKeyName), sealKeyBytes)
+	if err != nil {
+		return nil, fmt.Errorf("read seal key: %w", err)
+	}
+	return &set{dir: dir, manifest: m, sealKey: sealKey}, nil
+}
+
+// Lengths in hex digits and bytes.
+const (
+	instanceLength = 32
+	sealKeyBytes   = 32
+)
+
+// randomHex returns n random hex digits, n even.
+func randomHex(n int) string {
+	b := make([]byte, n/2)
+	_, _ = rand.Read(b) // never fails: it ends the process instead
+	return hex.EncodeToString(b)
+}

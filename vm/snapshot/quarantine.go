@@ -1,0 +1,182 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// quarantineTime is the time in the name of a quarantined set. It sorts.
+const quarantineTime = "20060102T150405.000000000Z"
+
+// maxReason bounds the reason kept with a quarantined set.
+const maxReason = 4 << 10
+
+// quarantineRecord is reason.json.
+type quarantineRecord struct {
+	Key      string    `json:"key"`
+	Instance string    `json:"instance,omitempty"`
+	Time     time.Time `json:"time"`
+	Reason   string    `json:"reason"`
+}
+
+// Quarantine takes a snapshot out of use and keeps it for examination, with the
+// reason. Machines that were restored from it go on; the next Ensure builds it
+// anew. Errors: ErrNotFound, ErrReadOnly, ErrClosed.
+func (s *Store) Quarantine(ctx context.Context, key, reason string) error {
+	if err := s.writable(); err != nil {
+		return err
+	}
+	if !isHex(key, keyLength) {
+		return fmt.Errorf("quarantine %.80q: %w", key, ErrNotFound)
+	}
+	return s.quarantine(ctx, key, "", reason)
+}
+
+// quarantine takes one instance of a key out of use; an empty instance is whatever
+// is there. When another instance has taken its place, there is nothing to do.
+func (s *Store) quarantine(ctx context.Context, key, instance, reason string) error {
+	f, err := s.claim(ctx, key)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	known := s.sets[key]
+	s.mu.Unlock()
+	var shape vm.Shape
+	if known != nil {
+		shape = known.manifest.Shape
+		if instance != "" && known.manifest.Instance != instance {
+			s.land(key, f, false, nil)
+			return nil
+		}
+		if instance == "" {
+			instance = known.manifest.Instance
+		}
+	} else if instance != "" {
+		s.land(key, f, false, nil) // somebody else has quarantined it
+		return nil
+	}
+	err = s.moveToQuarantine(key, instance, shape, reason)
+	s.land(key, f, false, nil) // those who wait look again
+	return err
+}
+
+// claim makes the caller the only one to change a key, until land.
+func (s *Store) claim(ctx context.Context, key string) (*flight, error) {
+	for {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return nil, ErrClosed
+		}
+		other := s.flights[key]
+		if other == nil {
+			f := &flight{done: make(chan struct{})}
+			s.flights[key] = f
+			s.mu.Unlock()
+			return f, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-other.done:
+		}
+	}
+}
+
+// moveToQuarantine does it, for the one who may change the key.
+func (s *Store) moveToQuarantine(key, instance string, shape vm.Shape, reason string) error {
+	s.drop(key)
+	if len(reason) > maxReason {
+		reason = reason[:maxReason]
+	}
+	now := s.opts.Now().UTC()
+	from := filepath.Join(s.dir, key)
+	if instance == "" {
+		if m, err := readManifest(from); err == nil {
+			instance = m.Instance
+		}
+	}
+	name := key + "-" + now.Format(quarantineTime)
+	to := filepath.Join(s.dir, quarantineDir, name)
+	if err := s.opts.fs.Rename(from, to); err != nil {
+		if isNotExist(err) {
+			return fmt.Errorf("quarantine %s: %w", shortKey(key), ErrNotFound)
+		}
+		return fmt.Errorf("quarantine snapshot %s: %w", shortKey(key), err)
+	}
+	s.opts.Logger.Warn("Quarantined snapshot", "snapshot", shortKey(key), "reason", reason)
+	s.emit(Event{
+		Type: EventQuarantined, Key: key, Shape: shape,
+		Message: fmt.Sprintf("Quarantined snapshot %s, it will be built again: %s", shortKey(key), reason),
+	})
+	data, err := json.MarshalIndent(quarantineRecord{Key: key, Instance: instance, Time: now, Reason: reason}, "", "  ")
+	if err == nil {
+		err = s.opts.fs.WriteFile(filepath.Join(to, reasonName), append(data, '\n'))
+	}
+	if err = errors.Join(err, s.opts.fs.Sync(s.dir)); err != nil {
+		// It is out of use, which is what counts; the reason is in the event.
+		s.opts.Logger.Error("Keeping a quarantined snapshot without its reason", "snapshot", shortKey(key), "error", err)
+	}
+	return nil
+}
+
+// drop forgets the loaded set of a key. Pins of it stay valid objects, without use.
+func (s *Store) drop(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known := s.sets[key]; known != nil {
+		known.gone = true
+		delete(s.sets, key)
+	}
+}
+
+// readQuarantine reads the reason of a quarantined set. What cannot be read is
+// taken from the directory's name.
+func readQuarantine(dir, name string) quarantineRecord {
+	key, stamp, _ := strings.Cut(name, "-")
+	r := quarantineRecord{Key: key}
+	if t, err := time.Parse(quarantineTime, stamp); err == nil {
+		r.Time = t
+	}
+	data, err := readBounded(filepath.Join(dir, name, reasonName), 4*maxReason)
+	if err != nil {
+		return r
+	}
+	var read quarantineRecord
+	if json.Unmarshal(data, &read) != nil || read.Key != key {
+		return r
+	}
+	return read
+}
+
+// quarantined lists the names of quarantined sets, sorted.
+func (s *Store) quarantined() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, quarantineDir))
+	if isNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read quarantine: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		key, _, _ := strings.Cut(e.Name(), "-")
+		if e.IsDir() && isHex(key, keyLength) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,99 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// FormatVersion is the version of the layout of a set and of its manifest. A set
+// of another version has another key and is never read.
+const FormatVersion = 1
+
+// Kind tells what a snapshot holds.
+type Kind string
+
+// KindBase is kernel and agent up and nothing else: any pod can start from it.
+const KindBase Kind = "base"
+
+// Spec is what a snapshot is to be made of.
+type Spec struct {
+	Kind  Kind
+	Shape vm.Shape
+	Kit   vm.Kit
+}
+
+// Validate checks the spec against a driver's features without touching the disk.
+// The error is vm.ErrInvalidConfig.
+func (s Spec) Validate(f vm.Features) error {
+	if s.Kind != KindBase {
+		return fmt.Errorf("%w: snapshot kind %q, want %q", vm.ErrInvalidConfig, s.Kind, KindBase)
+	}
+	return s.config().Validate(f)
+}
+
+func (s Spec) config() vm.Config {
+	return vm.Config{Shape: s.Shape, Kit: s.Kit}
+}
+
+// keyInput is everything that must be equal at restore. The order of the fields
+// is part of the key: new ones go to the end, with omitempty.
+type keyInput struct {
+	Format        int    `json:"format"`
+	Kind          Kind   `json:"kind"`
+	Arch          string `json:"arch"`
+	Compatibility string `json:"compatibility"`
+	ImageSlots    int    `json:"imageSlots"`
+	SlotBytes     int64  `json:"slotBytes"`
+	ScratchBytes  int64  `json:"scratchBytes"`
+	KitDigest     string `json:"kitDigest"`
+	VCPUs         int    `json:"vcpus"`
+	MemoryBytes   int64  `json:"memoryBytes"`
+}
+
+// Key is the name of the snapshot that this spec leads to on a driver with these
+// features: 64 hex digits, a SHA-256 over everything that must be equal when it is
+// restored. Two hosts, two hypervisor versions or two guest kits never share one.
+// Pure.
+func Key(s Spec, f vm.Features) string {
+	in := keyInput{
+		Format:        FormatVersion,
+		Kind:          s.Kind,
+		Arch:          s.Kit.Arch,
+		Compatibility: f.Compatibility,
+		ImageSlots:    f.ImageSlots,
+		SlotBytes:     f.SlotBytes,
+		ScratchBytes:  f.ScratchBytes,
+		KitDigest:     s.Kit.Digest,
+		VCPUs:         s.Shape.VCPUs,
+		MemoryBytes:   s.Shape.MemoryBytes,
+	}
+	data, err := json.Marshal(in)
+	if err != nil { // strings and numbers only: cannot happen
+		panic(err)
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// keyLength is the number of hex digits of a key.
+const keyLength = 2 * sha256.Size
+
+// isHex tells whether s is n lower-case hex digits.
+func isHex(s string, n int) bool {
+	if len(s) != n {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,245 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// Names in a store.
+const (
+	lockName        = ".lock"
+	refsDir         = ".refs"
+	quarantineDir   = ".quarantine"
+	buildingPrefix  = ".building-"
+	removingPrefix  = ".removing-"
+	builderIDPrefix = "build-"
+	reasonName      = "reason.json"
+)
+
+// Store is the snapshots of one node. All methods are safe for concurrent use. At
+// most one process has a store open for writing; any number may look at it.
+type Store struct {
+	dir      string
+	opts     Options
+	driver   vm.Driver   // nil: no building, no restoring
+	features vm.Features // of driver
+	lock     *os.File    // nil: read-only
+	builds   chan struct{}
+
+	ctx    context.Context //nolint:containedctx // the lifetime of the store's own goroutines, ended by Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	closed   bool               // guarded by mu
+	sets     map[string]*set    // guarded by mu; verified in this process, by key
+	flights  map[string]*flight // guarded by mu; at most one change of a key at a time
+	refs     map[string]Reference
+	builders map[string]bool // guarded by mu; machines of builds under way
+}
+
+// set is a published set that this process has verified.
+type set struct {
+	dir      string
+	manifest Manifest
+	sealKey  []byte
+
+	pins     int  // guarded by Store.mu
+	failures int  // guarded by Store.mu; restores failed in a row
+	gone     bool // guarded by Store.mu; quarantined or removed
+}
+
+func (s *set) machineDir() string { return filepath.Join(s.dir, machineDir) }
+
+// flight is one change of a key under way. done closes when it is over.
+type flight struct {
+	done  chan struct{}
+	build bool  // it built a snapshot; valid after done
+	err   error // valid after done
+}
+
+// Open opens the store for writing and creates it when it is absent. It takes the
+// store's lock until Close, deletes what a crashed process left half done, and
+// drops the references of machines that the driver no longer has.
+//
+// Errors: ErrLocked, vm.ErrNotSupported for a driver without snapshots.
+func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
+	opts = opts.withDefaults()
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("open snapshot store: %w: path %q is not absolute", vm.ErrInvalidConfig, dir)
+	}
+	if opts.Driver != nil {
+		if err := checkDriver(opts.Driver); err != nil {
+			return nil, fmt.Errorf("open snapshot store: %w", err)
+		}
+	}
+	for _, d := range []string{dir, filepath.Join(dir, refsDir), filepath.Join(dir, quarantineDir)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("open snapshot store: %w", err)
+		}
+	}
+	lock, err := lockDir(filepath.Join(dir, lockName))
+	if err != nil {
+		return nil, fmt.Errorf("open snapshot store: %w", err)
+	}
+	s := newStore(dir, opts)
+	s.lock = lock
+	if err := s.recover(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open snapshot store: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+// OpenReadOnly opens the store to look at it: List, Inspect and Verify work, also
+// while a node runs; everything else is ErrReadOnly. A store that does not exist
+// is empty.
+func OpenReadOnly(dir string, opts Options) (*Store, error) {
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("open snapshot store: %w: path %q is not absolute", vm.ErrInvalidConfig, dir)
+	}
+	s := newStore(dir, opts.withDefaults())
+	s.driver = nil
+	return s, nil
+}
+
+func newStore(dir string, opts Options) *Store {
+	s := &Store{
+		dir:      dir,
+		opts:     opts,
+		driver:   opts.Driver,
+		builds:   make(chan struct{}, opts.Builds),
+		sets:     make(map[string]*set),
+		flights:  make(map[string]*flight),
+		refs:     make(map[string]Reference),
+		builders: make(map[string]bool),
+	}
+	if s.driver != nil {
+		s.features = s.driver.Features()
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// Close ends builds under way, waits for the store's goroutines and gives the lock
+// back. Machines and sets stay. Idempotent.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.wg.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lock == nil {
+		return nil
+	}
+	lock := s.lock
+	s.lock = nil
+	if err := lock.Close(); err != nil {
+		return fmt.Errorf("close snapshot store: %w", err)
+	}
+	return nil
+}
+
+// Dir is the directory of the store.
+func (s *Store) Dir() string { return s.dir }
+
+// Builders returns the ids of the machines that are building a snapshot now,
+// sorted. They belong to the store: nobody else may delete them.
+func (s *Store) Builders() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]string, 0, len(s.builders))
+	for id := range s.builders {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// recover deletes what a crash left and loads the references.
+func (s *Store) recover(ctx context.Context) error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("read store: %w", err)
+	}
+	for _, e := range entries {
+		name := e.Name()
+		switch {
+		case strings.HasPrefix(name, buildingPrefix):
+			if err := s.removeBuilding(ctx, name); err != nil {
+				// Kept, and tried again at the next start: the machine may exist.
+				s.opts.Logger.Error("Leaving an unfinished snapshot behind", "name", name, "error", err)
+			}
+		case strings.HasPrefix(name, removingPrefix):
+			if err := s.opts.fs.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+				s.opts.Logger.Error("Leaving a deleted snapshot behind", "name", name, "error", err)
+			}
+		}
+	}
+	return s.loadReferences(ctx)
+}
+
+// removeBuilding deletes a build directory and the machine that filled it.
+func (s *Store) removeBuilding(ctx context.Context, name string) error {
+	id := builderIDPrefix + strings.TrimPrefix(name, buildingPrefix)
+	if s.driver != nil && vm.ValidateID(id) == nil {
+		ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Delete)
+		defer cancel()
+		m, err := s.driver.Load(ctx, id)
+		switch {
+		case errors.Is(err, vm.ErrNotFound):
+		case err != nil:
+			return fmt.Errorf("load builder %q: %w", id, err)
+		default:
+			if err := m.Delete(ctx); err != nil {
+				return fmt.Errorf("delete builder %q: %w", id, err)
+			}
+		}
+	}
+	return s.opts.fs.RemoveAll(filepath.Join(s.dir, name))
+}
+
+// checkDisk is the disk floor: exactly the floor passes.
+func (s *Store) checkDisk() error {
+	if s.opts.MinFreeBytes < 0 {
+		return nil
+	}
+	free, err := s.opts.FreeBytes(s.dir)
+	if err != nil {
+		return err
+	}
+	if free < s.opts.MinFreeBytes {
+		return &DiskPressureError{Free: free, Floor: s.opts.MinFreeBytes}
+	}
+	return nil
+}
+
+// writable tells why the store cannot be changed, nil if it can.
+func (s *Store) writable() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return ErrClosed
+	case s.lock == nil:
+		return ErrReadOnly
+	}
+	return nil
+}
+
+func (s *Store) emit(e Event) { s.opts.OnEvent(e) }
+
+func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
