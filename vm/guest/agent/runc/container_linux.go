@@ -1,0 +1,233 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package runc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"github.com/vk-firkin/vk-firkin/vm/guest/agent"
+)
+
+const (
+	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	defaultTerm = "TERM=xterm"
+	// maxWalk bounds the files that are counted for the size of a writable layer.
+	maxWalk = 20000
+)
+
+// container is one container of libcontainer. Its directory holds the writable layer
+// (upper, work), the root file system (root) and the mounts of parts of volumes (sub).
+type container struct {
+	*process
+
+	r    *Runtime
+	dir  string
+	spec agent.ContainerSpec
+	user user
+	lib  *libcontainer.Container
+
+	removing sync.Mutex
+	mounted  []string // guarded by removing once Create is over
+}
+
+var _ agent.Container = (*container)(nil)
+
+func (c *container) root() string { return filepath.Join(c.dir, "root") }
+
+// mountRoot mounts the root file system.
+func (c *container) mountRoot() error {
+	for _, d := range []struct {
+		name string
+		mode os.FileMode
+	}{{"", 0o711}, {"upper", 0o755}, {"work", 0o711}, {"root", 0o755}, {"sub", 0o711}} {
+		if err := os.MkdirAll(filepath.Join(c.dir, d.name), d.mode); err != nil {
+			return fmt.Errorf("make root file system: %w", err)
+		}
+	}
+	// volatile: nothing is synced to the upper layer for the overlay's sake. The
+	// scratch disk is not meant to survive the machine.
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,volatile", escape(c.spec.Lower), escape(filepath.Join(c.dir, "upper")), escape(filepath.Join(c.dir, "work")))
+	if err := mount("overlay", c.root(), "overlay", 0, data); err != nil {
+		return fmt.Errorf("mount root file system: %w", err)
+	}
+	c.mounted = append(c.mounted, c.root())
+	return nil
+}
+
+// escape makes a path fit for overlay's options.
+func escape(p string) string {
+	return strings.NewReplacer(`\`, `\\`, ",", `\,`, ":", `\:`).Replace(p)
+}
+
+// env is the environment of a process, less what the caller adds later in the list.
+func (c *container) env(more []string, tty bool) []string {
+	env := append(slices.Clone(c.spec.Env), more...)
+	has := func(name string) bool {
+		return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+	}
+	if !has("PATH") {
+		env = append(env, defaultPath)
+	}
+	if tty && !has("TERM") {
+		env = append(env, defaultTerm)
+	}
+	return env
+}
+
+// Start implements agent.Container, like the methods below.
+func (c *container) Start(context.Context) error {
+	if err := c.lib.Exec(); err != nil {
+		return &agent.StartError{Err: err}
+	}
+	return nil
+}
+
+func (c *container) Exec(_ context.Context, spec agent.ExecSpec) (agent.Process, error) {
+	dir := spec.WorkingDir
+	if dir == "" {
+		dir = c.spec.WorkingDir
+	}
+	p, err := c.newProcess(processSpec{
+		args: spec.Args, env: c.env(spec.Env, spec.TTY), dir: dir, stdin: spec.Stdin, tty: spec.TTY, cols: spec.Cols, rows: spec.Rows,
+	})
+	if err != nil {
+		select {
+		case <-c.done:
+			return nil, fmt.Errorf("%w: container %q is not running", agent.ErrPrecondition, c.spec.ID)
+		default:
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (c *container) SignalAll(signal int) error {
+	if syscall.Signal(signal) == unix.SIGKILL {
+		// With the first process of a PID namespace die all.
+		return ignoreStopped(c.lib.Signal(unix.SIGKILL))
+	}
+	pids, err := c.lib.Processes()
+	if err != nil {
+		return ignoreStopped(err)
+	}
+	var errs []error
+	for _, pid := range pids {
+		if err := unix.Kill(pid, syscall.Signal(signal)); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreStopped(err error) error {
+	if errors.Is(err, libcontainer.ErrNotRunning) || errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrProcessDone) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (c *container) Stats() (agent.ContainerStats, error) {
+	st, err := c.lib.Stats()
+	if err != nil {
+		return agent.ContainerStats{}, err
+	}
+	var out agent.ContainerStats
+	if cg := st.CgroupStats; cg != nil {
+		usage := int64(cg.MemoryStats.Usage.Usage)
+		out = agent.ContainerStats{
+			CPUTime:         time.Duration(cg.CpuStats.CpuUsage.TotalUsage),
+			MemoryBytes:     usage,
+			WorkingSetBytes: max(usage-int64(cg.MemoryStats.Stats["inactive_file"]), 0),
+			PIDs:            int64(cg.PidsStats.Current),
+		}
+	}
+	out.WritableLayerBytes = diskUsage(filepath.Join(c.dir, "upper"))
+	return out, nil
+}
+
+// diskUsage is what a directory allocates, as far as maxWalk files tell.
+func diskUsage(dir string) int64 {
+	var total int64
+	n := 0
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if n++; n > maxWalk {
+			return fs.SkipAll
+		}
+		if err != nil {
+			return nil //nolint:nilerr // it was deleted meanwhile
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil //nolint:nilerr // it was deleted meanwhile
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			total += st.Blocks * 512
+		}
+		return nil
+	})
+	return total
+}
+
+func (c *container) Remove(ctx context.Context) error {
+	c.removing.Lock()
+	defer c.removing.Unlock()
+	if c.lib == nil {
+		return nil
+	}
+	if err := c.SignalAll(int(unix.SIGKILL)); err != nil {
+		return fmt.Errorf("kill container: %w", err)
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for killed container: %w", ctx.Err())
+	}
+	return c.cleanUp()
+}
+
+// cleanUp undoes Create. Processes are gone. It may be called again after an error.
+func (c *container) cleanUp() error {
+	if c.lib != nil {
+		if err := c.lib.Destroy(); err != nil {
+			return err
+		}
+		c.lib = nil
+	}
+	for len(c.mounted) > 0 {
+		last := len(c.mounted) - 1
+		if err := unmount(c.mounted[last]); err != nil {
+			return err
+		}
+		c.mounted = c.mounted[:last]
+	}
+	return os.RemoveAll(c.dir)
+}
+
+// oomKills is how often the kernel killed in the container for want of memory.
+func (c *container) oomKills() uint64 {
+	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", c.r.opts.CgroupParent, c.spec.ID, "memory.events"))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		var n uint64
+		if _, err := fmt.Sscanf(line, "oom_kill %d", &n); err == nil {
+			return n
+		}
+	}
+	return 0
+}
