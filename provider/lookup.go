@@ -4,6 +4,9 @@
 package provider
 
 import (
+	"fmt"
+	"time"
+
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -28,4 +31,70 @@ type Containers interface {
 	Target(namespace, pod, container string) (Target, error)
 	// Pods returns a copy of every pod on the node with its current status.
 	Pods() []*corev1.Pod
+}
+
+// podView is what the kubelet API may know of a pod; the worker makes a new one when
+// something changes.
+type podView struct {
+	targets []Target
+}
+
+// viewOf is the view of a state.
+func viewOf(s *state, h *machineHold) *podView {
+	v := &podView{}
+	for i, c := range s.containers {
+		t := Target{
+			ContainerRef: ContainerRef{PodUID: s.pod.UID, Namespace: s.pod.Namespace, Pod: s.pod.Name, Container: c.name, Attempt: c.attempt, ID: c.id(s)},
+			Running:      c.step == containerRunning,
+		}
+		st := containerStatus(s, i, c, time.Now())
+		t.State = st.State
+		if c.last != nil {
+			previous := t.ContainerRef
+			previous.Attempt, previous.ID = c.last.Attempt, c.last.ID
+			if c.step == containerWaiting || c.step == containerStarting {
+				// The next run has written nothing: its log is still that of the last.
+				t.ContainerRef = previous
+				if previous.Attempt > 0 {
+					previous.Attempt--
+					previous.ID = containerID(s.pod, c.name, previous.Attempt)
+					t.Previous = &previous
+				}
+			} else {
+				t.Previous = &previous
+			}
+		}
+		if h != nil && s.machine.step == machineHeld {
+			t.Dial = h.lease.Guest
+		}
+		v.targets = append(v.targets, t)
+	}
+	return v
+}
+
+// Target implements Containers.
+func (p *Provider) Target(namespace, pod, container string) (Target, error) {
+	w := p.byName(namespace, pod)
+	if w == nil {
+		return Target{}, fmt.Errorf("pod %q: %w", namespace+"/"+pod, ErrNotFound)
+	}
+	targets := w.view.Load().targets
+	if container == "" && len(targets) == 1 {
+		return targets[0], nil
+	}
+	for _, t := range targets {
+		if t.Container == container {
+			return t, nil
+		}
+	}
+	return Target{}, fmt.Errorf("container %q of pod %q: %w", container, namespace+"/"+pod, ErrNotFound)
+}
+
+// Pods implements Containers.
+func (p *Provider) Pods() []*corev1.Pod {
+	var pods []*corev1.Pod
+	for _, w := range p.all() {
+		pods = append(pods, w.published.Load().DeepCopy())
+	}
+	return pods
 }

@@ -26,9 +26,9 @@ type Supply interface {
 	// exited (what it left is then reaped by Reap); anything else may be tried again.
 	Adopt(ctx context.Context, req MachineRequest) (Lease, error)
 
-	// Machines lists the ids of all machines that exist on the node, whoever they
-	// belong to.
-	Machines(ctx context.Context) ([]string, error)
+	// Orphans lists the machines made for pods that are not among the known ids and
+	// that no lease holds.
+	Orphans(ctx context.Context, known []string) ([]string, error)
 
 	// Reap ends and deletes a machine that has no lease. Idempotent.
 	Reap(ctx context.Context, machineID string) error
@@ -92,8 +92,6 @@ type Lease interface {
 	// Guest returns a connection to the agent, the same one until it is lost, then
 	// a new one. It blocks until the agent answered or ctx ends.
 	Guest(ctx context.Context) (*Guest, error)
-	// Drop closes a connection that does not answer, so that the next Guest dials.
-	Drop(g *Guest)
 	// Wait blocks until the machine has exited.
 	Wait(ctx context.Context) (vm.Exit, error)
 	// Release stops the machine, deletes it and gives its budget back. It may be
@@ -137,13 +135,11 @@ const (
 	PullNever        PullPolicy = "Never"
 )
 
-// Credential is what a pull secret says about one registry.
-type Credential struct {
-	// Registry is the key of the secret: a host, or a host and a path prefix, and may have wildcards in the host.
-	Registry                string
-	Username, Password      string
-	Auth                    string
-	IdentityToken, RegToken string
+// PullSecret is the content of an image pull secret.
+type PullSecret struct {
+	// Type is the Secret's: kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg.
+	Type string
+	Data []byte
 }
 
 // PullRequest asks for one image for one pod.
@@ -151,8 +147,8 @@ type PullRequest struct {
 	// Ref is the reference as the pod has it.
 	Ref    string
 	Policy PullPolicy
-	// Credentials in the order in which they are to be tried.
-	Credentials []Credential
+	// Secrets are the pod's pull secrets, in order.
+	Secrets []PullSecret
 	// Owner keeps the image from being collected until Unpin.
 	Owner types.UID
 }

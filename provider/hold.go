@@ -1,0 +1,337 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+)
+
+// machineHold is a worker's hold on one machine: its lease, and the goroutines that
+// watch it, copy its output and refresh its volumes until the hold ends.
+type machineHold struct {
+	lease   Lease
+	volumes *volumeKeeper
+
+	ctx  context.Context //nolint:containedctx // the lifetime of the hold
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+}
+
+// keep begins the hold of a machine.
+func (w *worker) keep(lease Lease) {
+	h := &machineHold{lease: lease}
+	// Not below w.start: a pod that is deleted still has output to drain.
+	h.ctx, h.stop = context.WithCancel(context.Background())
+	h.volumes = &volumeKeeper{env: w.env, log: w.log, tokens: tokenCache{}, sent: map[string][sha256.Size]byte{}}
+	w.hold = h
+	h.wg.Go(func() { w.watchMachine(h) })
+	h.wg.Go(func() { w.watchContainers(h) })
+	h.wg.Go(func() { h.volumes.refresh(h, w.published.Load) })
+}
+
+// letGo ends the hold and waits for its goroutines; the machine stays as it is.
+func (w *worker) letGo() {
+	if h := w.hold; h != nil {
+		w.hold = nil
+		h.stop()
+		h.wg.Wait()
+	}
+}
+
+// here lets the loop run f if the machine is still the one that is held.
+func (w *worker) here(h *machineHold, f func(s *state)) {
+	w.post(func(s *state) {
+		if w.hold == h {
+			f(s)
+		}
+	})
+}
+
+// watchMachine waits for the machine to end by itself.
+func (w *worker) watchMachine(h *machineHold) {
+	for h.ctx.Err() == nil {
+		exit, err := h.lease.Wait(h.ctx)
+		if err == nil {
+			message := fmt.Sprintf("the machine ended by itself (%s)", exit.Reason)
+			if exit.Detail != "" {
+				message += ": " + bound(exit.Detail, maxEventMessage/2)
+			}
+			w.here(h, func(*state) { w.lose(reasonMachineDied, message) })
+			return
+		}
+		if errors.Is(err, vm.ErrNotFound) {
+			w.here(h, func(*state) { w.lose(reasonMachineDied, "the machine is gone") })
+			return
+		}
+		if !sleep(h.ctx, time.Second) {
+			return
+		}
+	}
+}
+
+// watchContainers follows the machine's containers. When the connection is lost it
+// dials again; a machine that stays silent for too long is given up.
+func (w *worker) watchContainers(h *machineHold) {
+	var silentSince time.Time
+	failures := 0
+	for h.ctx.Err() == nil {
+		heard, err := w.watchOnce(h)
+		if h.ctx.Err() != nil {
+			return
+		}
+		now := time.Now()
+		if heard || silentSince.IsZero() {
+			silentSince, failures = now, 0
+		}
+		failures++
+		w.log.Debug("Watch of the machine's containers ended", "err", err)
+		if now.Sub(silentSince) >= w.env.silence {
+			message := fmt.Sprintf("the machine's agent has not answered for %s", w.env.silence)
+			w.here(h, func(*state) { w.lose(reasonMachineSilent, message) })
+			return
+		}
+		if !sleep(h.ctx, retryDelay(failures, connectionRetry, 5*time.Second)) {
+			return
+		}
+	}
+}
+
+// watchOnce follows one stream to its end. heard: the guest said something.
+func (w *worker) watchOnce(h *machineHold) (heard bool, err error) {
+	// The lease bounds the dial; the deadline here is for one that does not.
+	dctx, cancel := context.WithTimeout(h.ctx, w.env.silence)
+	g, err := h.lease.Guest(dctx)
+	cancel()
+	if err != nil {
+		return false, fmt.Errorf("reach the machine's agent: %w", err)
+	}
+	ctx, cancel := context.WithCancel(h.ctx)
+	defer cancel()
+	quiet := time.AfterFunc(watchSilence, cancel)
+	defer quiet.Stop()
+	stream, err := g.Containers.WatchContainers(ctx, connect.NewRequest(&agentv1.WatchContainersRequest{}))
+	if err != nil {
+		return false, fmt.Errorf("watch containers: %w", err)
+	}
+	defer func() { err = errors.Join(err, stream.Close()) }()
+	seen := map[string]bool{}
+	synced := false
+	for stream.Receive() {
+		heard = true
+		quiet.Reset(watchSilence)
+		switch e := stream.Msg().GetEvent().(type) {
+		case *agentv1.WatchContainersResponse_Status:
+			st := e.Status
+			if !synced && len(seen) < maxContainers {
+				seen[st.GetId()] = true
+			}
+			w.here(h, func(s *state) { w.observedByID(st) })
+		case *agentv1.WatchContainersResponse_Synced:
+			synced = true
+			known := seen
+			w.here(h, func(s *state) {
+				s.machine.synced = true
+				w.absent(known)
+			})
+		default:
+		}
+	}
+	return heard, stream.Err()
+}
+
+// watchSilence is how long a watch may say nothing: the agent sends a sign of life
+// every 30 s.
+const watchSilence = 75 * time.Second
+
+// maxContainers bounds what is believed about a machine's containers.
+const maxContainers = 1024
+
+// sleep waits for d and reports whether ctx still lives.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// observedByID takes in what the machine says about a container, if it is the current
+// run of one of the pod's.
+func (w *worker) observedByID(st *agentv1.ContainerStatus) {
+	for _, c := range w.s.containers {
+		if c.id(&w.s) == st.GetId() {
+			w.observed(c, st)
+			return
+		}
+	}
+}
+
+// maxStatusMessage bounds messages in the pod's status, as the kubelet does.
+const maxStatusMessage = 4096
+
+// observed takes in the state of the current run. It is idempotent, and a run that has
+// exited stays so whatever the machine says later.
+func (w *worker) observed(c *containerState, st *agentv1.ContainerStatus) {
+	if c.step == containerExited {
+		if st.GetState() == agentv1.ContainerState_CONTAINER_STATE_EXITED {
+			w.copyOutput(c) // of a run that ended before a restart of the node
+		}
+		return
+	}
+	if c.step == containerWaiting && c.exit == nil && c.last != nil && c.last.ID == st.GetId() {
+		return
+	}
+	now := time.Now()
+	switch st.GetState() {
+	case agentv1.ContainerState_CONTAINER_STATE_RUNNING:
+		if c.step != containerRunning {
+			c.step, c.everStarted, c.startedAt = containerRunning, true, guestTime(st.GetStartedUnixNano(), now)
+			c.reason, c.message = "", ""
+			w.dirty = true
+		}
+		w.copyOutput(c)
+	case agentv1.ContainerState_CONTAINER_STATE_EXITED:
+		if c.startedAt.IsZero() {
+			c.startedAt = guestTime(st.GetStartedUnixNano(), now)
+		}
+		c.step = containerExited
+		if st.GetStartedUnixNano() > 0 {
+			c.everStarted = true
+		}
+		c.exit = terminationOf(c, &w.s, st, now)
+		c.drainBy = now.Add(drainWait)
+		c.reason, c.message = "", ""
+		w.dirty = true
+		w.copyOutput(c)
+		w.log.Info("Container exited", "container", c.name, "attempt", c.attempt, "exitCode", c.exit.ExitCode, "reason", c.exit.Reason)
+	case agentv1.ContainerState_CONTAINER_STATE_CREATED:
+		if c.step == containerUnknown { // of an earlier process: it is to be started
+			c.step = containerWaiting
+		}
+	default:
+	}
+}
+
+// absent takes in that the machine has no other containers than these.
+func (w *worker) absent(known map[string]bool) {
+	for _, c := range w.s.containers {
+		if c.step != containerUnknown && c.step != containerRunning || known[c.id(&w.s)] {
+			continue
+		}
+		if c.startedAt.IsZero() && c.step == containerUnknown {
+			c.step = containerWaiting // it was never created
+			w.dirty = true
+			continue
+		}
+		w.ended(c, "ContainerStatusUnknown", "The container could not be located in its machine")
+	}
+}
+
+// ended notes the end of a run that the machine did not report.
+func (w *worker) ended(c *containerState, reason, message string) {
+	now := time.Now()
+	c.step, c.drained = containerExited, true
+	c.exit = &termination{Attempt: c.attempt, ID: c.id(&w.s), ExitCode: 137, Reason: reason, Message: bound(message, maxStatusMessage),
+		StartedAt: c.startedAt, FinishedAt: now}
+	w.dirty = true
+}
+
+// terminationOf reads how a run ended. What comes from the guest is bounded.
+func terminationOf(c *containerState, s *state, st *agentv1.ContainerStatus, now time.Time) *termination {
+	t := &termination{
+		Attempt: c.attempt, ID: c.id(s), ExitCode: st.GetExitCode(), Signal: st.GetSignal(),
+		Message:   bound(st.GetMessage(), maxStatusMessage),
+		StartedAt: c.startedAt, FinishedAt: guestTime(st.GetFinishedUnixNano(), now),
+	}
+	switch r := st.GetReason(); r {
+	case reasonCompleted, reasonError, reasonStartError, "OOMKilled":
+		t.Reason = r
+	default:
+		t.Reason = reasonError
+		if t.ExitCode == 0 {
+			t.Reason = reasonCompleted
+		}
+	}
+	if t.Reason == reasonStartError && t.ExitCode == 0 {
+		t.ExitCode = 128
+	}
+	if t.FinishedAt.Before(t.StartedAt) {
+		t.FinishedAt = t.StartedAt
+	}
+	return t
+}
+
+// guestTimeSlack is how far a guest's clock may be off to be believed.
+const guestTimeSlack = time.Minute
+
+// guestTime is a time that a guest gave; one from the future becomes now.
+func guestTime(nano int64, now time.Time) time.Time {
+	if nano <= 0 {
+		return now
+	}
+	if t := time.Unix(0, nano); t.Before(now.Add(guestTimeSlack)) {
+		return t
+	}
+	return now
+}
+
+// copyOutput follows the output of the current run into its log file.
+func (w *worker) copyOutput(c *containerState) {
+	h := w.hold
+	if c.copying || c.drained || h == nil {
+		return
+	}
+	c.copying = true
+	ref, attempt := w.ref(c), c.attempt
+	h.wg.Go(func() {
+		err := w.env.logs.Copy(h.ctx, ref, h.lease.Guest)
+		w.here(h, func(*state) {
+			if c.attempt != attempt {
+				return
+			}
+			c.copying = false
+			if err != nil {
+				w.log.Warn("Output could not be copied", "container", ref.ID, "err", err)
+			}
+			c.drained = c.drained || c.step == containerExited || err != nil
+			w.dirty = true
+		})
+	})
+}
+
+// lose gives the machine up: what ran in it has ended.
+func (w *worker) lose(reason, message string) {
+	s, m := &w.s, &w.s.machine
+	if m.lost != nil {
+		return
+	}
+	m.lost = &loss{reason: reason, message: message, at: time.Now()}
+	m.retryAt = time.Time{}
+	w.dirty = true
+	w.log.Warn("Machine is lost", "machine", m.id, "reason", reason, "message", message)
+	w.env.events.pod(s.pod, true, eventMachineDied, "Machine "+m.id+": "+message)
+	for _, c := range s.containers {
+		switch {
+		case c.step == containerRunning, c.step == containerUnknown && c.everStarted:
+			w.ended(c, reason, message)
+		case c.step == containerUnknown:
+			c.step = containerWaiting
+		case c.step == containerExited:
+			c.drained = true
+		}
+	}
+}

@@ -1,0 +1,232 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/virtual-kubelet/virtual-kubelet/node"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Labels and taint of the node.
+const (
+	LabelHostOS = "firkin.dev/host-os"
+	LabelDriver = "firkin.dev/driver"
+	// TaintMachine keeps pods away that do not expect to run in a machine.
+	TaintMachine = "firkin.dev/machine"
+)
+
+// NodeOptions is what the node says about itself.
+type NodeOptions struct {
+	// Arch is the guests' architecture in GOARCH terms: what pods run on.
+	Arch string
+	// HostOS is the host's operating system in GOOS terms.
+	HostOS string
+	// Driver is the name of the machines' driver.
+	Driver string
+	// Capacity is what the host has, Allocatable what pods may have of it.
+	Capacity, Allocatable corev1.ResourceList
+	// NoTaint leaves the taint out.
+	NoTaint bool
+	// KubeletPort is where the kubelet API listens.
+	KubeletPort int32
+	// Version is shown as the kubelet's, KernelVersion is the guest kit's.
+	Version, KernelVersion, OSImage string
+	// Measure looks at the host's state; nil reports no pressure. See Measurer.
+	Measure func() (Pressure, error)
+	// Healthy fails when the node cannot run pods, with a reason for people; nil is
+	// always healthy.
+	Healthy func(ctx context.Context) error
+}
+
+// Pressure is what a host is short of.
+type Pressure struct {
+	// Disk, Memory, PID say how much there is and whether that is too little.
+	Disk, Memory, PID Measured
+}
+
+// Measured is one measurement.
+type Measured struct {
+	Short   bool
+	Message string
+}
+
+// Capacity makes the resources of a node. pods bounds the number of pods.
+func Capacity(milliCPU, memoryBytes, diskBytes int64, pods int) corev1.ResourceList {
+	return corev1.ResourceList{
+		corev1.ResourceCPU:              *resource.NewMilliQuantity(milliCPU, resource.DecimalSI),
+		corev1.ResourceMemory:           *resource.NewQuantity(memoryBytes, resource.BinarySI),
+		corev1.ResourceEphemeralStorage: *resource.NewQuantity(diskBytes, resource.BinarySI),
+		corev1.ResourcePods:             *resource.NewQuantity(int64(pods), resource.DecimalSI),
+	}
+}
+
+// nodeObject is the node as it registers. Only labels that NodeRestriction lets a
+// node set on itself are in it.
+func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
+	n := &corev1.Node{
+		TypeMeta: metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
+			corev1.LabelOSStable: "linux", corev1.LabelArchStable: o.Arch, corev1.LabelHostname: name,
+			LabelHostOS: o.HostOS, LabelDriver: o.Driver,
+		}},
+		Status: corev1.NodeStatus{
+			Capacity: o.Capacity, Allocatable: o.Allocatable,
+			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: o.KubeletPort}},
+			Addresses:       []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}},
+			NodeInfo: corev1.NodeSystemInfo{
+				Architecture: o.Arch, OperatingSystem: "linux", KubeletVersion: o.Version, KernelVersion: o.KernelVersion,
+				OSImage: o.OSImage, ContainerRuntimeVersion: "firkin://" + o.Version,
+			},
+			Conditions: nodeConditions(Pressure{}, nil, nil, now),
+		},
+	}
+	if ip != "" {
+		n.Status.Addresses = append([]corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}}, n.Status.Addresses...)
+	}
+	if !o.NoTaint {
+		n.Spec.Taints = []corev1.Taint{{Key: TaintMachine, Value: "true", Effect: corev1.TaintEffectNoSchedule}}
+	}
+	return n
+}
+
+// nodeConditions are the node's conditions. old gives the times of what did not change.
+func nodeConditions(p Pressure, unhealthy error, old []corev1.NodeCondition, now time.Time) []corev1.NodeCondition {
+	var list []corev1.NodeCondition
+	add := func(t corev1.NodeConditionType, ok bool, reason, message string) {
+		c := corev1.NodeCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message,
+			LastHeartbeatTime: metav1.NewTime(now), LastTransitionTime: metav1.NewTime(now)}
+		if ok {
+			c.Status = corev1.ConditionTrue
+		}
+		for _, o := range old {
+			if o.Type == t && o.Status == c.Status {
+				c.LastTransitionTime = o.LastTransitionTime
+			}
+		}
+		list = append(list, c)
+	}
+	pressure := func(t corev1.NodeConditionType, what string, m Measured) {
+		reason := "KubeletHasSufficient" + what
+		if what == "Disk" {
+			reason = "KubeletHasNoDiskPressure"
+		}
+		if m.Short {
+			reason = map[string]string{"Disk": "KubeletHasDiskPressure", "Memory": "KubeletHasInsufficientMemory", "PID": "KubeletHasInsufficientPID"}[what]
+		}
+		add(t, m.Short, reason, m.Message)
+	}
+	pressure(corev1.NodeMemoryPressure, "Memory", p.Memory)
+	pressure(corev1.NodeDiskPressure, "Disk", p.Disk)
+	pressure(corev1.NodePIDPressure, "PID", p.PID)
+	if unhealthy != nil {
+		add(corev1.NodeReady, false, "KubeletNotReady", bound(unhealthy.Error(), maxEventMessage))
+	} else {
+		add(corev1.NodeReady, true, "KubeletReady", "vk-firkin is ready to run pods in machines")
+	}
+	return list
+}
+
+// measureEvery is how often the host is looked at; its cost is a few system calls.
+const measureEvery = 10 * time.Second
+
+// nodeKeeper measures the host and tells virtual-kubelet's node controller what changed.
+type nodeKeeper struct {
+	p      *Provider
+	node   *corev1.Node
+	notify chan func(*corev1.Node)
+}
+
+var _ node.NodeProvider = (*nodeKeeper)(nil)
+
+// Ping is virtual-kubelet's question whether the node lives: the lease follows it. What
+// is wrong with the host is told by conditions.
+func (k *nodeKeeper) Ping(ctx context.Context) error { return ctx.Err() }
+
+// NotifyNodeStatus takes the callback for a changed node.
+func (k *nodeKeeper) NotifyNodeStatus(_ context.Context, cb func(*corev1.Node)) { k.notify <- cb }
+
+func (p *Provider) nodeController() (*node.NodeController, *nodeKeeper, error) {
+	k := &nodeKeeper{p: p, notify: make(chan func(*corev1.Node), 1)}
+	k.node = nodeObject(p.opts.NodeName, p.opts.NodeIP, p.opts.Node, time.Now())
+	k.node.Status.Conditions = k.measure(context.Background())
+	nc, err := node.NewNodeController(k, k.node.DeepCopy(), p.opts.Client.CoreV1().Nodes(),
+		node.WithNodeEnableLeaseV1(p.opts.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease), node.DefaultLeaseDuration),
+		node.WithNodeStatusUpdateErrorHandler(func(_ context.Context, err error) error { return err }))
+	if err != nil {
+		return nil, nil, fmt.Errorf("make node controller: %w", err)
+	}
+	return nc, k, nil
+}
+
+// measure computes the conditions of now.
+func (k *nodeKeeper) measure(ctx context.Context) []corev1.NodeCondition {
+	var p Pressure
+	if k.p.opts.Node.Measure != nil {
+		var err error
+		if p, err = k.p.opts.Node.Measure(); err != nil {
+			k.p.log.Warn("Host could not be measured", "err", err)
+		}
+	}
+	var unhealthy error
+	if k.p.opts.Node.Healthy != nil {
+		ctx, cancel := context.WithTimeout(ctx, measureEvery)
+		defer cancel()
+		unhealthy = k.p.opts.Node.Healthy(ctx)
+	}
+	return nodeConditions(p, unhealthy, k.node.Status.Conditions, time.Now())
+}
+
+// run measures until ctx ends, and tells only what changed: the lease keeps the node
+// alive meanwhile.
+func (k *nodeKeeper) run(ctx context.Context) {
+	var notify func(*corev1.Node)
+	select {
+	case notify = <-k.notify:
+	case <-ctx.Done():
+		return
+	}
+	for sleep(ctx, measureEvery) {
+		conditions := k.measure(ctx)
+		if sameConditions(k.node.Status.Conditions, conditions) {
+			continue
+		}
+		k.node.Status.Conditions = conditions
+		told := make(chan struct{})
+		node := k.node.DeepCopy()
+		go func() { // the callback blocks when the controller has ended; then so has ctx
+			defer close(told)
+			notify(node)
+		}()
+		select {
+		case <-told:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func sameConditions(a, b []corev1.NodeCondition) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		x, y := a[i], b[i]
+		x.LastHeartbeatTime, y.LastHeartbeatTime = metav1.Time{}, metav1.Time{}
+		x.LastTransitionTime, y.LastTransitionTime = metav1.Time{}, metav1.Time{}
+		if x.Status == y.Status { // a measured amount that differs is no news
+			x.Message, y.Message = "", ""
+		}
+		if !equality.Semantic.DeepEqual(x, y) {
+			return false
+		}
+	}
+	return true
+}

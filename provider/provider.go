@@ -1,0 +1,262 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	kuberecord "k8s.io/client-go/tools/record"
+)
+
+// Options of a Provider. Those without a default are required.
+type Options struct {
+	// Client has the rights of system:node:<NodeName>, or more.
+	Client   kubernetes.Interface
+	NodeName string
+	// NodeIP is the node's address that the API server reaches; pods show it as theirs.
+	NodeIP string
+	// StateDir is the root of what persists; the pods' records go to its folder "pods".
+	StateDir string
+
+	Supply Supply
+	Images Images
+	Logs   Logs
+	// Observer of pod starts; nil for none.
+	Observer Observer
+	// Node is what the node says about itself.
+	Node NodeOptions
+
+	// DNS servers for pods. Machine defaults to the resolver of the machine's own network.
+	DNS DNS
+	// MachineAddress is the address of every machine in its own network, without prefix length.
+	MachineAddress string
+	// Silence is how long a machine's agent may not answer until the machine is given
+	// up. Zero is one minute.
+	Silence time.Duration
+	// Recorder of events; nil makes one that writes to the API server.
+	Recorder kuberecord.EventRecorder
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// defaultSilence of a machine's agent: a host that swaps may stall a guest for
+// seconds, and a pod is not worth less than a minute's patience.
+const defaultSilence = time.Minute
+
+func (o Options) withDefaults() (Options, error) {
+	var errs []error
+	for _, f := range []struct {
+		missing bool
+		name    string
+	}{
+		{o.Client == nil, "Client"}, {o.NodeName == "", "NodeName"}, {o.StateDir == "", "StateDir"},
+		{o.Supply == nil, "Supply"}, {o.Images == nil, "Images"}, {o.Logs == nil, "Logs"}, {o.Node.Arch == "", "Node.Arch"},
+	} {
+		if f.missing {
+			errs = append(errs, fmt.Errorf("provider options: %s is required", f.name))
+		}
+	}
+	o.Silence = cmp.Or(o.Silence, defaultSilence)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o, errors.Join(errs...)
+}
+
+// Provider makes the pods of one node run. Its Run does everything; New only checks.
+type Provider struct {
+	opts Options
+	log  *slog.Logger
+	env  *environment
+	kube *kube
+
+	mu      sync.Mutex
+	workers map[types.UID]*worker // guarded by mu
+	// buried are UIDs whose pods ended here, and when: a late call must not start them again.
+	buried  map[types.UID]time.Time              // guarded by mu
+	runCtx  context.Context                      // guarded by mu; nil until workers may run
+	notify  func(*corev1.Pod)                    // guarded by mu; virtual-kubelet's
+	pending map[types.NamespacedName]*corev1.Pod // guarded by mu; statuses to hand to notify
+	bell    chan struct{}                        // holds one when pending is not empty
+	wg      sync.WaitGroup                       // workers
+}
+
+// buriedFor is how long the UID of an ended pod is remembered. Calls about it can only
+// be as late as virtual-kubelet's queues are long.
+const buriedFor = 10 * time.Minute
+
+// New checks the options and makes a provider. It starts nothing and asks nobody.
+func New(opts Options) (*Provider, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	p := &Provider{
+		opts: opts, log: opts.Logger,
+		workers: map[types.UID]*worker{}, buried: map[types.UID]time.Time{},
+		pending: map[types.NamespacedName]*corev1.Pod{}, bell: make(chan struct{}, 1),
+	}
+	p.kube = newKube(opts)
+	obj := newObjects(opts.Client)
+	ev := events{p.kube.recorder}
+	allocatable := opts.Node.Allocatable
+	p.env = &environment{
+		log: opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
+		records: records{dir: filepath.Join(opts.StateDir, "pods")}, objects: obj, events: ev,
+		puller:    puller{images: opts.Images, objects: obj, events: ev},
+		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
+		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
+		api:       podAPI{client: opts.Client}, publish: p.publish, gone: p.bury,
+		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
+	}
+	return p, nil
+}
+
+// upsert takes in a pod that the API server has: a new one gets a worker, a known one
+// is updated. Another pod of this name, which then is gone from the API, is ended.
+func (p *Provider) upsert(pod *corev1.Pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for uid, w := range p.workers {
+		if old := w.published.Load(); uid != pod.UID && old.Namespace == pod.Namespace && old.Name == pod.Name {
+			w.terminate(goneGrace)
+		}
+	}
+	if w, ok := p.workers[pod.UID]; ok {
+		w.update(pod)
+		return
+	}
+	if _, ok := p.buried[pod.UID]; ok || p.runCtx == nil {
+		return
+	}
+	p.startWorker(newState(pod, time.Now()))
+}
+
+// goneGrace is the grace of a pod whose object is gone already: nobody waits for it,
+// but its processes may end by themselves.
+const goneGrace = 2 * time.Second
+
+// startWorker begins a pod. p.mu is held.
+func (p *Provider) startWorker(s state) {
+	w := newWorker(p.env, s)
+	p.workers[s.pod.UID] = w
+	ctx := p.runCtx
+	p.wg.Go(func() {
+		w.run(ctx)
+		if w.s.stage == stageTerminated {
+			p.env.gone(w)
+		}
+	})
+}
+
+// end tells a pod's worker to end it. It reports whether the node has the pod.
+func (p *Provider) end(uid types.UID, pod *corev1.Pod, grace time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w, ok := p.workers[uid]
+	if !ok {
+		return false
+	}
+	if pod != nil {
+		w.update(pod)
+	}
+	w.terminate(grace)
+	return true
+}
+
+// bury forgets a worker of whose pod nothing is left.
+func (p *Provider) bury(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for uid, at := range p.buried {
+		if now.Sub(at) > buriedFor {
+			delete(p.buried, uid)
+		}
+	}
+	uid := types.UID(w.uid)
+	p.buried[uid] = now
+	delete(p.workers, uid)
+}
+
+// all returns the workers, the oldest pods first.
+func (p *Provider) all() []*worker {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ws := make([]*worker, 0, len(p.workers))
+	for _, w := range p.workers {
+		ws = append(ws, w)
+	}
+	slices.SortFunc(ws, func(a, b *worker) int {
+		x, y := a.published.Load(), b.published.Load()
+		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(a.uid, b.uid))
+	})
+	return ws
+}
+
+// byName finds the worker of the pod that the API has by this name now. When the API
+// has none, any worker of the name, the youngest pod's first.
+func (p *Provider) byName(namespace, name string) *worker {
+	current, known := p.kube.currentUID(namespace, name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if known {
+		return p.workers[current]
+	}
+	var found *worker
+	for _, w := range p.workers {
+		pod := w.published.Load()
+		if pod.Namespace != namespace || pod.Name != name {
+			continue
+		}
+		if found == nil || found.published.Load().CreationTimestamp.Before(&pod.CreationTimestamp) {
+			found = w
+		}
+	}
+	return found
+}
+
+// publish queues a pod's status for virtual-kubelet; a later one replaces it.
+func (p *Provider) publish(pod *corev1.Pod) {
+	p.mu.Lock()
+	p.pending[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = pod
+	p.mu.Unlock()
+	select {
+	case p.bell <- struct{}{}:
+	default:
+	}
+}
+
+// hand gives queued statuses to virtual-kubelet, whose callback may block, until ctx
+// ends. It leaves out pods that the API does not have by this UID: virtual-kubelet
+// knows names only and would write an old pod's status to a new one.
+func (p *Provider) hand(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.bell:
+		}
+		p.mu.Lock()
+		batch, notify := p.pending, p.notify
+		p.pending = map[types.NamespacedName]*corev1.Pod{}
+		p.mu.Unlock()
+		for _, pod := range batch {
+			if uid, ok := p.kube.currentUID(pod.Namespace, pod.Name); ok && uid == pod.UID && notify != nil {
+				notify(pod)
+			}
+		}
+	}
+}

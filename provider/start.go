@@ -1,0 +1,396 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+)
+
+// MachinePrefix begins the id of every machine that was made for a pod.
+const MachinePrefix = "pod-"
+
+// Delays between tries of the parts of a start; the kubelet's are of this order.
+const (
+	machineRetryFirst, machineRetryMax = 2 * time.Second, time.Minute
+	prepareRetryFirst, prepareRetryMax = 500 * time.Millisecond, 2 * time.Minute
+	configRetryFirst, configRetryMax   = 2 * time.Second, time.Minute
+	connectionRetry                    = 200 * time.Millisecond
+	acquireTimeout                     = 10 * time.Minute // a base snapshot may have to be built first, without hardware virtualization
+	prepareTimeout                     = 2 * time.Minute
+	containerTimeout                   = 2 * time.Minute
+)
+
+// machineID is the id of a pod's n-th machine. It follows from the two alone.
+func machineID(uid string, generation int) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", uid, generation))
+	return MachinePrefix + hex.EncodeToString(sum[:10])
+}
+
+// pull gets one image, beside the loop.
+func (w *worker) pull(key imageKey) {
+	img := w.s.images[key]
+	img.pulling = true
+	pod, user := w.s.pod, firstUser(w.s.plan, slices.Index(w.s.plan.images, key))
+	w.acts.Go(func() {
+		got, err := w.env.puller.pull(w.start, pod, key, user)
+		w.post(func(s *state) {
+			img.pulling = false
+			switch {
+			case err == nil:
+				*img = imageState{image: got}
+				w.resolveImages()
+				w.dirty = true
+			case w.start.Err() == nil:
+				w.log.Info("Image could not be pulled", "image", key.ref, "err", err)
+				w.env.puller.failed(s.pod, key, user, img, err, time.Now())
+			}
+		})
+	})
+}
+
+// resolveImages takes into the plan what only the images know.
+func (w *worker) resolveImages() {
+	all := true
+	for i := range w.s.plan.containers {
+		c := &w.s.plan.containers[i]
+		if img := w.s.images[c.image].image; img != nil {
+			c.stopSignal = stopSignal(img.Config.StopSignal)
+		} else {
+			all = false
+		}
+	}
+	if all && w.mark.imaged.IsZero() {
+		w.mark.imaged = time.Now()
+		w.mark.observe(PhaseImage, w.mark.imaged.Sub(w.mark.began))
+	}
+}
+
+// acquire asks for a machine. Its id is on disk before it is asked for.
+func (w *worker) acquire() {
+	s := &w.s
+	m := &s.machine
+	m.generation++
+	m.id, m.step = machineID(w.uid, m.generation), machineAcquiring
+	m.shape, m.budget = s.plan.shape, s.plan.budget
+	m.acquired, m.prepared, m.synced, m.path = false, false, false, ""
+	m.slots, m.files = nil, nil
+	for _, key := range s.plan.images {
+		if img := s.images[key].image; !slices.Contains(m.slots, img.Digest) {
+			m.slots = append(m.slots, img.Digest)
+			m.files = append(m.files, img.DiskPath)
+		}
+	}
+	w.save()
+	req := w.machineRequest()
+	w.log.Info("Acquiring machine", "machine", req.MachineID, "shape", req.Shape.String())
+	w.acts.Go(func() {
+		ctx, cancel := context.WithTimeout(w.start, acquireTimeout)
+		defer cancel()
+		lease, err := w.env.supply.Acquire(ctx, req)
+		w.post(func(s *state) {
+			if err != nil {
+				w.notAcquired(err)
+				return
+			}
+			w.acquiredMachine(lease)
+		})
+	})
+}
+
+func (w *worker) machineRequest() MachineRequest {
+	m := &w.s.machine
+	return MachineRequest{MachineID: m.id, PodUID: w.s.pod.UID, Shape: m.shape, Budget: m.budget, Images: m.files}
+}
+
+func (w *worker) notAcquired(err error) {
+	s, m := &w.s, &w.s.machine
+	m.step, m.id = machineNone, ""
+	w.dirty = true
+	if w.start.Err() != nil {
+		return
+	}
+	m.failures++
+	m.retryAt = time.Now().Add(retryDelay(m.failures, machineRetryFirst, machineRetryMax))
+	m.reason, m.message = eventFailedSandbox, bound(err.Error(), maxEventMessage/2)
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		m.reason = refused.Reason
+		if refused.Permanent {
+			s.refusal = &refusal{Reason: refused.Reason, Message: m.message}
+		}
+	}
+	w.log.Warn("Machine could not be acquired", "reason", m.reason, "err", err)
+	w.env.events.pod(s.pod, true, eventFailedSandbox, "Failed to create pod sandbox: "+m.message)
+}
+
+func (w *worker) acquiredMachine(lease Lease) {
+	s, m := &w.s, &w.s.machine
+	m.step, m.acquired, m.path = machineHeld, true, lease.Path()
+	m.failures, m.retryAt, m.reason, m.message = 0, time.Time{}, "", ""
+	w.dirty = true
+	t := lease.Timings()
+	for _, n := range lease.Notices() {
+		w.env.events.pod(s.pod, n.Warning, n.Reason, n.Message)
+	}
+	w.env.events.pod(s.pod, false, eventMachineRestored, fmt.Sprintf("Machine %s of shape %s came by %s in %s",
+		m.id, m.shape, m.path, (t.Restore+t.Agent).Round(time.Millisecond)))
+	w.mark.acquired = time.Now()
+	w.mark.know(m.path)
+	if !w.mark.started {
+		w.mark.observe(PhaseRestore, t.Restore)
+		w.mark.observe(PhaseAgent, t.Agent)
+	}
+	w.keep(lease)
+}
+
+// adopt takes over the machine of an earlier process.
+func (w *worker) adopt(ctx context.Context) {
+	m := &w.s.machine
+	m.step = machineAdopting
+	req := w.machineRequest()
+	w.log.Info("Adopting machine", "machine", req.MachineID)
+	w.acts.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
+		defer cancel()
+		lease, err := w.env.supply.Adopt(ctx, req)
+		w.post(func(s *state) { w.adopted(lease, err) })
+	})
+}
+
+// adoptTries bounds how often a machine is asked that exists and does not answer.
+const adoptTries = 5
+
+func (w *worker) adopted(lease Lease, err error) {
+	s, m := &w.s, &w.s.machine
+	m.step = machineNone
+	w.dirty = true
+	if err == nil {
+		m.adopt, m.step, m.failures = false, machineHeld, 0
+		w.keep(lease)
+		w.env.events.pod(s.pod, false, eventMachineAdopted, "Machine "+m.id+" goes on after a restart of the node")
+		return
+	}
+	w.log.Warn("Machine could not be adopted", "machine", m.id, "err", err)
+	if s.stage >= stageTerminating {
+		m.acquired = false // nothing to end gracefully
+		return
+	}
+	m.failures++
+	m.retryAt = time.Now().Add(retryDelay(m.failures, machineRetryFirst, machineRetryMax))
+	switch {
+	case errors.Is(err, vm.ErrNotFound):
+		w.lose(reasonMachineDied, "the machine ended while the node was away")
+	case m.failures >= adoptTries:
+		w.lose(reasonMachineSilent, "the machine did not answer after a restart of the node: "+err.Error())
+	}
+}
+
+// prepare sets up what the containers share.
+func (w *worker) prepare() {
+	m := &w.s.machine
+	m.preparing = true
+	pod, hold := w.s.pod, w.hold
+	began := time.Now()
+	w.acts.Go(func() {
+		ctx, cancel := context.WithTimeout(w.start, prepareTimeout)
+		defer cancel()
+		err := w.setUp(ctx, pod, hold)
+		w.post(func(s *state) {
+			m.preparing = false
+			if err == nil {
+				m.prepared, m.failures, m.retryAt, m.message = true, 0, time.Time{}, ""
+				w.mark.prepared = time.Now()
+				if !w.mark.started {
+					w.mark.observe(PhaseVolumes, w.mark.prepared.Sub(began))
+				}
+				w.dirty = true
+				return
+			}
+			if w.start.Err() != nil || hold != w.hold {
+				return
+			}
+			m.failures++
+			m.retryAt = time.Now().Add(retryDelay(m.failures, prepareRetryFirst, prepareRetryMax))
+			m.message = bound(err.Error(), maxEventMessage/2)
+			w.log.Warn("Pod could not be set up in its machine", "err", err)
+			w.env.events.pod(s.pod, true, eventFailedMount, "Pod could not be set up: "+m.message)
+		})
+	})
+}
+
+func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) error {
+	g, err := hold.lease.Guest(ctx)
+	if err != nil {
+		return fmt.Errorf("reach the machine's agent: %w", err)
+	}
+	resolv, fellBack := resolvConf(pod, w.env.dns)
+	if fellBack {
+		w.env.events.pod(pod, true, eventMissingDNS, fmt.Sprintf("Pod has DNS policy %q, but this node has no cluster DNS. Falling back to \"Default\" policy.", pod.Spec.DNSPolicy))
+	}
+	_, err = g.Containers.SetupPod(ctx, connect.NewRequest(&agentv1.SetupPodRequest{
+		Hostname: kernelHostname(pod, w.env.dns), Hosts: hosts(pod, w.env.dns, w.env.machineAddress), ResolvConf: resolv,
+		ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
+	}))
+	if err != nil {
+		return fmt.Errorf("set up the pod: %w", err)
+	}
+	for i := range pod.Spec.Volumes {
+		if err := hold.volumes.put(ctx, g, pod, &pod.Spec.Volumes[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startContainer creates and starts the next run of a container. The record says so first.
+func (w *worker) startContainer(i int) {
+	s := &w.s
+	c := s.containers[i]
+	c.step = containerStarting
+	if c.last != nil {
+		c.backoff = c.backoff.next(c.last.FinishedAt, time.Now())
+	}
+	w.save()
+	job := startJob{
+		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
+		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
+	}
+	if c.last != nil {
+		job.previous = c.last.ID
+		if c.attempt >= 2 {
+			old := w.ref(c)
+			old.Attempt, old.ID = c.attempt-2, containerID(s.pod, c.name, c.attempt-2)
+			job.forget = &old
+		}
+	}
+	attempt, hold := c.attempt, w.hold
+	w.acts.Go(func() {
+		ctx, cancel := context.WithTimeout(w.start, containerTimeout)
+		defer cancel()
+		status, err := w.env.startRun(ctx, job)
+		w.post(func(s *state) {
+			if c.attempt != attempt || hold != w.hold {
+				return
+			}
+			if err != nil {
+				w.notStarted(c, err)
+				return
+			}
+			c.failures, c.reason, c.message = 0, "", ""
+			if c.step == containerStarting { // else the watch was quicker
+				w.observed(c, status)
+			}
+			w.allStarted()
+		})
+	})
+}
+
+func slotOf(s *state, i int) int {
+	img := s.images[s.plan.containers[i].image].image
+	return slices.Index(s.machine.slots, img.Digest)
+}
+
+func (w *worker) ref(c *containerState) ContainerRef {
+	return ContainerRef{PodUID: w.s.pod.UID, Namespace: w.s.pod.Namespace, Pod: w.s.pod.Name, Container: c.name, Attempt: c.attempt, ID: c.id(&w.s)}
+}
+
+// notStarted notes why a container did not start and when to try again.
+func (w *worker) notStarted(c *containerState, err error) {
+	w.dirty = true
+	if c.step != containerStarting {
+		return // it runs: the watch says so
+	}
+	c.step = containerWaiting
+	if w.start.Err() != nil {
+		return
+	}
+	now := time.Now()
+	failure := startFailure(err)
+	if failure.exit {
+		// The run is over before it began, and counts as one.
+		w.log.Info("Container cannot start", "container", c.name, "err", err)
+		c.step, c.drained = containerExited, true
+		c.exit = &termination{Attempt: c.attempt, ID: c.id(&w.s), ExitCode: 128, Reason: failure.reason,
+			Message: bound(failure.message, maxStatusMessage), StartedAt: now, FinishedAt: now}
+		w.env.events.container(w.s.pod, c.name, true, eventFailed, "Error: "+bound(failure.message, maxEventMessage/2))
+		return
+	}
+	c.failures++
+	c.reason, c.message = failure.reason, bound(failure.message, maxStatusMessage)
+	c.notBefore = now.Add(failure.delay(c.failures))
+	w.log.Warn("Container could not be started", "container", c.name, "reason", failure.reason, "err", err)
+	if failure.reason != "" {
+		w.env.events.container(w.s.pod, c.name, true, eventFailed, "Error: "+c.message)
+	}
+}
+
+// allStarted notes when the last container of a first start is up.
+func (w *worker) allStarted() {
+	if w.mark.started {
+		return
+	}
+	for _, c := range w.s.containers {
+		if !c.everStarted {
+			return
+		}
+	}
+	w.mark.started = true
+	w.mark.observe(PhaseContainerStart, time.Since(w.mark.prepared))
+}
+
+// startError is why a run did not start.
+type startError struct {
+	reason, message string
+	// exit: the run counts as one that failed.
+	exit bool
+	// quick: only the connection failed.
+	quick bool
+	cause error
+}
+
+func (e *startError) Error() string { return e.message }
+func (e *startError) Unwrap() error { return e.cause }
+
+func (e *startError) delay(failures int) time.Duration {
+	if e.quick {
+		return retryDelay(failures, connectionRetry, 5*time.Second)
+	}
+	return retryDelay(failures, configRetryFirst, configRetryMax)
+}
+
+func configError(err error) error {
+	return &startError{reason: reasonConfigError, message: err.Error(), cause: err}
+}
+
+// startFailure tells what a failed create or start means for the container.
+func startFailure(err error) *startError {
+	if e := (*startError)(nil); errors.As(err, &e) {
+		return e
+	}
+	message := err.Error()
+	if ce := (*connect.Error)(nil); errors.As(err, &ce) {
+		message = strings.TrimSpace(ce.Message())
+	}
+	code := connect.CodeOf(err)
+	switch {
+	case code == connect.CodeFailedPrecondition:
+		return &startError{reason: reasonStartError, message: message, exit: true, cause: err}
+	case errors.Is(err, vm.ErrUnavailable), code == connect.CodeUnavailable, code == connect.CodeCanceled, code == connect.CodeDeadlineExceeded:
+		return &startError{quick: true, message: message, cause: err}
+	default:
+		return &startError{reason: reasonCreateError, message: message, cause: err}
+	}
+}

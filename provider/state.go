@@ -1,0 +1,197 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// stage is where a worker is. It only grows.
+type stage int
+
+const (
+	stageSyncing stage = iota
+	stageFinished
+	stageTerminating
+	stageTerminated
+)
+
+func (s stage) String() string {
+	return [...]string{"syncing", "finished", "terminating", "terminated"}[s]
+}
+
+// state is everything a worker knows. Only the worker's loop touches it.
+type state struct {
+	pod   *corev1.Pod
+	stage stage
+	// refusal is set when the pod cannot run on this node at all.
+	refusal *refusal
+	plan    *plan
+	// startTime is when the node first saw the pod.
+	startTime  time.Time
+	images     map[imageKey]*imageState
+	machine    machineState
+	containers []*containerState
+	// deletion is set when the pod is to go.
+	deletion *deletion
+}
+
+// refusal is why a pod was not admitted, as the pod's status shows it.
+type refusal struct {
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+type deletion struct {
+	// since is when the worker learned of it; grace runs from there.
+	since time.Time
+	grace time.Duration
+	// listed: the containers were asked for after all starts had ended, so none is unknown.
+	listed  bool
+	listing bool
+	// killed: SIGKILL was sent to what was left.
+	killed bool
+	// cleaning: files, record and API object are being removed.
+	cleaning bool
+	retryAt  time.Time
+	failures int
+}
+
+// deadline is when the containers are killed.
+func (d *deletion) deadline() time.Time { return d.since.Add(d.grace) }
+
+// imageKey tells images of a pod apart.
+type imageKey struct {
+	ref    string
+	policy PullPolicy
+}
+
+type imageState struct {
+	image   *Image
+	pulling bool
+	// reason and message of the last failed try, in the kubelet's words.
+	reason, message string
+	failures        int
+	retryAt         time.Time
+	// backOffSaid: the event of the back-off was sent for this failure.
+	backOffSaid bool
+	// fatal: trying again will not help as long as the pod is as it is.
+	fatal bool
+}
+
+// machineStep is where the pod's machine is.
+type machineStep int
+
+const (
+	machineNone machineStep = iota
+	machineAcquiring
+	machineAdopting
+	machineHeld
+	machineReleasing
+)
+
+type machineState struct {
+	// generation counts the machines of the pod from 1; 0 before the first.
+	generation int
+	step       machineStep
+	id         string
+	shape      vm.Shape
+	budget     Budget
+	path       string
+	// slots are the digests of the images in the machine's slots, files their disks.
+	slots, files []string
+	// acquired: an Acquire for this generation succeeded, as the record has it.
+	acquired bool
+	// prepared: pod and volumes are set up in this machine.
+	prepared  bool
+	preparing bool
+	// adopt: an earlier process left this machine; it must be adopted or reaped.
+	adopt bool
+	// lost is why the machine cannot be used any more; it is to be released.
+	lost *loss
+	// synced: the watch has sent what containers exist.
+	synced bool
+
+	reason, message string
+	failures        int
+	retryAt         time.Time
+}
+
+// loss is how a pod lost its machine.
+type loss struct {
+	reason, message string
+	at              time.Time
+}
+
+// containerStep is where a container of the pod is.
+type containerStep int
+
+const (
+	// containerWaiting: it has no run, or the run is to be followed by another.
+	containerWaiting containerStep = iota
+	// containerStarting: a create or start is under way.
+	containerStarting
+	// containerUnknown: an earlier process began or had it; the machine will tell.
+	containerUnknown
+	containerRunning
+	containerExited
+)
+
+type containerState struct {
+	name string
+	// attempt counts the runs from 0; it is that of the next run while waiting.
+	attempt int
+	step    containerStep
+	// everStarted: some run of it has started.
+	everStarted bool
+
+	startedAt time.Time
+	// exit is how the current run ended (step exited).
+	exit *termination
+	// last is how the run before ended.
+	last *termination
+	// drained: the output of the current run is complete on disk.
+	drained bool
+	copying bool
+	// drainBy is when the pod goes on without the rest of the output.
+	drainBy time.Time
+
+	// reason and message of waiting, other than by back-off.
+	reason, message string
+	failures        int
+	backoff         backoff
+	// notBefore is when the next run or the next try may begin.
+	notBefore time.Time
+
+	// stopSent, killSent: the signal went out for this run.
+	stopSent bool
+}
+
+// termination is how a run ended.
+type termination struct {
+	Attempt    int       `json:"attempt"`
+	ID         string    `json:"id"`
+	ExitCode   int32     `json:"exitCode"`
+	Signal     int32     `json:"signal,omitempty"`
+	Reason     string    `json:"reason"`
+	Message    string    `json:"message,omitempty"`
+	StartedAt  time.Time `json:"startedAt"`
+	FinishedAt time.Time `json:"finishedAt"`
+}
+
+// restarts says whether a run that ended so is followed by another.
+func restarts(policy corev1.RestartPolicy, t *termination) bool {
+	switch policy {
+	case corev1.RestartPolicyNever:
+		return false
+	case corev1.RestartPolicyOnFailure:
+		return t.ExitCode != 0
+	default:
+		return true
+	}
+}

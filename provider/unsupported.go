@@ -1,0 +1,232 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// ReasonUnsupportedField is the reason of a pod's Failed status, and of its event,
+// when the pod asks for what the node cannot give.
+const ReasonUnsupportedField = "UnsupportedField"
+
+// rule says what may stand in a field. A field that is not zero and has no rule is
+// refused: what a newer API adds is refused by name until somebody thought of it.
+type rule struct {
+	// into: the field itself is fine, each field below needs its own rule.
+	into bool
+	// only, when set, are the values that may stand there.
+	only []string
+	// hint is added to the refusal.
+	hint string
+}
+
+var anything = rule{}
+
+func into() rule                 { return rule{into: true} }
+func only(values ...string) rule { return rule{only: values} }
+func refuse(hint string) rule    { return rule{only: []string{}, hint: hint} }
+func (r rule) admits(v any) bool {
+	if r.only == nil {
+		return true
+	}
+	got := fmt.Sprint(v)
+	for _, want := range r.only {
+		if got == want {
+			return true
+		}
+	}
+	return false
+}
+
+// rules returns what a pod may have, by JSON path below the spec; "[]" stands for each
+// element. What is accepted here is either enforced, or says something only to
+// others (the scheduler), or is a value that means "as it is anyway".
+func rules() map[string]rule {
+	r := map[string]rule{
+		// For the scheduler and the API server only.
+		"nodeName": anything, "nodeSelector": anything, "affinity": anything, "tolerations": anything,
+		"schedulerName": anything, "priorityClassName": anything, "priority": anything, "preemptionPolicy": anything,
+		"topologySpreadConstraints": anything, "serviceAccount": anything, "automountServiceAccountToken": anything,
+
+		"restartPolicy": anything, "terminationGracePeriodSeconds": anything, "dnsPolicy": anything, "dnsConfig": anything,
+		"serviceAccountName": anything, "imagePullSecrets": anything, "hostname": anything, "subdomain": anything,
+		"setHostnameAsFQDN": anything, "hostAliases": anything, "readinessGates": anything, "enableServiceLinks": anything,
+		"shareProcessNamespace": anything,
+		"os":                    into(), "os.name": only("linux"),
+		"hostNetwork":           refuse("a pod has the network of its own machine"),
+		"hostPID":               refuse("a pod has its own machine"),
+		"hostIPC":               refuse("a pod has its own machine"),
+		"hostUsers":             only("true"),
+		"initContainers":        refuse(""),
+		"activeDeadlineSeconds": refuse(""),
+		"runtimeClassName":      refuse(""),
+
+		"securityContext":                          into(),
+		"securityContext.runAsUser":                anything,
+		"securityContext.runAsGroup":               anything,
+		"securityContext.runAsNonRoot":             anything,
+		"securityContext.supplementalGroups":       anything,
+		"securityContext.supplementalGroupsPolicy": only("Merge"),
+		"securityContext.fsGroup":                  anything,
+		"securityContext.fsGroupChangePolicy":      anything, // a volume is always new: both policies do the same
+		"securityContext.seccompProfile":           into(),
+		"securityContext.seccompProfile.type":      only("Unconfined"),
+		"securityContext.appArmorProfile":          into(),
+		"securityContext.appArmorProfile.type":     only("Unconfined"),
+
+		"containers": into(),
+		"volumes":    into(),
+	}
+	for path, rule := range map[string]rule{
+		"name": anything, "image": anything, "command": anything, "args": anything, "workingDir": anything,
+		"imagePullPolicy": anything, "stdin": anything, "stdinOnce": anything, "tty": anything,
+		"ports": into(), "ports[].name": anything, "ports[].containerPort": anything, "ports[].protocol": anything,
+		"ports[].hostPort": refuse(""), "ports[].hostIP": refuse(""),
+		"envFrom": anything, "env": into(), "env[].name": anything, "env[].value": anything, "env[].valueFrom": into(),
+		"env[].valueFrom.fieldRef": anything, "env[].valueFrom.resourceFieldRef": anything,
+		"env[].valueFrom.configMapKeyRef": anything, "env[].valueFrom.secretKeyRef": anything,
+		"resources": into(), "resources.limits": into(), "resources.requests": into(), "resizePolicy": anything,
+		"resources.limits.cpu": anything, "resources.limits.memory": anything,
+		"resources.requests.cpu": anything, "resources.requests.memory": anything, "resources.requests.ephemeral-storage": anything,
+		"volumeMounts": into(), "volumeMounts[].name": anything, "volumeMounts[].readOnly": anything,
+		"volumeMounts[].recursiveReadOnly": only("Disabled"), "volumeMounts[].mountPath": anything,
+		"volumeMounts[].subPath": anything, "volumeMounts[].mountPropagation": only("None"),
+		"terminationMessagePath":                   only(corev1.TerminationMessagePathDefault),
+		"terminationMessagePolicy":                 only(string(corev1.TerminationMessageReadFile)),
+		"securityContext":                          into(),
+		"securityContext.privileged":               only("false"),
+		"securityContext.runAsUser":                anything,
+		"securityContext.runAsGroup":               anything,
+		"securityContext.runAsNonRoot":             anything,
+		"securityContext.readOnlyRootFilesystem":   anything,
+		"securityContext.allowPrivilegeEscalation": only("true"),
+		"securityContext.procMount":                only("Default"),
+		"securityContext.seccompProfile":           into(),
+		"securityContext.seccompProfile.type":      only("Unconfined"),
+		"securityContext.appArmorProfile":          into(),
+		"securityContext.appArmorProfile.type":     only("Unconfined"),
+		"securityContext.capabilities":             into(),
+	} {
+		r["containers[]."+path] = rule
+	}
+	for path, rule := range map[string]rule{
+		"name": anything, "emptyDir": into(), "emptyDir.medium": only("Memory"), "emptyDir.sizeLimit": anything,
+		"configMap": into(), "secret": into(), "downwardAPI": into(), "projected": into(),
+		"projected.defaultMode": anything, "projected.sources": into(),
+		"projected.sources[].serviceAccountToken": into(), "projected.sources[].serviceAccountToken.audience": anything,
+		"projected.sources[].serviceAccountToken.expirationSeconds": anything, "projected.sources[].serviceAccountToken.path": anything,
+		"hostPath":              refuse("the node's own files are not shared with machines"),
+		"persistentVolumeClaim": refuse("the node has no volume plugins"),
+	} {
+		r["volumes[]."+path] = rule
+	}
+	for _, source := range []string{"", "projected.sources[]."} {
+		for _, kind := range []string{"configMap", "secret", "downwardAPI"} {
+			p := "volumes[]." + source + kind
+			r[p] = into()
+			for _, f := range []string{"name", "secretName", "optional", "defaultMode", "items", "items[].key", "items[].path", "items[].mode", "items[].fieldRef", "items[].resourceFieldRef"} {
+				if f == "items" {
+					r[p+"."+f] = into()
+				} else {
+					r[p+"."+f] = anything
+				}
+			}
+		}
+	}
+	return r
+}
+
+// unsupported returns one sentence for each field of the pod that asks for what the
+// node cannot give, in the order of the specification. It is pure.
+func unsupported(pod *corev1.Pod) []string {
+	w := walker{rules: rules()}
+	w.fields(reflect.ValueOf(pod.Spec), "", "spec")
+	return w.faults
+}
+
+type walker struct {
+	rules  map[string]rule
+	faults []string
+}
+
+// fields checks each field of a struct or each entry of a map.
+func (w *walker) fields(v reflect.Value, path, shown string) {
+	if v.Kind() == reflect.Map {
+		for _, k := range v.MapKeys() {
+			w.value(v.MapIndex(k), join(path, k.String()), shown+"."+k.String())
+		}
+		return
+	}
+	t := v.Type()
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		if name == "" { // embedded: its fields appear as the struct's own
+			if t.Field(i).Anonymous {
+				w.fields(v.Field(i), path, shown)
+			}
+			continue
+		}
+		w.value(v.Field(i), join(path, name), shown+"."+name)
+	}
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// value checks one field.
+func (w *walker) value(v reflect.Value, path, shown string) {
+	if v.IsZero() || (v.Kind() == reflect.Slice || v.Kind() == reflect.Map) && v.Len() == 0 {
+		return
+	}
+	r, known := w.rules[path]
+	plain := v
+	for plain.Kind() == reflect.Pointer {
+		plain = plain.Elem()
+	}
+	switch {
+	case known && r.into:
+		w.descend(plain, path, shown)
+	case !known:
+		w.faults = append(w.faults, shown+": not supported yet")
+	case !r.admits(plain.Interface()):
+		w.refuse(plain, r, shown)
+	}
+}
+
+func (w *walker) refuse(v reflect.Value, r rule, shown string) {
+	msg := shown + ": not supported yet"
+	switch v.Kind() {
+	case reflect.Struct, reflect.Slice, reflect.Map:
+	default:
+		if len(r.only) > 0 {
+			msg = fmt.Sprintf("%s: %v is not supported yet, only %s", shown, v.Interface(), strings.Join(r.only, ", "))
+		}
+	}
+	if r.hint != "" {
+		msg += " (" + r.hint + ")"
+	}
+	w.faults = append(w.faults, msg)
+}
+
+func (w *walker) descend(v reflect.Value, path, shown string) {
+	switch v.Kind() {
+	case reflect.Slice:
+		for i := range v.Len() {
+			w.fields(v.Index(i), path+"[]", fmt.Sprintf("%s[%d]", shown, i))
+		}
+	case reflect.Struct, reflect.Map:
+		w.fields(v, path, shown)
+	default:
+		w.faults = append(w.faults, shown+": not supported yet")
+	}
+}

@@ -1,0 +1,318 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"context"
+	"log/slog"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// worker owns one pod on this node. Its loop is the only one that touches its state;
+// everything that blocks runs beside it and posts its outcome.
+type worker struct {
+	env *environment
+	log *slog.Logger
+	uid string
+
+	mu    sync.Mutex
+	inbox []func(*state) // guarded by mu
+	bell  chan struct{}  // holds one when the inbox is not empty
+
+	// published is the pod with the status that was last handed out.
+	published atomic.Pointer[corev1.Pod]
+	// view is what the kubelet API may know.
+	view atomic.Pointer[podView]
+	// done is closed when the loop has ended and nothing of it is left.
+	done chan struct{}
+
+	// What follows belongs to the loop.
+	s state
+	// start is the context of everything that brings the pod up; cancelled when it is to go.
+	start     context.Context //nolint:containedctx // the lifetime of the loop's own work
+	stopStart context.CancelFunc
+	// hold is the context of what watches and copies from the machine that is held.
+	hold  *machineHold
+	acts  sync.WaitGroup
+	dirty bool // the record is not what the state is
+	mark  milestones
+}
+
+// environment is what all workers share.
+type environment struct {
+	log       *slog.Logger
+	supply    Supply
+	images    Images
+	logs      Logs
+	records   records
+	objects   *objects
+	puller    puller
+	events    events
+	content   contentSource
+	variables envSource
+	api       podAPI
+	dns       DNS
+	observer  Observer
+	// publish hands a pod with a new status to virtual-kubelet. It does not block.
+	publish func(*corev1.Pod)
+	// gone is called when nothing of a worker's pod is left.
+	gone func(*worker)
+
+	nodeIP, machineAddress string
+	allocatable            corev1.ResourceList
+	// silence is how long a guest may not answer until its machine is given up.
+	silence time.Duration
+}
+
+func newWorker(env *environment, s state) *worker {
+	w := &worker{
+		env: env, uid: string(s.pod.UID), s: s,
+		log:  env.log.With("pod", s.pod.Namespace+"/"+s.pod.Name, "podUID", s.pod.UID),
+		bell: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	w.published.Store(s.pod)
+	w.view.Store(&podView{})
+	return w
+}
+
+// post lets the loop run f. It does not block and may be called from anywhere.
+func (w *worker) post(f func(*state)) {
+	w.mu.Lock()
+	w.inbox = append(w.inbox, f)
+	w.mu.Unlock()
+	select {
+	case w.bell <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) take() []func(*state) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fs := w.inbox
+	w.inbox = nil
+	return fs
+}
+
+// update tells the worker what the API has now; the latest wins.
+func (w *worker) update(pod *corev1.Pod) {
+	w.post(func(s *state) {
+		keep := s.pod.Status
+		s.pod = pod
+		if pod.Status.Phase == "" { // a caller without the API's status
+			s.pod.Status = keep
+		}
+		if s.plan != nil {
+			for i := range s.plan.containers {
+				if c := containerNamed(pod, s.plan.containers[i].spec.Name); c != nil {
+					s.plan.containers[i].spec = c
+				}
+			}
+		}
+		w.dirty = true
+	})
+}
+
+// terminate tells the worker to end the pod. A shorter grace than before replaces it.
+func (w *worker) terminate(grace time.Duration) {
+	now := time.Now()
+	w.post(func(s *state) {
+		switch {
+		case s.deletion == nil:
+			s.deletion = &deletion{since: now, grace: grace}
+		case now.Add(grace).Before(s.deletion.deadline()):
+			s.deletion.grace = now.Add(grace).Sub(s.deletion.since)
+		}
+	})
+}
+
+// run is the loop. It returns when the pod is gone, or ctx ends: then machine and
+// record stay for the next process.
+func (w *worker) run(ctx context.Context) {
+	defer close(w.done)
+	w.start, w.stopStart = context.WithCancel(ctx)
+	defer func() {
+		w.stopStart()
+		w.letGo()
+		w.acts.Wait()
+	}()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	w.admit()
+	for {
+		for _, f := range w.take() {
+			f(&w.s)
+		}
+		d := w.step(ctx)
+		if w.s.stage == stageTerminated {
+			return
+		}
+		wake := time.Hour
+		if !d.wake.IsZero() {
+			wake = max(0, time.Until(d.wake))
+		}
+		timer.Reset(wake)
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.bell:
+		case <-timer.C:
+		}
+	}
+}
+
+// step decides and acts until there is nothing more to do at once.
+func (w *worker) step(ctx context.Context) decision {
+	for {
+		now := time.Now()
+		d := decide(&w.s, now)
+		again := w.act(ctx, &d, now)
+		for i, key := range imagesOf(&w.s) {
+			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, i), w.s.images[key], now); !at.IsZero() {
+				d.wakeAt(at)
+			}
+		}
+		if w.dirty {
+			w.save()
+		}
+		w.publish(now)
+		if !again {
+			return d
+		}
+	}
+}
+
+func imagesOf(s *state) []imageKey {
+	if s.plan == nil {
+		return nil
+	}
+	return s.plan.images
+}
+
+// firstUser is the name of the first container that uses the i-th image.
+func firstUser(p *plan, i int) string {
+	for _, c := range p.containers {
+		if c.image == p.images[i] {
+			return c.spec.Name
+		}
+	}
+	return ""
+}
+
+// act does what was decided. It reports whether the state changed at once, so that
+// there is more to decide; what takes time posts when it is over.
+func (w *worker) act(ctx context.Context, d *decision, now time.Time) (again bool) {
+	s := &w.s
+	switch {
+	case d.finish:
+		w.advance(stageFinished)
+		again = true
+	case d.terminate:
+		w.advance(stageTerminating)
+		w.stopStart()
+		if s.machine.step == machineHeld {
+			for _, c := range s.containers {
+				if c.step == containerRunning {
+					w.env.events.container(s.pod, c.name, false, eventKilling, "Stopping container "+c.name)
+				}
+			}
+		}
+		again = true
+	}
+	for _, i := range d.restart {
+		w.prepareRestart(i, now)
+		again = true
+	}
+	for _, key := range d.pull {
+		w.pull(key)
+	}
+	switch {
+	case d.adopt:
+		w.adopt(ctx)
+	case d.acquire:
+		w.acquire()
+	case d.prepare:
+		w.prepare()
+	case d.start >= 0:
+		w.startContainer(d.start)
+	}
+	if d.list {
+		w.list(ctx)
+	}
+	if len(d.signals) > 0 {
+		w.signal(ctx, d.signals)
+	}
+	if d.release {
+		w.release(ctx)
+	}
+	if d.cleanup {
+		w.cleanup(ctx)
+	}
+	return again
+}
+
+// advance moves the stage forward, never back.
+func (w *worker) advance(to stage) {
+	if to > w.s.stage {
+		w.log.Info("Pod enters stage", "stage", to.String())
+		w.s.stage = to
+		w.dirty = true
+	}
+}
+
+// prepareRestart makes an ended run the last one and plans the next.
+func (w *worker) prepareRestart(i int, now time.Time) {
+	c := w.s.containers[i]
+	c.notBefore = c.backoff.wait(c.exit.FinishedAt)
+	if c.notBefore.After(now) {
+		w.env.events.container(w.s.pod, c.name, true, eventBackOff, "Back-off restarting failed container "+c.name+" in pod "+w.s.pod.Name)
+	}
+	c.last, c.exit = c.exit, nil
+	c.attempt++
+	c.step, c.drained, c.copying, c.stopSent = containerWaiting, false, false, false
+	c.reason, c.message, c.failures, c.startedAt = "", "", 0, time.Time{}
+	w.dirty = true
+}
+
+// save writes the record. What follows from it waits until it is on disk. A record
+// that cannot be written is no reason to stop a pod: the disk may be full for a
+// while, and what is lost is only the adoption of this pod.
+func (w *worker) save() {
+	if w.s.stage >= stageTerminating && w.s.deletion.cleaning {
+		return
+	}
+	w.dirty = false
+	if err := w.env.records.save(recordOf(&w.s)); err != nil {
+		w.log.Error("Cannot write the pod's record", "err", err)
+		w.dirty = true
+	}
+}
+
+// publish hands out the status when it changed.
+func (w *worker) publish(now time.Time) {
+	s := &w.s
+	old := w.published.Load()
+	status := podStatus(s, &old.Status, w.env.nodeIP, now)
+	w.view.Store(viewOf(s, w.hold))
+	if s.stage == stageTerminated || reflect.DeepEqual(old.Status, status) && sameMeta(old, s.pod) {
+		return
+	}
+	pod := s.pod.DeepCopy()
+	pod.Status = status
+	w.published.Store(pod)
+	if status.Phase == corev1.PodRunning && old.Status.Phase != corev1.PodRunning {
+		w.mark.running = now
+	}
+	w.env.publish(pod)
+}
+
+func sameMeta(a, b *corev1.Pod) bool {
+	return a.Generation == b.Generation && reflect.DeepEqual(a.Labels, b.Labels) && reflect.DeepEqual(a.Annotations, b.Annotations) &&
+		reflect.DeepEqual(a.Finalizers, b.Finalizers) && reflect.DeepEqual(a.Spec.Tolerations, b.Spec.Tolerations)
+}
