@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
@@ -15,14 +16,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agent"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agent/linux"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agent/runc"
 )
 
 // portTimeout: ports appear within milliseconds of their device, some 100 ms under
 // emulation; a machine that has none has lost its host.
 const portTimeout = 10 * time.Second
 
+// stateDir is on the tmpfs that the boot mounted.
+const stateDir = "/run/firkin"
+
 func main() {
+	// A container's first process begins as a copy of this program.
+	runc.Init()
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(32 << 20)
 	if err := run(); err != nil {
@@ -34,7 +42,6 @@ func main() {
 }
 
 func run() error {
-	started := time.Now()
 	system, err := linux.Boot()
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
@@ -57,8 +64,19 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	runtime, err := runc.New(runc.Options{ScratchDir: system.ScratchDir(), StateDir: stateDir})
+	if err != nil {
+		return err
+	}
+	server, err := agent.NewServer(agent.Options{
+		System: system, Runtime: runtime, Version: system.Version(),
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return err
+	}
 	say("ready")
-	return serve(ctx, listener, system, started)
+	return server.Serve(ctx, listener)
 }
 
 // listen takes vsock where there is a device for it and the virtio-serial port

@@ -26,7 +26,7 @@ func buildAgent(ctx context.Context, arch, path string) error {
 		"CGO_CFLAGS=-O2", "CGO_LDFLAGS=",
 	}
 	err := run(ctx, env, "go", "build", "-o", path, "-trimpath", "-buildvcs=false",
-		"-tags", "netgo osusergo",
+		"-tags", "netgo osusergo runc_nocriu",
 		"-ldflags", "-s -w -buildid= -linkmode=external -extldflags '-static -Wl,--build-id=none'",
 		"github.com/vk-firkin/vk-firkin/cmd/firkin-agent")
 	if err != nil {

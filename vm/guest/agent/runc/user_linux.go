@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
@@ -52,13 +53,18 @@ func lookUpUser(u agent.User, passwd, group string) (user, error) {
 	if err != nil {
 		return user{}, fmt.Errorf("%w: user %q: %w", agent.ErrPrecondition, spec, err)
 	}
-	out := user{uid: found.Uid, gid: found.Gid, groups: found.Sgids}
+	out := user{uid: found.Uid, gid: found.Gid}
 	if u.GID != nil {
 		out.gid = int(*u.GID)
 	}
+	// The primary group is among them, as containerd does it: a program that drops
+	// groups must not gain what the group was denied (CVE-2022-2995).
+	out.groups = append([]int{out.gid}, found.Sgids...)
 	for _, g := range u.Groups {
 		out.groups = append(out.groups, int(g))
 	}
+	slices.Sort(out.groups)
+	out.groups = slices.Compact(out.groups)
 	if u.RequireNonRoot && out.uid == 0 {
 		return user{}, fmt.Errorf("%w: the pod must not run as root and the image's user is %q (uid 0)", agent.ErrPrecondition, u.Image)
 	}
