@@ -127,6 +127,14 @@ func xattrs(e images.Entry, attrs map[string]string) images.Entry {
 // capNetBind is cap_net_bind_service=ep as the kernel stores it.
 const capNetBind = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
+// manyXattrs do not fit into an inode.
+func manyXattrs() map[string]string {
+	return map[string]string{
+		"user.zz": strings.Repeat("z", 500), "user.aaa": strings.Repeat("a", 600), "user.b": strings.Repeat("b", 700),
+		"security.capability": capNetBind, "system.posix_acl_access": acl(),
+	}
+}
+
 // acl of getxattr: owner rwx, user 1000 r, group r, mask r, others none.
 func acl() string {
 	b := binary.LittleEndian.AppendUint32(nil, 2)
@@ -154,6 +162,7 @@ func richLayers(t testing.TB) [][]byte {
 			images.Symlink("short", "owned"), images.Symlink("long", "/"+strings.Repeat("l", 2000)),
 			images.Hardlink("other", "owned"),
 			xattrs(images.File("cap", 0o755, "c"), map[string]string{"security.capability": capNetBind, "user.note": "hi", "security.selinux": "dropped", "trusted.overlay.opaque": "y"}),
+			xattrs(images.File("many", 0o644, "m"), manyXattrs()),
 			xattrs(images.File("acl", 0o740, "a"), map[string]string{"system.posix_acl_access": acl()}),
 			device("null", tar.TypeChar, 1, 3), device("disk", tar.TypeBlock, 259, 300), device("fifo", tar.TypeFifo, 0, 0),
 			images.File(strings.Repeat("n", 255), 0o644, "long name"),

@@ -42,7 +42,10 @@ func index(ctx context.Context, layers []opener, limits Limits) (*tree, error) {
 // after the file it leads to. Layers are read a second time for that, and must not have
 // changed.
 func flatten(ctx context.Context, t *tree, layers []opener, w io.Writer) error {
-	tw := tar.NewWriter(w)
+	// Headers are small writes, and w may be a pipe where each costs a switch.
+	bw := bufio.NewWriterSize(w, 256<<10)
+	tw := tar.NewWriter(bw)
+	buf := make([]byte, 256<<10)
 	f := &flattener{tw: tw, names: map[*inode]string{}, files: make([]map[int]*inode, len(layers))}
 	if err := f.header(t.root.inode, "./"); err != nil {
 		return err
@@ -67,7 +70,7 @@ func flatten(ctx context.Context, t *tree, layers []opener, w io.Writer) error {
 			if err := f.header(n, f.names[n]); err != nil {
 				return err
 			}
-			if _, err := io.Copy(tw, r); err != nil {
+			if _, err := io.CopyBuffer(tw, r, buf); err != nil {
 				return err
 			}
 			if left == 0 {
@@ -88,7 +91,10 @@ func flatten(ctx context.Context, t *tree, layers []opener, w io.Writer) error {
 			return fmt.Errorf("link %.256q: %w", l.name, err)
 		}
 	}
-	return tw.Close()
+	if err := tw.Close(); err != nil {
+		return err
+	}
+	return bw.Flush()
 }
 
 var errEnough = errors.New("nothing more to read here")
