@@ -25,7 +25,7 @@ func TestSupplyProperties(t *testing.T) {
 	held := map[string]*Lease{}
 	paths := map[string]int{}
 	chaos := &chaos{rng: rand.New(rand.NewPCG(seed, 1))}
-	for step := range 400 {
+	for step := range 150 {
 		if rng.IntN(3) == 0 {
 			n.driver.SetFault(chaos.fault)
 		} else {
