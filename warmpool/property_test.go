@@ -22,6 +22,9 @@ func TestSupplyProperties(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	n := newNode(t)
+	n.stop()
+	n.patience = 300 * time.Millisecond // silent guests are part of it
+	n.start()
 	held := map[string]*Lease{}
 	paths := map[string]int{}
 	chaos := &chaos{rng: rand.New(rand.NewPCG(seed, 1))}
