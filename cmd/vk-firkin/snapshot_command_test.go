@@ -133,7 +133,7 @@ func TestSnapshotCommandChanges(t *testing.T) {
 	if out, err := h.run(t, "gc", "--grace", "0s", "--dry-run"); err != nil || !strings.Contains(out, "would remove") {
 		t.Errorf("dry run: %v\n%s", err, out)
 	}
-	if out, err := h.run(t, "gc", "--grace", "0s"); err != nil || !strings.Contains(out, "removed 1 MiB") {
+	if out, err := h.run(t, "gc", "--grace", "0s"); err != nil || !strings.Contains(out, "removed 5 MiB") {
 		t.Errorf("gc: %v\n%s", err, out)
 	}
 	for _, args := range [][]string{{"ls"}, {"ls", "-o", "name"}, {"ls", "-o", "json"}, {"verify"}, {"gc"}} {

@@ -152,15 +152,16 @@ func (s *Store) seal(ctx context.Context, m vm.Machine, key []byte) (step string
 		return "boot guest", err
 	}
 	defer func() { err = errors.Join(err, ignoreClosed(client.Close())) }()
-	entropy := make([]byte, entropyBytes)
-	_, _ = rand.Read(entropy)
+	random := make([]byte, entropyBytes+challengeBytes)
+	_, _ = rand.Read(random) // never fails: it ends the process instead
 	// No network: what is in force now would be in every machine's memory.
 	err = s.call(ctx, func(ctx context.Context) error {
 		_, err := client.Agent.Refresh(ctx, connect.NewRequest(&agentv1.RefreshRequest{
 			TimeUnixNano: s.opts.Now().UnixNano(),
-			Entropy:      entropy,
+			Entropy:      random[:entropyBytes],
 			MachineId:    randomHex(machineIDDigits),
 			Hostname:     "firkin",
+			Challenge:    random[entropyBytes:], // the protocol wants one; nothing is sealed yet
 		}))
 		return err
 	})
@@ -191,14 +192,18 @@ func (s *Store) publish(ctx context.Context, dir string, names []string, sealKey
 	slices.Sort(members)
 	for _, name := range members {
 		path := filepath.Join(dir, filepath.FromSlash(name))
-		size, sum, err := hashFile(ctx, path)
+		sparse, err := hasHoles(path)
+		if err != nil {
+			return fmt.Errorf("look at %q: %w", name, err)
+		}
+		size, sum, err := digestFile(ctx, path, sparse)
 		if err != nil {
 			return fmt.Errorf("read %q: %w", name, err)
 		}
 		if err := s.opts.fs.Sync(path); err != nil {
 			return fmt.Errorf("sync %q: %w", name, err)
 		}
-		m.Members = append(m.Members, Member{Name: name, Size: size, SHA256: sum})
+		m.Members = append(m.Members, Member{Name: name, Size: size, SHA256: sum, Sparse: sparse})
 	}
 	if err := s.opts.fs.Sync(saved); err != nil {
 		return fmt.Errorf("sync %q: %w", machineDir, err)

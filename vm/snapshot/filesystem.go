@@ -61,6 +61,16 @@ func FreeBytes(path string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert,gosec // the types differ between systems
 }
 
+// hasHoles tells whether a file takes less of the disk than its size.
+func hasHoles(path string) (bool, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return false, err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Blocks*512 < info.Size(), nil // 512 is the unit of st_blocks
+}
+
 // allocatedBytes is what the files of a directory really take, holes left out.
 func allocatedBytes(dir string) (int64, error) {
 	var n int64

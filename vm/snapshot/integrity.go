@@ -14,31 +14,38 @@ import (
 	"path/filepath"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
 )
 
-// hashFile streams a file's SHA-256. It ends early with ctx.Err.
-func hashFile(ctx context.Context, path string) (size int64, sum string, err error) {
+// digestFile streams a file's digest: its SHA-256, or for a sparse one
+// kit.SparseDigest, which reads only what is not a hole. A guest of 8 GiB has touched
+// some 50 MB of its memory when it is saved. It ends early with ctx.Err.
+func digestFile(ctx context.Context, path string, sparse bool) (size int64, sum string, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return 0, "", err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	h := sha256.New()
-	buf := make([]byte, 1<<20) // large enough that the calls do not count
-	for {
-		if err := ctx.Err(); err != nil {
-			return 0, "", err
+	stop := context.AfterFunc(ctx, func() { _ = f.Close() })
+	defer func() {
+		if !stop() {
+			err = ctx.Err()
+			return
 		}
-		n, err := f.Read(buf)
-		h.Write(buf[:n])
-		size += int64(n)
-		if err == io.EOF {
-			return size, hex.EncodeToString(h.Sum(nil)), nil
-		}
-		if err != nil {
-			return 0, "", err
-		}
+		err = errors.Join(err, f.Close())
+	}()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, "", err
 	}
+	if sparse {
+		sum, err = kit.SparseDigest(f, info.Size())
+		return info.Size(), sum, err
+	}
+	h := sha256.New()
+	// A buffer large enough that the calls do not count; without WriterTo and
+	// ReaderFrom in the way.
+	size, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+	return size, hex.EncodeToString(h.Sum(nil)), err
 }
 
 // checkSizes is the cheap check before every use: every member is there, a regular
@@ -73,7 +80,7 @@ func verifySet(ctx context.Context, dir string, m Manifest) error {
 		return err
 	}
 	for _, f := range m.Members {
-		size, sum, err := hashFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Name)))
+		size, sum, err := digestFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Name)), f.Sparse)
 		switch {
 		case err != nil:
 			return fmt.Errorf("read %q: %w", f.Name, err)

@@ -54,9 +54,12 @@ type Manifest struct {
 // Member is one file of a set.
 type Member struct {
 	// Name is the path inside the set, with slashes.
-	Name   string `json:"name"`
-	Size   int64  `json:"size"`
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+	// SHA256 is over the content, or with Sparse over its blocks that are not all
+	// zero and their places, as kit.SparseDigest defines it: the file is mostly holes.
 	SHA256 string `json:"sha256"`
+	Sparse bool   `json:"sparse,omitempty"`
 }
 
 // ErrManifest: a manifest is damaged or of a version this program cannot read.

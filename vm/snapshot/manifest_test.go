@@ -73,8 +73,8 @@ func testManifest() Manifest {
 		Compatibility: "qemu-9-tcg", KitDigest: "sha256:" + strings.Repeat("c", 64),
 		Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20},
 		Members: []Member{
-			{"machine/memory", 256 << 20, strings.Repeat("d", 64)},
-			{"seal.key", 32, strings.Repeat("e", 64)},
+			{"machine/memory", 256 << 20, strings.Repeat("d", 64), true},
+			{"seal.key", 32, strings.Repeat("e", 64), false},
 		},
 	}
 }

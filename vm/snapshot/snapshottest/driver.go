@@ -271,6 +271,10 @@ func (m *Machine) Save(_ context.Context, dir string) ([]string, error) {
 			return nil, err
 		}
 	}
+	// Mostly a hole, as a real disk is.
+	if err := os.Truncate(filepath.Join(dir, "scratch"), 4<<20); err != nil {
+		return nil, err
+	}
 	return []string{"memory", "scratch", "device"}, nil
 }
 
@@ -421,6 +425,9 @@ func (a *Agent) Refresh(_ context.Context, r *connect.Request[agentv1.RefreshReq
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if len(r.Msg.Challenge) != 32 || len(r.Msg.MachineId) != 32 || len(r.Msg.Entropy) < 32 || len(r.Msg.Entropy) > 256 {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("not what the protocol says"))
+	}
 	a.refreshes = append(a.refreshes, r.Msg)
 	resp := &agentv1.RefreshResponse{}
 	if a.sealKey != nil && !a.Unsealed {
