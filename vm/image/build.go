@@ -124,7 +124,7 @@ func (s *Store) tempDir() (path string, done func(), err error) {
 		if err := s.fsys.Mkdir(path); err != nil {
 			return err
 		}
-		l, err = lockFile(filepath.Join(path, ownerName), true, false, true)
+		l, err = lockFile(filepath.Join(path, ownerName), true, true)
 		return err
 	})
 	done = func() {

@@ -109,10 +109,10 @@ func writeFile(fsys filesystem, path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// lockFile takes an advisory lock on a file that it makes if need be. With wait
-// false it returns errLocked at once when another holds it. The lock ends with the returned
-// closer, and with the process.
-func lockFile(path string, exclusive, wait, create bool) (*os.File, error) {
+// lockFile takes an advisory lock on a file, which it makes if create says so. It
+// does not wait: errLocked means that another holds it. The lock ends when the
+// file is closed, and with the process.
+func lockFile(path string, exclusive, create bool) (*os.File, error) {
 	flags := os.O_RDONLY
 	if create {
 		flags = os.O_RDWR | os.O_CREATE
@@ -121,12 +121,9 @@ func lockFile(path string, exclusive, wait, create bool) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	how := syscall.LOCK_SH
+	how := syscall.LOCK_SH | syscall.LOCK_NB
 	if exclusive {
-		how = syscall.LOCK_EX
-	}
-	if !wait {
-		how |= syscall.LOCK_NB
+		how = syscall.LOCK_EX | syscall.LOCK_NB
 	}
 	for {
 		err = syscall.Flock(int(f.Fd()), how)

@@ -27,12 +27,30 @@ func testRegistry(t testing.TB, opts images.RegistryOptions) *images.Registry {
 }
 
 func testOptions(r *images.Registry) Options {
-	o := Options{SlotBytes: testSlot, Arch: "amd64", retryDelay: time.Millisecond}
+	o := Options{SlotBytes: testSlot, Arch: "amd64", fsys: unsyncedFS{}, retryDelay: time.Millisecond}
 	if r != nil {
 		o.InsecureRegistries = []string{r.Addr()}
 	}
 	return o
 }
+
+// unsyncedFS is the real file system without waiting for the disk, which tests
+// that make hundreds of images do not need.
+type unsyncedFS struct{ osFS }
+
+func (unsyncedFS) SyncDir(string) error { return nil }
+
+func (u unsyncedFS) Create(path string) (file, error) {
+	f, err := u.osFS.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	return unsyncedFile{f}, nil
+}
+
+type unsyncedFile struct{ file }
+
+func (unsyncedFile) Sync() error { return nil }
 
 func openStore(t testing.TB, dir string, opts Options) *Store {
 	t.Helper()

@@ -311,7 +311,7 @@ func (s *Store) letGo(e *entry) {
 // lockEntry takes the shared lock that keeps other processes from removing an
 // image. errAbsent means they have.
 func lockEntry(path string) (*os.File, error) {
-	l, err := lockFile(path, false, false, false)
+	l, err := lockFile(path, false, false)
 	if errors.Is(err, errLocked) || errors.Is(err, fs.ErrNotExist) {
 		return nil, errAbsent
 	}

@@ -253,10 +253,12 @@ func TestRegistryFaults(t *testing.T) {
 		{"truncated blob", images.OnBlobs(images.Action{TruncateAfter: 10}), ErrUnavailable, "unexpected EOF"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // the hanging ones wait for their timeouts
 			r := testRegistry(t, images.RegistryOptions{})
 			ref := push(t, r, "app", small(t, "amd64"))
 			opts := testOptions(r)
-			opts.Timeouts = Timeouts{Header: 100 * time.Millisecond, Stall: 100 * time.Millisecond}
+			// Short, yet long enough for a healthy registry on a busy machine.
+			opts.Timeouts = Timeouts{Header: time.Second, Stall: time.Second}
 			dir := t.TempDir()
 			s := openStore(t, dir, opts)
 			r.SetFault(tt.fault)

@@ -98,6 +98,8 @@ type Store struct {
 	ctx    context.Context // of the store's own work; ends with Close
 	cancel context.CancelFunc
 
+	dirMu sync.Mutex // before the directory's lock, so that only processes poll for it
+
 	mu     sync.Mutex
 	images map[string]*entry // by digest
 	closed bool
@@ -184,14 +186,31 @@ const (
 	trashPrefix = ".trash-"
 )
 
+// How long another process may hold the directory's lock, which it does for
+// the time of a few renames and unlinks, and how often to look.
+const (
+	lockPatience = 30 * time.Second
+	lockPoll     = 5 * time.Millisecond
+)
+
 // exclusive runs do while no other process, and no other store of this one,
 // makes or removes directories here.
 func (s *Store) exclusive(do func() error) error {
-	l, err := lockFile(filepath.Join(s.dir, lockName), true, true, true)
-	if err != nil {
-		return err
+	s.dirMu.Lock()
+	defer s.dirMu.Unlock()
+	path := filepath.Join(s.dir, lockName)
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+		l, err := lockFile(path, true, true)
+		if err == nil {
+			return errors.Join(do(), l.Close())
+		}
+		if !errors.Is(err, errLocked) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("another process has held %s for %s", path, lockPatience)
+		}
 	}
-	return errors.Join(do(), l.Close())
 }
 
 // load sweeps the directory and lists the images in it.
@@ -233,7 +252,7 @@ func (s *Store) load() error {
 
 // sweep removes a temporary directory unless its owner lives.
 func (s *Store) sweep(path string) error {
-	l, err := lockFile(filepath.Join(path, ownerName), true, false, true)
+	l, err := lockFile(filepath.Join(path, ownerName), true, true)
 	if errors.Is(err, errLocked) {
 		return nil
 	}
@@ -295,7 +314,7 @@ func (s *Store) read(digest string) (*entry, error) {
 // discard moves an image out of sight at once, then removes it. One that another
 // process has pinned it leaves alone and returns errLocked.
 func (s *Store) discard(path string) error {
-	l, err := lockFile(filepath.Join(path, recordName), true, false, false)
+	l, err := lockFile(filepath.Join(path, recordName), true, false)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -212,23 +212,37 @@ func TestFaultAtEveryStep(t *testing.T) {
 		img.Release()
 		return err
 	}
-	prepare := func() string {
+	template := t.TempDir()
+	s, err := Open(template, testOptions(r))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := s.Pull(t.Context(), old, PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.Release()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	prepare := func() string { // files never change, so links are copies
 		dir := t.TempDir()
-		s, err := Open(dir, testOptions(r))
+		err := filepath.WalkDir(template, func(p string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			to := filepath.Join(dir, strings.TrimPrefix(p, template))
+			if d.IsDir() {
+				return os.MkdirAll(to, 0o700)
+			}
+			return os.Link(p, to)
+		})
 		if err != nil {
-			t.Fatal(err)
-		}
-		img, err := s.Pull(t.Context(), old, PullOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		img.Release()
-		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		return dir
 	}
-	count := &faultyFS{filesystem: osFS{}}
+	count := &faultyFS{filesystem: unsyncedFS{}}
 	if err := scenario(prepare(), count); err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +257,7 @@ func TestFaultAtEveryStep(t *testing.T) {
 				fault = syscall.ENOSPC
 			}
 			dir := prepare()
-			fsys := &faultyFS{filesystem: osFS{}, n: n, err: fault, sticky: sticky}
+			fsys := &faultyFS{filesystem: unsyncedFS{}, n: n, err: fault, sticky: sticky}
 			err := scenario(dir, fsys)
 			if err != nil {
 				failures++
