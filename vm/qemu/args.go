@@ -128,7 +128,8 @@ func arguments(l launch) []string {
 	// report: a full host is an I/O error to the guest, not a machine that stands still.
 	add("-device", "virtio-blk-pci,drive=scratch,serial=scratch,werror=report,rerror=report,addr=0x8")
 
-	add("-netdev", "user,id=net")
+	// Without IPv6: its router would wake idle guests with announcements.
+	add("-netdev", "user,id=net,ipv6=off")
 	add("-device", "virtio-net-pci,netdev=net,mac="+macAddress+",romfile=,addr=0x9")
 
 	if l.incoming {
