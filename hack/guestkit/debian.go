@@ -99,25 +99,32 @@ func kernelPackage(ctx context.Context, arch, cache string, update bool) (string
 	if err != nil {
 		return "", fmt.Errorf("look up %s: %w", meta, err)
 	}
-	old := downloaded(cache)
 	if _, err := a.run(ctx, "apt-get", "download", pkg); err != nil {
 		return "", fmt.Errorf("download %s: %w", pkg, err)
 	}
-	for _, f := range debs(cache) {
-		if f != old || old == "" {
+	// apt checked it against the signed lists; older ones may lie beside it.
+	name, _, _ := strings.Cut(pkg, "=")
+	var found string
+	for _, file := range debs(cache) {
+		if strings.HasPrefix(filepath.Base(file), name+"_") && strings.Contains(file, debVersion(pkg)) {
+			found = file
 			continue
 		}
-		// A newer one may have come beside the old one.
-		if others := debs(cache); len(others) > 1 {
-			if err := os.Remove(old); err != nil {
-				return "", err
-			}
+		if err := os.Remove(file); err != nil {
+			return "", err
 		}
 	}
-	if have := downloaded(cache); have != "" {
-		return have, nil
+	if found == "" {
+		return "", fmt.Errorf("download %s: apt-get left no package", pkg)
 	}
-	return "", errors.New("apt-get download left no package")
+	return found, nil
+}
+
+// debVersion is the version of "name=version" as file names have it: apt writes the
+// colon of an epoch as %3a.
+func debVersion(pkg string) string {
+	_, version, _ := strings.Cut(pkg, "=")
+	return strings.ReplaceAll(version, ":", "%3a")
 }
 
 func debs(cache string) []string {

@@ -62,8 +62,8 @@ func FindPort(timeout time.Duration) (string, bool) {
 
 // PortListener accepts the host's conversations on a virtio-serial port, one after the
 // other. A port is one stream that is always there: Accept returns when the host has
-// written something, reads end with io.EOF when the host hangs up, and bytes of an earlier
-// conversation may come first. The next Accept is to come after the close of the
+// written something, reads end with io.EOF when the host hangs up, unless another connects
+// at once, and bytes of an earlier conversation may come first. The next Accept is to come after the close of the
 // connection before; until then it waits.
 //
 // Waiting costs nothing: virtio_console wakes pollers when data comes and when the host

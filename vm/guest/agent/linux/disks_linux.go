@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -138,33 +137,6 @@ func flushBuffers(dev string) error {
 	defer f.Close()
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKFLSBUF, 0); err != nil {
 		return fmt.Errorf("flush buffers of %s: %w", dev, err)
-	}
-	return nil
-}
-
-// fstrimRange is struct fstrim_range of linux/fs.h.
-type fstrimRange struct {
-	start, length, minLength uint64
-}
-
-// fitrim is FITRIM, _IOWR('X', 121, struct fstrim_range), of linux/fs.h.
-const fitrim = 0xc0185879
-
-// trimMin: smaller holes cost a request each and give the host little back.
-const trimMin = 1 << 20
-
-// trimScratch tells the host which blocks of the scratch disk are free. A disk that
-// cannot be told is left as it is.
-func trimScratch() error {
-	f, err := os.Open(scratchDir)
-	if err != nil {
-		return fmt.Errorf("trim scratch disk: %w", err)
-	}
-	defer f.Close()
-	r := fstrimRange{length: ^uint64(0), minLength: trimMin}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fitrim, uintptr(unsafe.Pointer(&r)))
-	if errno != 0 && errno != unix.EOPNOTSUPP {
-		return fmt.Errorf("trim scratch disk: %w", errno)
 	}
 	return nil
 }

@@ -76,9 +76,9 @@ func parseNetwork(n agent.Network) (network, error) {
 		}
 		out.nameservers = append(out.nameservers, a)
 	}
-	// 1280 is what IPv6 needs (RFC 8200, section 5), 65535 what an IPv4 packet can have.
-	if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
-		return out, fmt.Errorf("network MTU %d, want 1280 to 65535", n.MTU)
+	// 576 is what every IPv4 host must take (RFC 791), 65535 what a packet can have.
+	if n.MTU != 0 && (n.MTU < 576 || n.MTU > 65535) {
+		return out, fmt.Errorf("network MTU %d, want 576 to 65535", n.MTU)
 	}
 	out.mtu = n.MTU
 	return out, nil
@@ -145,4 +145,16 @@ func parseCPUTime(text string) (time.Duration, error) {
 		sum += n
 	}
 	return time.Duration(sum) * tick, nil
+}
+
+// hasKey reads a capability bitmap of sysfs: words of 64 bits in hexadecimal, the
+// highest first.
+func hasKey(bitmap string, key int) bool {
+	words := strings.Fields(bitmap)
+	i := len(words) - 1 - key/64
+	if i < 0 {
+		return false
+	}
+	word, err := strconv.ParseUint(words[i], 16, 64)
+	return err == nil && word>>(key%64)&1 == 1
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"unsafe"
@@ -226,16 +225,4 @@ func awaitLine(f *os.File) error {
 		err = errors.New("short event")
 	}
 	return err
-}
-
-// hasKey reads a capability bitmap of sysfs: words of 64 bits in hexadecimal, the
-// highest first.
-func hasKey(bitmap string, key int) bool {
-	words := strings.Fields(bitmap)
-	i := len(words) - 1 - key/64
-	if i < 0 {
-		return false
-	}
-	word, err := strconv.ParseUint(words[i], 16, 64)
-	return err == nil && word>>(key%64)&1 == 1
 }
