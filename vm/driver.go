@@ -54,8 +54,9 @@ type Driver interface {
 	// lexical order: running, paused, exited and those that cannot be asked.
 	List(ctx context.Context) ([]string, error)
 
-	// Close waits for the driver's own goroutines and releases its handles.
-	// Machines keep running. It is idempotent; other calls after it fail.
+	// Close waits for the driver's own goroutines and releases its handles. Streams
+	// dialled through it end, machines keep running: it is what the death of the
+	// process is. It is idempotent; other calls after it are ErrUnavailable.
 	Close() error
 }
 
@@ -78,7 +79,8 @@ type Machine interface {
 	// vm/guest). Closing the connection, or the death of this process, ends the
 	// stream in the guest as well. Where Features.SingleConn is set, a machine has
 	// one stream at a time, a further dial returns ErrUnavailable, and only
-	// AgentPort exists (others: ErrNotSupported).
+	// AgentPort exists (others: ErrNotSupported). ErrInvalidState when the machine
+	// has exited. A paused machine can be dialled; its guest answers once it runs.
 	DialGuest(ctx context.Context, port uint32) (net.Conn, error)
 
 	// Stop ends the machine: with a grace above zero it asks the guest to power
@@ -109,10 +111,13 @@ type Saver interface {
 	// Save writes the machine's memory, device state and scratch disk into dir,
 	// which must exist and be empty, and returns the names of the files in it. The
 	// machine must be paused and stays paused. Its Config must have had Saveable
-	// set. Files are complete but not synced: the caller syncs and publishes.
+	// set. Files are complete but not synced: the caller syncs and publishes. They
+	// depend on no other file but those of the kit, and what the machine does after
+	// the save does not change them.
 	//
-	// Errors: ErrInvalidState, ErrNoSpace, ErrUnavailable. After an error the
-	// machine is still paused and the content of dir is to be thrown away.
+	// Errors: ErrInvalidState, ErrInvalidConfig (dir is not empty), ErrNoSpace,
+	// ErrUnavailable. After an error the machine is still paused and the content of
+	// dir is to be thrown away.
 	Save(ctx context.Context, dir string) ([]string, error)
 }
 
