@@ -130,6 +130,8 @@ func TestFlatten(t *testing.T) {
 		{"whiteout of nothing", layers{{images.Whiteout("x/", "a")}}, map[string]string{"x/": "dir 755"}},
 		{"whiteout, then a directory anew", layers{{file("d/a", 0o644, "1")}, {images.Whiteout("", "d"), dir("d", 0o755), file("d/b", 0o644, "2")}},
 			map[string]string{"d/": "dir 755", "d/b": "file 644 2"}},
+		{"whiteout of a directory that this layer put a file into", layers{{file("d/a", 0o644, "1")}, {file("d/b", 0o644, "2"), images.Whiteout("", "d")}},
+			map[string]string{"d/": "dir 755", "d/b": "file 644 2"}},
 		{"opaque, before and after", layers{{file("d/a", 0o644, "1"), file("d/s/c", 0o644, "1")}, {file("d/b", 0o644, "2"), images.Opaque("d/"), file("d/c", 0o644, "3"), file("d/s/n", 0o644, "4")}},
 			map[string]string{"d/": "dir 755", "d/b": "file 644 2", "d/c": "file 644 3", "d/s/": "dir 755", "d/s/n": "file 644 4"}},
 		{"opaque root", layers{{file("a", 0o644, "1")}, {images.Opaque("")}, {file("b", 0o644, "2")}}, map[string]string{"b": "file 644 2"}},

@@ -354,13 +354,14 @@ func TestConcurrentPullsShareTheWork(t *testing.T) {
 func TestWaitersLeave(t *testing.T) {
 	r := testRegistry(t, images.RegistryOptions{})
 	ref := push(t, r, "app", small(t, "amd64"))
-	reached, gate := make(chan struct{}, 16), make(chan struct{})
+	reached, gate, gone := make(chan struct{}, 16), make(chan struct{}), make(chan struct{}, 16)
 	r.SetFault(func(req *http.Request) images.Action {
 		if images.IsBlob(req.URL.Path) {
 			reached <- struct{}{}
 			select {
 			case <-gate:
 			case <-req.Context().Done():
+				gone <- struct{}{}
 			}
 		}
 		return images.Action{}
@@ -398,6 +399,11 @@ func TestWaitersLeave(t *testing.T) {
 	cancel1(why)
 	if err := <-one; !errors.Is(err, why) {
 		t.Errorf("who left got %v", err)
+	}
+	select {
+	case <-gone:
+	case <-time.After(10 * time.Second): // well below the registry's timeouts
+		t.Error("the work goes on although nobody waits for it")
 	}
 	s.pulls.close() // returns when the work has ended
 	s.builds.close()
