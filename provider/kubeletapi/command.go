@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -229,19 +230,27 @@ func startError(err error) error {
 	return fmt.Errorf("start command: %s", guestText(err.Error()))
 }
 
+// exitError is how a command ended, with the code that a shell would show.
 func exitError(end *process.ProcessEvent_EndEvent) error {
-	code := int(end.GetExitCode())
-	if code == 0 && end.GetError() == "" {
+	if end.GetExited() && end.GetExitCode() == 0 {
 		return nil
+	}
+	code := int(end.GetExitCode())
+	if name, ok := strings.CutPrefix(end.GetStatus(), "signal: "); ok && !end.GetExited() {
+		code = 128 + signals[name]
 	}
 	if code <= 0 || code > 255 {
 		code = 255
 	}
-	err := fmt.Errorf("command terminated with exit code %d", code)
-	if text := end.GetError(); text != "" {
-		err = fmt.Errorf("command terminated with exit code %d: %s", code, guestText(text))
-	}
-	return utilexec.CodeExitError{Err: err, Code: code}
+	return utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
+}
+
+// signals are the numbers of the signals that the envd contract tells by name; a
+// shell shows 128 more. One that is not here shows as 128.
+var signals = map[string]int{
+	"hangup": 1, "interrupt": 2, "quit": 3, "illegal instruction": 4, "trace/breakpoint trap": 5, "aborted": 6, "bus error": 7,
+	"floating point exception": 8, "killed": 9, "user defined signal 1": 10, "segmentation fault": 11, "user defined signal 2": 12,
+	"broken pipe": 13, "alarm clock": 14, "terminated": 15,
 }
 
 // guestText makes what a guest says fit for a user's terminal and a log.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -59,6 +58,8 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	defer cancel(nil)
 	watched := &hijackWatcher{ResponseWriter: w, lost: func() { cancel(errClientGone) }}
 	session := &execSession{target: target, args: args}
+	defer session.inputs.Wait() // what still reads from the streams ends with them
+	defer watched.close()       // the library leaves it open when a client does not open its streams
 	r = r.WithContext(ctx)
 	if wsstream.IsWebSocketRequest(r) {
 		err = serveWebSocket(watched, r, streams, s.opts.StreamIdleTimeout, session.run)
@@ -67,11 +68,8 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 		}
 	} else {
 		remotecommand.ServeExec(watched, r, session, pod, string(target.PodUID), container, args, streams,
-			s.opts.StreamIdleTimeout, s.opts.StreamCreationTimeout, strings.Split(r.Header.Get("X-Stream-Protocol-Version"), ","))
+			s.opts.StreamIdleTimeout, s.opts.StreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
 	}
-	// The streams are closed: what still read from them ends now.
-	cancel(nil)
-	session.inputs.Wait()
 }
 
 // execSession is one exec request.

@@ -13,12 +13,24 @@ import (
 	"sync"
 )
 
-// hijackWatcher tells when a hijacked connection cannot be read any more: the client
-// is gone, or this side has closed it. The streaming libraries read all the time,
-// and do not say when it ends.
+// hijackWatcher tells when a hijacked connection has ended: it cannot be read any
+// more, or the streaming library has closed it, which it does when a client says
+// goodbye. The libraries read all the time, and do not say when it ends.
 type hijackWatcher struct {
 	http.ResponseWriter
 	lost func()
+
+	mu   sync.Mutex
+	conn *watchedConn // guarded by mu; nil until it is hijacked
+}
+
+// close closes the connection if it was hijacked.
+func (h *hijackWatcher) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.conn != nil {
+		h.conn.Close()
+	}
 }
 
 // Hijack implements http.Hijacker.
@@ -34,6 +46,9 @@ func (h *hijackWatcher) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, fmt.Errorf("take over connection: %w", err)
 	}
 	watched := &watchedConn{Conn: conn, lost: sync.OnceFunc(h.lost)}
+	h.mu.Lock()
+	h.conn = watched
+	h.mu.Unlock()
 	reader := bufio.NewReader(io.MultiReader(bytes.NewReader(early), watched))
 	return watched, bufio.NewReadWriter(reader, rw.Writer), nil
 }
@@ -49,4 +64,9 @@ func (c *watchedConn) Read(b []byte) (int, error) {
 		c.lost()
 	}
 	return n, err
+}
+
+func (c *watchedConn) Close() error {
+	c.lost()
+	return c.Conn.Close()
 }
