@@ -53,7 +53,7 @@ Next steps:
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newVersionCommand())
+	cmd.AddCommand(newVersionCommand(), newDoctorCommand())
 	return cmd
 }
 
