@@ -97,7 +97,6 @@ type Client struct {
 	Process    processconnect.ProcessClient
 
 	conn *watchedConn
-	h2   *http2.ClientConn
 }
 
 // Dial greets the agent on a stream from vm.Machine.DialGuest, and checks that it
@@ -117,15 +116,29 @@ func Dial(ctx context.Context, conn net.Conn, opts Options) (*Client, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dial guest: %w: %w", vm.ErrUnavailable, err), greeted.Close())
 	}
-	info, err := c.Agent.Info(ctx, connect.NewRequest(&agentv1.InfoRequest{}))
-	if err == nil && info.Msg.GetProtocolVersion() != ProtocolVersion {
-		err = fmt.Errorf("%w: agent %q speaks %d, this host speaks %d", ErrProtocolVersion,
-			printable(info.Msg.GetAgentVersion(), 64), info.Msg.GetProtocolVersion(), ProtocolVersion)
+	// HTTP/2 waits for a lock while another goroutine holds it in a write: only the end
+	// of the connection is sure to end a call.
+	stop := context.AfterFunc(ctx, func() { _ = c.conn.Close() })
+	err = c.check(ctx)
+	if !stop() && err == nil {
+		err = fmt.Errorf("%w: %w", vm.ErrUnavailable, ctx.Err())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dial guest: %w", err), c.Close())
 	}
 	return c, nil
+}
+
+// check proves that an agent of this protocol answers.
+func (c *Client) check(ctx context.Context) error {
+	info, err := c.Agent.Info(ctx, connect.NewRequest(&agentv1.InfoRequest{}))
+	if err != nil {
+		return err
+	}
+	if v := info.Msg.GetProtocolVersion(); v != ProtocolVersion {
+		return fmt.Errorf("%w: agent %q speaks %d, this host speaks %d", ErrProtocolVersion, printable(info.Msg.GetAgentVersion(), 64), v, ProtocolVersion)
+	}
+	return nil
 }
 
 // newClient puts HTTP/2 and the services on a stream that was greeted.
@@ -168,7 +181,6 @@ func newClient(conn net.Conn, opts Options) (*Client, error) {
 		Volumes:    agentv1connect.NewVolumeServiceClient(direct, base, options...),
 		Process:    processconnect.NewProcessClient(direct, base, options...),
 		conn:       watched,
-		h2:         h2,
 	}, nil
 }
 
@@ -192,8 +204,9 @@ func (c *Client) Ping(ctx context.Context) error {
 // Idempotent.
 func (c *Client) Close() error {
 	c.conn.fail(errClosed)
-	// Its error is that of the connection, which may be gone already.
-	_ = c.h2.Close()
+	// HTTP/2 ends with its connection. Its own Close may wait for a guest that reads
+	// nothing, and the error of a connection that is gone already tells nobody anything.
+	_ = c.conn.Close()
 	return nil
 }
 
@@ -260,9 +273,10 @@ type roundTripper struct {
 
 func (t roundTripper) Do(req *http.Request) (*http.Response, error) {
 	resp, err := t.h2.RoundTrip(req)
-	if err != nil && !t.h2.State().Closed && t.h2.State().Closing && req.Context().Err() == nil {
-		// The guest said goodbye: no call will ever succeed on this connection.
-		_ = t.h2.Close()
+	var ofStream http2.StreamError
+	if err != nil && req.Context().Err() == nil && !errors.As(err, &ofStream) {
+		// The guest said goodbye, or worse: no call will succeed on this connection.
+		_ = t.conn.Close()
 	}
 	return resp, err
 }

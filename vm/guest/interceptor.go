@@ -20,6 +20,9 @@ import (
 // maxErrorBytes bounds the text of an error that came from a guest.
 const maxErrorBytes = 4 << 10
 
+// endGrace is how long a call whose context has ended may take to return.
+const endGrace = time.Second
+
 // hostile is the interceptor that stands between the callers and the guest: it
 // bounds the time of unary calls and turns what is not an answer into
 // vm.ErrUnavailable.
@@ -36,11 +39,32 @@ func (h *hostile) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			call, cancel = context.WithTimeout(ctx, h.callTimeout)
 			defer cancel()
 		}
+		defer h.guard(call)()
 		resp, err := next(call, req)
 		if err != nil {
 			return nil, h.explain(ctx, req.Spec(), err)
 		}
 		return resp, nil
+	}
+}
+
+// guard gives the connection up when a call has not returned although its context
+// ended: HTTP/2 then waits for a guest that reads nothing. The function that it returns
+// says that the call has returned.
+func (h *hostile) guard(ctx context.Context) (returned func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		grace := time.NewTimer(endGrace)
+		defer grace.Stop()
+		select {
+		case <-done:
+		case <-grace.C:
+			_ = h.conn.Close()
+		}
+	})
+	return func() {
+		stop()
+		close(done)
 	}
 }
 
@@ -62,10 +86,12 @@ type hostileStream struct {
 }
 
 func (s *hostileStream) Send(m any) error {
+	defer s.h.guard(s.ctx)()
 	return s.h.explain(s.ctx, s.Spec(), s.StreamingClientConn.Send(m))
 }
 
 func (s *hostileStream) Receive(m any) error {
+	defer s.h.guard(s.ctx)()
 	return s.h.explain(s.ctx, s.Spec(), s.StreamingClientConn.Receive(m))
 }
 
