@@ -393,6 +393,9 @@ func TestWaitersLeave(t *testing.T) {
 	// Now everybody leaves.
 	ref = push(t, r, "app:2", makeImage(t, layer(t, images.File("x", 0o644, "y"))))
 	gate = make(chan struct{})
+	for len(reached) > 0 { // the layer's request of the first pull
+		<-reached
+	}
 	ctx1, cancel1 = context.WithCancelCause(t.Context())
 	one = start(ctx1)
 	<-reached
