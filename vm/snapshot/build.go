@@ -223,9 +223,9 @@ func (s *Store) publish(ctx context.Context, dir string, names []string, sealKey
 		return err
 	}
 	if err := s.opts.fs.Sync(s.dir); err != nil {
-		// It may or may not survive a crash of the host. Take it back, so that what we
-		// say (not built) is what there is.
-		return errors.Join(fmt.Errorf("sync store: %w", err), s.opts.fs.Rename(final, dir))
+		// It is whole, and may or may not survive a crash of the host: the next Ensure
+		// takes what it finds.
+		return fmt.Errorf("sync store: %w", err)
 	}
 	return nil
 }

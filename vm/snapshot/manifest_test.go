@@ -205,3 +205,34 @@ func TestPick(t *testing.T) {
 		}
 	}
 }
+
+func TestDecide(t *testing.T) {
+	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	hourOld := Info{Name: "k", Key: "k", Status: StatusReady, LastUsed: now.Add(-time.Hour)}
+	with := func(change func(*Info)) Info {
+		i := hourOld
+		change(&i)
+		return i
+	}
+	for _, c := range []struct {
+		name   string
+		info   Info
+		opts   GCOptions
+		remove bool
+	}{
+		{"unused", hourOld, GCOptions{}, true},
+		{"exactly the grace", hourOld, GCOptions{Grace: time.Hour}, true},
+		{"within the grace", hourOld, GCOptions{Grace: time.Hour + 1}, false},
+		{"a machine", with(func(i *Info) { i.Machines = []string{"m"} }), GCOptions{}, false},
+		{"pinned", with(func(i *Info) { i.Pins = 1 }), GCOptions{}, false},
+		{"wanted", hourOld, GCOptions{Keep: []string{"j", "k"}}, false},
+		{"wanted, but damaged", with(func(i *Info) { i.Status = StatusDamaged }), GCOptions{Keep: []string{"k"}}, true},
+		{"wanted, but in quarantine", with(func(i *Info) { i.Status = StatusQuarantined }), GCOptions{Keep: []string{"k"}}, true},
+		{"in quarantine, with a machine", with(func(i *Info) { i.Status, i.Machines = StatusQuarantined, []string{"m"} }), GCOptions{}, false},
+		{"used in the future", with(func(i *Info) { i.LastUsed = now.Add(time.Hour) }), GCOptions{Grace: time.Minute}, false},
+	} {
+		if d := decide(c.info, c.opts, now); d.Remove != c.remove || d.Reason == "" {
+			t.Errorf("%s: %v, %q", c.name, d.Remove, d.Reason)
+		}
+	}
+}
