@@ -229,10 +229,14 @@ func (m *machine) writeState(ctx context.Context, q *qmp) (err error) {
 	return nil
 }
 
-// saveError tells a full disk from other failures: QEMU says "failed" to both.
+// saveError tells a full disk from other failures.
 func (m *machine) saveError(err error) error {
+	text := err.Error()
 	if m.stderr != nil {
-		return m.driver.startError(m, commandError(err))
+		text += "; " + m.stderr.String()
+	}
+	if saysNoSpace(text) {
+		return fmt.Errorf("%w: %w", vm.ErrNoSpace, err)
 	}
 	return commandError(err)
 }
