@@ -103,7 +103,11 @@ func (h *hostile) explain(ctx context.Context, spec connect.Spec, err error) err
 	err = fmt.Errorf("call guest %s: %w", spec.Procedure, bounded(err))
 	// What the caller ended says nothing about the guest. A unary call that the
 	// guest did not answer in the caller's time does.
-	if cause := ctx.Err(); errors.Is(cause, context.Canceled) || cause != nil && spec.StreamType != connect.StreamTypeUnary {
+	cause := ctx.Err()
+	if _, timed := ctx.Deadline(); timed && cause == nil && connect.CodeOf(err) == connect.CodeDeadlineExceeded {
+		cause = context.DeadlineExceeded // the agent's clock was first
+	}
+	if errors.Is(cause, context.Canceled) || cause != nil && spec.StreamType != connect.StreamTypeUnary {
 		if !errors.Is(err, cause) {
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
