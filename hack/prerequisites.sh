@@ -16,6 +16,7 @@ guest=(
   "/usr/aarch64-linux-gnu/include/stdio.h=libc6-dev-arm64-cross"
   "mkfs.ext4=e2fsprogs"
   "dpkg-deb=dpkg"
+  "xz=xz-utils" # newer kernel packages compress their modules
 )
 machines=(
   "qemu-system-x86_64=qemu-system-x86"

@@ -28,11 +28,19 @@ const portTimeout = 10 * time.Second
 // stateDir is on the tmpfs that the boot mounted.
 const stateDir = "/run/firkin"
 
+// memoryLimit is what the agent's heap may grow to before it collects garbage. After a
+// boot it is 1.5 MiB (and the binary 10 MiB beside it); the rest is room for busy
+// containers' output, and little enough for the smallest machine, of 128 MiB.
+const memoryLimit = 32 << 20
+
 func main() {
 	// A container's first process begins as a copy of this program.
 	runc.Init()
+	// With a percentage the runtime collects every two minutes even when nothing happens,
+	// and each collection writes to pages that a clone shares with its snapshot: measured,
+	// 3.3 MiB of private memory per idle machine. So only the limit makes it collect.
 	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(32 << 20)
+	debug.SetMemoryLimit(memoryLimit)
 	if err := run(); err != nil {
 		say("%v", err)
 		// The end of PID 1 is a kernel panic, and that is the end of the machine: its

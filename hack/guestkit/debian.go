@@ -87,13 +87,13 @@ func kernelPackage(ctx context.Context, arch, cache string, update bool) (string
 	if err != nil {
 		return "", err
 	}
-	if _, err := a.run(ctx, "apt-get", "update"); err != nil {
-		return "", fmt.Errorf("fetch package lists: %w", err)
-	}
+	// It also fails when a hook of the host's configuration does, or a source that we do
+	// not need: what counts is whether the package is known afterwards.
+	_, updateErr := a.run(ctx, "apt-get", "update")
 	meta := "linux-image-cloud-" + arch
 	show, err := a.run(ctx, "apt-cache", "show", "--no-all-versions", meta)
 	if err != nil {
-		return "", fmt.Errorf("look up %s: %w", meta, err)
+		return "", errors.Join(fmt.Errorf("look up %s: %w", meta, err), updateErr)
 	}
 	pkg, err := kernelDependency(show)
 	if err != nil {

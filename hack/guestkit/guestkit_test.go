@@ -148,7 +148,7 @@ func TestInitramfs(t *testing.T) {
 	}
 	write := func() []byte {
 		t.Helper()
-		records, err := initramfsRecords([]module{{name: "virtio", path: path, depends: []string{"virtio_ring"}}}, []byte("agent"), "v1")
+		records, err := initramfsRecords(t.Context(), []module{{name: "virtio", path: path, depends: []string{"virtio_ring"}}}, []byte("agent"), "v1")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,10 +5,10 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -16,12 +16,12 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest/agent/linux/layout"
 )
 
-func writeInitramfs(path string, k kernel, agent []byte, version string) error {
-	mods, err := resolveModules(k.modules, modules)
+func writeInitramfs(ctx context.Context, path string, k kernel, agent []byte, version string) error {
+	mods, err := resolveModules(ctx, k.modules, modules)
 	if err != nil {
 		return err
 	}
-	records, err := initramfsRecords(mods, agent, version)
+	records, err := initramfsRecords(ctx, mods, agent, version)
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func writeInitramfs(path string, k kernel, agent []byte, version string) error {
 
 // initramfsRecords is the content of the initramfs in the order in which the kernel
 // unpacks it. It is not compressed: under emulation unpacking costs more than reading.
-func initramfsRecords(mods []module, agent []byte, version string) ([]cpio.Record, error) {
+func initramfsRecords(ctx context.Context, mods []module, agent []byte, version string) ([]cpio.Record, error) {
 	var list strings.Builder
 	records := []cpio.Record{
 		// The kernel opens it as the agent's standard streams before anything is mounted.
@@ -59,7 +59,7 @@ func initramfsRecords(mods []module, agent []byte, version string) ([]cpio.Recor
 		cpio.Directory(layout.Modules, 0o755),
 	)
 	for _, m := range mods {
-		b, err := readModuleFile(m.path)
+		b, err := readModuleFile(ctx, m.path)
 		if err != nil {
 			return nil, err
 		}
@@ -84,13 +84,13 @@ func writeCPIO(w io.Writer, records []cpio.Record) error {
 }
 
 // readModuleFile reads a module as the agent loads it: uncompressed.
-func readModuleFile(path string) ([]byte, error) {
+func readModuleFile(ctx context.Context, path string) ([]byte, error) {
 	if !strings.HasSuffix(path, ".xz") {
 		return os.ReadFile(path)
 	}
-	out, err := exec.Command("xz", "-dc", path).Output()
+	out, err := output(ctx, "", nil, "xz", "-dc", path)
 	if err != nil {
 		return nil, fmt.Errorf("unpack %s (xz is in Debian's xz-utils): %w", path, err)
 	}
-	return out, nil
+	return []byte(out), nil
 }

@@ -165,7 +165,7 @@ func assemble(ctx context.Context, o options, pkg string, agent []byte, inputs s
 	if err := writeKernel(o.arch, k.image, filepath.Join(dir, kit.KernelName)); err != nil {
 		return m, err
 	}
-	if err := writeInitramfs(filepath.Join(dir, kit.InitramfsName), k, agent, m.AgentVersion); err != nil {
+	if err := writeInitramfs(ctx, filepath.Join(dir, kit.InitramfsName), k, agent, m.AgentVersion); err != nil {
 		return m, err
 	}
 	if err := writeScratch(ctx, filepath.Join(dir, kit.ScratchName)); err != nil {

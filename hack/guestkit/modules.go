@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"debug/elf"
 	"fmt"
 	"io/fs"
@@ -39,7 +40,7 @@ type module struct {
 // resolveModules returns the named modules and everything they depend on, each after
 // what it depends on, siblings in lexical order. Debian makes modules.dep when a kernel
 // is installed, so a package does not have it: the modules themselves are asked.
-func resolveModules(dir string, names []string) ([]module, error) {
+func resolveModules(ctx context.Context, dir string, names []string) ([]module, error) {
 	builtin, err := builtinModules(filepath.Join(dir, "modules.builtin"))
 	if err != nil {
 		return nil, err
@@ -62,7 +63,7 @@ func resolveModules(dir string, names []string) ([]module, error) {
 			}
 			return module{}, false, fmt.Errorf("the kernel has no module %s", name)
 		}
-		m, err := readModule(name, path)
+		m, err := readModule(ctx, name, path)
 		return m, true, err
 	})
 }
@@ -136,9 +137,9 @@ func builtinModules(path string) (map[string]bool, error) {
 }
 
 // readModule reads the section .modinfo: NUL-terminated key=value.
-func readModule(name, path string) (module, error) {
+func readModule(ctx context.Context, name, path string) (module, error) {
 	m := module{name: name, path: path}
-	b, err := readModuleFile(path)
+	b, err := readModuleFile(ctx, path)
 	if err != nil {
 		return m, err
 	}

@@ -34,7 +34,7 @@ func guestReaper(t *testing.T, _ *linux.System) {
 		return cmd
 	}
 	waited := child()
-	time.Sleep(3 * time.Second)
+	time.Sleep(3 * time.Second) // a real child dies meanwhile
 	if err := waited.Wait(); err != nil {
 		t.Errorf("a child that was waited for 3 s late: %v", err)
 	}
