@@ -6,7 +6,9 @@ package kubeletapi_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"strings"
@@ -17,10 +19,12 @@ import (
 	"connectrpc.com/connect"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
 
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process"
@@ -338,4 +342,32 @@ func TestShutdownEndsExec(t *testing.T) {
 	e := s.executor(t, "SPDY", corev1.PodExecOptions{Command: []string{"hang"}, Stdout: true})
 	go func() { _ = e.StreamWithContext(context.Background(), remotecommand.StreamOptions{Stdout: io.Discard}) }()
 	await(t, "the command to run", func() bool { return running(t, c) == 1 })
+}
+
+// TestClientThatOpensNoStreams: its connection is closed when the time for it is
+// over, and no command is run.
+func TestClientThatOpensNoStreams(t *testing.T) {
+	s := newServer(t, func(o *kubeletapi.Options) { o.StreamCreationTimeout = 50 * time.Millisecond })
+	c := s.runPod(t)
+	config, err := rest.TLSConfigFor(s.config(t, "api", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.NextProtos = []string{"http/1.1"}
+	conn, err := (&tls.Dialer{Config: config}).DialContext(t.Context(), "tcp", strings.TrimPrefix(s.url, "https://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /exec/ns/p/c?command=hang&output=1 HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n")
+	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 101 ")) {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	if n := running(t, c); n != 0 {
+		t.Errorf("%d commands run", n)
+	}
 }

@@ -144,7 +144,7 @@ type server struct {
 // newServer runs a server for the node "n1". The API server behind it knows the
 // token "good" as user "tina"; it lets user "api" do everything, and "tina" get
 // pods and metrics.
-func newServer(t *testing.T) *server {
+func newServer(t *testing.T, change ...func(*kubeletapi.Options)) *server {
 	t.Helper()
 	s := &server{node: &node{targets: map[string]provider.Target{}, logs: map[provider.ContainerRef]bool{}}, ca: newAuthority(t)}
 	dir := t.TempDir()
@@ -167,12 +167,16 @@ func newServer(t *testing.T) *server {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "test_gauge"}, func() float64 { return 7 }))
-	api, err := kubeletapi.New(kubeletapi.Options{
+	opts := kubeletapi.Options{
 		Containers: s.node, Logs: s.node, Access: access, Certificates: certs, Metrics: registry,
 		Stats: func(context.Context) (*statsv1alpha1.Summary, error) {
 			return &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{NodeName: "n1"}}, nil
 		},
-	})
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	api, err := kubeletapi.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
