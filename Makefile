@@ -33,7 +33,7 @@ demo-down: ## End what `make demo KEEP=1` left up.
 
 .PHONY: build
 build: ## Build bin/vk-firkin for this host.
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/vk-firkin ./cmd/vk-firkin
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/vk-firkin ./cmd/vk-firkin
 
 .PHONY: guest
 guest: ## Build the guest kits for amd64 and arm64 (kernel, initramfs with the agent).

@@ -42,7 +42,6 @@ hack/prerequisites.sh demo
 step "vk-firkin and the demo's own tools"
 make --no-print-directory build
 go build -o bin/demo ./hack/demo
-go build -o bin/registry ./hack/registry
 go build -o bin/bench ./hack/bench
 
 step "Guest kits (kernel, initramfs with the agent)"

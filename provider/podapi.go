@@ -37,9 +37,7 @@ func (a podAPI) finish(ctx context.Context, final *corev1.Pod) error {
 		if order(have.Status.Phase) == order(corev1.PodFailed) || equality.Semantic.DeepEqual(have.Status, final.Status) {
 			return nil
 		}
-		status := *final.Status.DeepCopy()
-		status.Conditions = mergeConditions(have.Status.Conditions, status.Conditions)
-		have.Status = status
+		have.Status = final.Status
 		_, err = pods.UpdateStatus(ctx, have, metav1.UpdateOptions{})
 		return err
 	})

@@ -43,23 +43,12 @@ It ends with exit code 1 when something keeps pods from running.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.stateDir, "state-dir", doctorDirectory("FIRKIN_STATE_DIR", "state"), "where machines, snapshots and pods are kept (FIRKIN_STATE_DIR)")
-	flags.StringVar(&o.cacheDir, "cache-dir", doctorDirectory("FIRKIN_CACHE_DIR", "cache"), "where images are kept (FIRKIN_CACHE_DIR)")
+	flags.StringVar(&o.stateDir, "state-dir", defaultDirectory("FIRKIN_STATE_DIR", "state"), "where machines, snapshots and pods are kept (FIRKIN_STATE_DIR)")
+	flags.StringVar(&o.cacheDir, "cache-dir", defaultDirectory("FIRKIN_CACHE_DIR", "cache"), "where images are kept (FIRKIN_CACHE_DIR)")
 	flags.StringVar(&o.guestKit, "guest-kit", filepath.Join("bin", "guest", runtime.GOARCH), "folder of the guest kit, built by make guest")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
 	flags.BoolVar(&o.skipBoot, "skip-boot", false, "do not boot the guest kit")
 	return cmd
-}
-
-func doctorDirectory(variable, name string) string {
-	if dir := os.Getenv(variable); dir != "" {
-		return dir
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return ""
-	}
-	return filepath.Join(home, ".firkin", name)
 }
 
 func (o doctorOptions) run(ctx context.Context, out io.Writer) error {

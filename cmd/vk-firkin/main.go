@@ -53,7 +53,7 @@ Next steps:
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newVersionCommand(), newDoctorCommand())
+	cmd.AddCommand(newNodeCommand(), newSnapshotsCommand(), newDoctorCommand(), newVersionCommand())
 	return cmd
 }
 
@@ -67,4 +67,12 @@ func newVersionCommand() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// newSnapshotsCommand binds the snapshot command to the state folder's flag.
+func newSnapshotsCommand() *cobra.Command {
+	var d directories
+	cmd := newSnapshotCommand(func() (string, error) { return d.StateDir, d.validate() }, nil)
+	d.addFlags(cmd.PersistentFlags())
+	return cmd
 }

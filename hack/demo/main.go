@@ -55,13 +55,12 @@ func command(ctx context.Context, args []string) error {
 
 // running is what up tells the other commands when everything is ready.
 type running struct {
-	Kubeconfig string   `json:"kubeconfig"`
-	Kubectl    string   `json:"kubectl"`
-	Registry   string   `json:"registry"`
-	Images     []string `json:"images"`
-	StateDir   string   `json:"stateDir"`
-	Metrics    string   `json:"metrics"`
-	NodeLog    string   `json:"nodeLog"`
+	Kubeconfig string `json:"kubeconfig"`
+	Kubectl    string `json:"kubectl"`
+	Registry   string `json:"registry"`
+	StateDir   string `json:"stateDir"`
+	Metrics    string `json:"metrics"`
+	NodeLog    string `json:"nodeLog"`
 }
 
 func runningPath(dir string) string { return filepath.Join(dir, "up.json") }

@@ -4,18 +4,17 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/vk-firkin/vk-firkin/test/cluster"
+	"github.com/vk-firkin/vk-firkin/test/images"
 )
 
 // up starts registry, control plane and node and keeps them until it is told to stop.
@@ -32,13 +31,13 @@ func up(ctx context.Context, dir string) (err error) {
 
 	r := running{}
 	began := time.Now()
-	registry, err := startRegistry(starting, dir)
+	registry, err := serveImages(starting, dir)
 	if err != nil {
-		return fmt.Errorf("start registry: %w", err)
+		return fmt.Errorf("serve images: %w", err)
 	}
-	defer registry.stop()
-	r.Registry, r.Images = registry.Address, registry.Images
-	fmt.Printf("registry with %d images is up after %.1fs\n", len(r.Images), time.Since(began).Seconds())
+	defer func() { _ = registry.Close() }()
+	r.Registry = registry.Addr()
+	fmt.Printf("registry with two images is up after %.1fs\n", time.Since(began).Seconds())
 
 	began = time.Now()
 	plane, err := cluster.StartControlPlane(starting, "hack/controlplane/bin/controlplane", dir)
@@ -87,54 +86,25 @@ func waitForSnapshot(ctx context.Context, state string) error {
 	}
 }
 
-// registryProcess is hack/registry, serving the demo's images on loopback.
-type registryProcess struct {
-	Address string   `json:"address"`
-	Images  []string `json:"images"`
-
-	cmd    *exec.Cmd
-	exited chan struct{}
-}
-
-func startRegistry(ctx context.Context, dir string) (*registryProcess, error) {
-	r := &registryProcess{cmd: exec.Command("bin/registry", "--addr", "127.0.0.1:0", "--cache", filepath.Join(dir, "images"), "--images", "busybox,debian"), exited: make(chan struct{})}
-	r.cmd.Stderr = os.Stdout // its progress is what the user waits for
-	out, err := r.cmd.StdoutPipe()
+// serveImages makes the demo's images and serves them on loopback.
+func serveImages(ctx context.Context, dir string) (*images.Registry, error) {
+	cache := filepath.Join(dir, "images")
+	busybox, err := images.Busybox(ctx, cache)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.cmd.Start(); err != nil {
+	debian, err := images.Debian(ctx, cache, os.Stdout) // its progress is what the user waits for
+	if err != nil {
 		return nil, err
 	}
-	ready := make(chan error, 1)
-	go func() {
-		defer close(r.exited)
-		line, err := bufio.NewReader(out).ReadBytes('\n')
-		if err == nil {
-			err = json.Unmarshal(line, r)
+	registry, err := images.StartRegistry(images.RegistryOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for name, img := range map[string]v1.Image{"busybox": busybox, "debian": debian} {
+		if _, err := registry.Push(name+":latest", img); err != nil {
+			return nil, errors.Join(err, registry.Close())
 		}
-		ready <- err
-		_, _ = io.Copy(io.Discard, out)
-		_ = r.cmd.Wait()
-	}()
-	select {
-	case err = <-ready:
-	case <-ctx.Done():
-		err = ctx.Err()
 	}
-	if err != nil {
-		r.stop()
-		return nil, err
-	}
-	return r, nil
-}
-
-func (r *registryProcess) stop() {
-	_ = r.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-r.exited:
-	case <-time.After(10 * time.Second):
-		_ = r.cmd.Process.Kill()
-		<-r.exited
-	}
+	return registry, nil
 }

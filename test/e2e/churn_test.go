@@ -57,7 +57,7 @@ func churn(t *testing.T, ns, prefix string, count int) {
 	t.Helper()
 	var manifests strings.Builder
 	for i := range count {
-		manifests.WriteString(podManifest(ns, fmt.Sprintf("%s-%d", prefix, i), images.Busybox, "sh", "-c", "echo here; exec sleep 3600"))
+		manifests.WriteString(podManifest(ns, fmt.Sprintf("%s-%d", prefix, i), served.Busybox, "sh", "-c", "echo here; exec sleep 3600"))
 		manifests.WriteString("---\n")
 	}
 	apply(t, manifests.String())
@@ -121,7 +121,7 @@ func footprint(t *testing.T) map[string]float64 {
 func TestSameNameTwice(t *testing.T) {
 	ns := namespace(t)
 	for i := range 3 {
-		apply(t, podManifest(ns, "again", images.Busybox, "sh", "-c", fmt.Sprintf("echo life %d; exec sleep 3600", i)))
+		apply(t, podManifest(ns, "again", served.Busybox, "sh", "-c", fmt.Sprintf("echo life %d; exec sleep 3600", i)))
 		waitRunning(t, ns, "again")
 		want := fmt.Sprintf("life %d\n", i)
 		eventually(t, 10*time.Second, "output of this life", func() error {

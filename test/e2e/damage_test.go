@@ -58,7 +58,7 @@ func TestDamagedSnapshot(t *testing.T) {
 			if err := other.Start(ctx); err != nil {
 				t.Fatal(err)
 			}
-			apply(t, strings.Replace(podManifest(ns, "after-damage", images.Busybox, "true"), "spec:\n", "spec:\n  nodeName: "+other.Name+"\n", 1))
+			apply(t, strings.Replace(podManifest(ns, "after-damage", served.Busybox, "true"), "spec:\n", "spec:\n  nodeName: "+other.Name+"\n", 1))
 			waitPod(t, ns, "after-damage", "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
 			aside, _ := filepath.Glob(filepath.Join(other.StateDir, "snapshots", ".quarantine", "*"))
 			if len(aside) == 0 {
@@ -126,7 +126,7 @@ func snapshotMembers(t *testing.T, n *cluster.Node) []string {
 // reason, the others go on.
 func TestSilentMachine(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "silent", images.Busybox, "sleep", "3600"))
+	apply(t, podManifest(ns, "silent", served.Busybox, "sleep", "3600"))
 	waitRunning(t, ns, "silent")
 	pids := node.MachinePIDs()
 	if len(pids) != 1 {
@@ -145,7 +145,7 @@ func TestSilentMachine(t *testing.T) {
 // A machine that dies takes its pod along, with a reason, and nothing else.
 func TestDeadMachine(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "dead", images.Busybox, "sleep", "3600"))
+	apply(t, podManifest(ns, "dead", served.Busybox, "sleep", "3600"))
 	waitRunning(t, ns, "dead")
 	pids := node.MachinePIDs()
 	if len(pids) != 1 {
@@ -186,7 +186,7 @@ func TestFullDisk(t *testing.T) {
 	t.Cleanup(func() { other.Stop(); forgetNode(t, other.Name) })
 	waitPrepared(t, other)
 	onNode := func(name string) string {
-		return strings.Replace(podManifest(ns, name, images.Busybox, "sh", "-c", "echo ran; exec sleep 3600"), "spec:\n", "spec:\n  nodeName: "+other.Name+"\n", 1)
+		return strings.Replace(podManifest(ns, name, served.Busybox, "sh", "-c", "echo ran; exec sleep 3600"), "spec:\n", "spec:\n  nodeName: "+other.Name+"\n", 1)
 	}
 	apply(t, onNode("before"))
 	waitRunning(t, ns, "before")

@@ -22,7 +22,7 @@ import (
 // file that is larger than any buffer.
 func TestExec(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "box", images.Busybox, "sleep", "3600"))
+	apply(t, podManifest(ns, "box", served.Busybox, "sleep", "3600"))
 	waitRunning(t, ns, "box")
 	run := func(stdin string, flags []string, command ...string) (stdout, stderr string, code int) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -74,7 +74,7 @@ func TestExec(t *testing.T) {
 // A terminal has a size, and keeps following the user's window.
 func TestExecTerminal(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "tty", images.Busybox, "sleep", "3600"))
+	apply(t, podManifest(ns, "tty", served.Busybox, "sleep", "3600"))
 	waitRunning(t, ns, "tty")
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

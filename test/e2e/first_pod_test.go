@@ -16,10 +16,10 @@ import (
 // is entered, and goes.
 func TestFirstPod(t *testing.T) {
 	ns := namespace(t)
-	builds := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="total"`, `path="build"`)
-	restores := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="total"`, `path="restore"`)
+	builds := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="build"`)
+	restores := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="restore"`)
 
-	apply(t, podManifest(ns, "hello", images.Busybox, "sh", "-c", "echo hello from $(hostname); exec sleep 3600"))
+	apply(t, podManifest(ns, "hello", served.Busybox, "sh", "-c", "echo hello from $(hostname); exec sleep 3600"))
 	pod := waitRunning(t, ns, "hello")
 
 	status := pod.Status.ContainerStatuses[0]
@@ -44,10 +44,10 @@ func TestFirstPod(t *testing.T) {
 	waitGone(t, ns, "hello")
 
 	// The base snapshot existed since the node was prepared: nothing booted.
-	if got := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="total"`, `path="build"`); got != builds {
+	if got := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="build"`); got != builds {
 		t.Errorf("%v pods started by path build, want %v: a kernel booted for the pod", got, builds)
 	}
-	if got := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="total"`, `path="restore"`); got != restores+1 {
+	if got := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="restore"`); got != restores+1 {
 		t.Errorf("%v pods started by path restore, want %v", got, restores+1)
 	}
 }
@@ -55,8 +55,8 @@ func TestFirstPod(t *testing.T) {
 // A container that ends tells how, and its pod's phase follows.
 func TestExitCodes(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "fine", images.Busybox, "true"))
-	apply(t, podManifest(ns, "broken", images.Busybox, "sh", "-c", "echo last words >&2; exit 7"))
+	apply(t, podManifest(ns, "fine", served.Busybox, "true"))
+	apply(t, podManifest(ns, "broken", served.Busybox, "sh", "-c", "echo last words >&2; exit 7"))
 
 	for _, want := range []struct {
 		pod    string
@@ -90,11 +90,11 @@ spec:
   volumes: [{name: shared, emptyDir: {}}, {name: fast, emptyDir: {medium: Memory, sizeLimit: 8Mi}}]
   containers:
   - name: server
-    image: `+images.Busybox+`
+    image: `+served.Busybox+`
     command: [sh, -c, "mkdir /www; echo from the other container > /www/index.html; echo data > /shared/file; exec httpd -f -p 8080 -h /www"]
     volumeMounts: [{name: shared, mountPath: /shared}, {name: fast, mountPath: /fast}]
   - name: client
-    image: `+images.Busybox+`
+    image: `+served.Busybox+`
     env:
     - {name: GREETING, value: "hi $(WHO)"}
     - {name: WHO, valueFrom: {fieldRef: {fieldPath: metadata.name}}}

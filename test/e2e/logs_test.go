@@ -21,7 +21,7 @@ const waitShort = 30 * time.Second
 // A user reads logs in every way that kubectl offers.
 func TestLogs(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "chatty", images.Busybox, "sh", "-c",
+	apply(t, podManifest(ns, "chatty", served.Busybox, "sh", "-c",
 		"for i in $(seq 1 100); do echo line $i; done; echo to stderr >&2; sleep 3; echo late; exec sleep 3600"))
 	waitRunning(t, ns, "chatty")
 	logs := func(args ...string) string {
@@ -62,7 +62,7 @@ func TestLogs(t *testing.T) {
 // A user follows logs while the container writes, to its very end.
 func TestFollowLogs(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "ticker", images.Busybox, "sh", "-c", "for i in 1 2 3 4 5; do echo tick $i; sleep 1; done"))
+	apply(t, podManifest(ns, "ticker", served.Busybox, "sh", "-c", "for i in 1 2 3 4 5; do echo tick $i; sleep 1; done"))
 	waitPod(t, ns, "ticker", "has started", func(p *corev1.Pod) bool {
 		return p.Status.Phase == corev1.PodRunning || p.Status.Phase == corev1.PodSucceeded
 	})
@@ -96,7 +96,7 @@ func TestFollowLogs(t *testing.T) {
 // readable.
 func TestPreviousLogs(t *testing.T) {
 	ns := namespace(t)
-	manifest := strings.Replace(podManifest(ns, "crashy", images.Busybox, "sh", "-c", "echo life; exit 3"), "restartPolicy: Never", "restartPolicy: Always", 1)
+	manifest := strings.Replace(podManifest(ns, "crashy", served.Busybox, "sh", "-c", "echo life; exit 3"), "restartPolicy: Never", "restartPolicy: Always", 1)
 	apply(t, manifest)
 	pod := waitPod(t, ns, "crashy", "was restarted", func(p *corev1.Pod) bool {
 		return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount >= 1

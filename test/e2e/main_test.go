@@ -23,7 +23,7 @@ import (
 var (
 	plane  *cluster.ControlPlane
 	node   *cluster.Node
-	images *imageServer
+	served *imageServer
 )
 
 func TestMain(m *testing.M) {
@@ -58,7 +58,7 @@ func run(m *testing.M) (code int) {
 		name  string
 		start func(context.Context, string) error
 	}{
-		{"image registry", func(ctx context.Context, dir string) (err error) { images, err = startImages(ctx, dir); return }},
+		{"image registry", func(ctx context.Context, dir string) (err error) { served, err = startImages(ctx, dir); return }},
 		{"control plane", func(ctx context.Context, dir string) (err error) {
 			plane, err = cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
 			return
@@ -71,7 +71,7 @@ func run(m *testing.M) (code int) {
 	defer func() {
 		node.Stop()
 		plane.Stop()
-		images.Stop()
+		served.Stop()
 	}()
 	for _, step := range steps {
 		began := time.Now()
@@ -91,7 +91,7 @@ func startNode(ctx context.Context, dir string, o cluster.NodeOptions) (*cluster
 	o.Dir = dir
 	o.Binary = filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
 	o.Kits = os.Getenv("FIRKIN_KIT_DIR")
-	o.InsecureRegistries = images.Addresses()
+	o.InsecureRegistries = served.Addresses()
 	o.Args = append([]string{"--no-taint"}, o.Args...)
 	return plane.StartNode(ctx, o)
 }

@@ -21,12 +21,12 @@ func TestBadImages(t *testing.T) {
 		pod, image, reason string // reason the container waits with
 		text               string // in the event
 	}{
-		{"missing", images.Address + "/does-not-exist:1", "ErrImagePull|ImagePullBackOff", "not found"},
+		{"missing", served.Address + "/does-not-exist:1", "ErrImagePull|ImagePullBackOff", "not found"},
 		{"bad-reference", "UPPER//case::", "InvalidImageName", "UPPER"},
-		{"private", images.Private, "ErrImagePull|ImagePullBackOff", "nauthorized"},
-		{"hanging", images.Hanging, "ErrImagePull|ImagePullBackOff", ""},
-		{"foreign", images.WrongArchitecture, "ErrImagePull|ImagePullBackOff", "s390x"},
-		{"corrupt", images.Corrupt, "ErrImagePull|ImagePullBackOff", ""},
+		{"private", served.Private, "ErrImagePull|ImagePullBackOff", "nauthorized"},
+		{"hanging", served.Hanging, "ErrImagePull|ImagePullBackOff", ""},
+		{"foreign", served.WrongArchitecture, "ErrImagePull|ImagePullBackOff", "s390x"},
+		{"corrupt", served.Corrupt, "ErrImagePull|ImagePullBackOff", ""},
 	} {
 		t.Run(tt.pod, func(t *testing.T) {
 			apply(t, podManifest(ns, tt.pod, tt.image, "true"))
@@ -46,9 +46,9 @@ func TestBadImages(t *testing.T) {
 // A pull secret opens a private image; a wrong one does not.
 func TestPullSecret(t *testing.T) {
 	ns := namespace(t)
-	for name, password := range map[string]string{"right": images.Password, "wrong": "not-" + images.Password} {
-		kubectl(t, "create", "secret", "docker-registry", name, "-n", ns, "--docker-server="+images.PrivateAddress, "--docker-username="+images.User, "--docker-password="+password)
-		apply(t, strings.Replace(podManifest(ns, name, images.Private, "true"), "spec:\n", "spec:\n  imagePullSecrets: [{name: "+name+"}]\n", 1))
+	for name, password := range map[string]string{"right": served.Password, "wrong": "not-" + served.Password} {
+		kubectl(t, "create", "secret", "docker-registry", name, "-n", ns, "--docker-server="+served.PrivateAddress, "--docker-username="+served.User, "--docker-password="+password)
+		apply(t, strings.Replace(podManifest(ns, name, served.Private, "true"), "spec:\n", "spec:\n  imagePullSecrets: [{name: "+name+"}]\n", 1))
 	}
 	waitPod(t, ns, "right", "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
 	waitEvent(t, ns, "wrong", "Failed", "nauthorized")
@@ -57,7 +57,7 @@ func TestPullSecret(t *testing.T) {
 // A container that cannot be started says why.
 func TestNoEntrypoint(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "nothing", images.Busybox, "/no/such/program"))
+	apply(t, podManifest(ns, "nothing", served.Busybox, "/no/such/program"))
 	pod := waitPod(t, ns, "nothing", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 	state := pod.Status.ContainerStatuses[0].State.Terminated
 	if state == nil || state.Reason != "StartError" || state.ExitCode != 128 || !strings.Contains(state.Message, "/no/such/program") {
@@ -72,10 +72,10 @@ func TestUnsupportedFields(t *testing.T) {
 	for _, tt := range []struct{ pod, patch, field string }{
 		{"host-network", "  hostNetwork: true\n", "spec.hostNetwork"},
 		{"host-path", "  volumes: [{name: v, hostPath: {path: /etc}}]\n", "spec.volumes[0].hostPath"},
-		{"init", "  initContainers: [{name: i, image: " + images.Busybox + "}]\n", "spec.initContainers"},
+		{"init", "  initContainers: [{name: i, image: " + served.Busybox + "}]\n", "spec.initContainers"},
 	} {
 		t.Run(tt.pod, func(t *testing.T) {
-			apply(t, strings.Replace(podManifest(ns, tt.pod, images.Busybox, "true"), "spec:\n", "spec:\n"+tt.patch, 1))
+			apply(t, strings.Replace(podManifest(ns, tt.pod, served.Busybox, "true"), "spec:\n", "spec:\n"+tt.patch, 1))
 			pod := waitPod(t, ns, tt.pod, "is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 			if !strings.Contains(pod.Status.Message, tt.field) {
 				t.Errorf("status message is %q, want the field %s", pod.Status.Message, tt.field)
@@ -89,7 +89,7 @@ func TestUnsupportedFields(t *testing.T) {
 // A pod larger than the node, bound to it past the scheduler, is refused.
 func TestTooLarge(t *testing.T) {
 	ns := namespace(t)
-	manifest := strings.Replace(podManifest(ns, "huge", images.Busybox, "true"), "spec:\n", "spec:\n  nodeName: "+node.Name+"\n", 1)
+	manifest := strings.Replace(podManifest(ns, "huge", served.Busybox, "true"), "spec:\n", "spec:\n  nodeName: "+node.Name+"\n", 1)
 	manifest += "    resources: {requests: {memory: 4Ti}}\n"
 	apply(t, manifest)
 	pod := waitPod(t, ns, "huge", "is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
@@ -99,13 +99,13 @@ func TestTooLarge(t *testing.T) {
 	stillServing(t, ns)
 }
 
-var served int
+var after int
 
 // stillServing runs one more pod to its end.
 func stillServing(t *testing.T, ns string) {
 	t.Helper()
-	served++
-	name := fmt.Sprintf("after-%d", served)
-	apply(t, podManifest(ns, name, images.Busybox, "true"))
+	after++
+	name := fmt.Sprintf("after-%d", after)
+	apply(t, podManifest(ns, name, served.Busybox, "true"))
 	waitPod(t, ns, name, "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
 }

@@ -20,7 +20,7 @@ func TestNodeKilled(t *testing.T) {
 	ns := namespace(t)
 	const pods = 3
 	for i := range pods {
-		apply(t, podManifest(ns, fmt.Sprintf("survivor-%d", i), images.Busybox, "sh", "-c",
+		apply(t, podManifest(ns, fmt.Sprintf("survivor-%d", i), served.Busybox, "sh", "-c",
 			"i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done"))
 	}
 	started := map[string]string{}
@@ -78,7 +78,7 @@ func TestNodeKilled(t *testing.T) {
 // Pods that were deleted while no node process ran are ended by the next one.
 func TestDeletedWhileAway(t *testing.T) {
 	ns := namespace(t)
-	apply(t, podManifest(ns, "orphan", images.Busybox, "sleep", "3600"))
+	apply(t, podManifest(ns, "orphan", served.Busybox, "sleep", "3600"))
 	waitRunning(t, ns, "orphan")
 	node.Kill()
 	kubectl(t, "delete", "pod", "-n", ns, "orphan", "--grace-period=0", "--force")

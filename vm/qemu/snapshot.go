@@ -229,14 +229,10 @@ func (m *machine) writeState(ctx context.Context, q *qmp) (err error) {
 	return nil
 }
 
-// saveError tells a full disk from other failures.
+// saveError tells a full disk from other failures: QEMU says "failed" to both.
 func (m *machine) saveError(err error) error {
-	text := err.Error()
 	if m.stderr != nil {
-		text += "; " + m.stderr.String()
-	}
-	if saysNoSpace(text) {
-		return fmt.Errorf("%w: %w", vm.ErrNoSpace, err)
+		return m.driver.startError(m, commandError(err))
 	}
 	return commandError(err)
 }

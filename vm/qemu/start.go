@@ -180,16 +180,10 @@ func (d *Driver) startError(m *machine, err error) error {
 	if text == "" || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, vm.ErrUnavailable) {
 		return err
 	}
-	if saysNoSpace(text) {
+	if strings.Contains(text, "No space left on device") || strings.Contains(text, "Cannot allocate memory") {
 		return fmt.Errorf("%w: the hypervisor said: %s", vm.ErrNoSpace, text)
 	}
 	return fmt.Errorf("%w: the hypervisor said: %s", err, text)
-}
-
-// saysNoSpace recognizes the C library's texts of ENOSPC and ENOMEM: QEMU gives no
-// codes, and runs with LC_ALL=C.
-func saysNoSpace(text string) bool {
-	return strings.Contains(text, "No space left on device") || strings.Contains(text, "Cannot allocate memory")
 }
 
 // loadState loads the device state of s into the waiting QEMU.
@@ -213,16 +207,13 @@ func (d *Driver) loadState(ctx context.Context, m *machine, q *qmp, s *snapshot)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	// QEMU says why and ends itself over a state that it cannot load.
+	// QEMU ends itself over a state that it cannot load.
 	m.stderr.settle()
-	said := m.stderr.String()
 	err = d.startError(m, err)
-	if refusal := (*qmpError)(nil); said == "" && !errors.As(err, &refusal) || errors.Is(err, vm.ErrNoSpace) {
-		// Killed from outside, or out of memory: that says nothing about the snapshot.
+	if errors.Is(err, vm.ErrNoSpace) {
 		return err
 	}
-	// Without the kinds inside: repeating does not help.
-	return fmt.Errorf("%w: %v", vm.ErrSnapshotInvalid, err)
+	return fmt.Errorf("%w: %w", vm.ErrSnapshotInvalid, err)
 }
 
 // ignoreShared leaves memory that is a file out of the device state.

@@ -1,0 +1,317 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
+	"github.com/vk-firkin/vk-firkin/provider/metrics"
+	"github.com/vk-firkin/vk-firkin/provider/podlog"
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
+	"github.com/vk-firkin/vk-firkin/vm/image"
+	"github.com/vk-firkin/vk-firkin/vm/qemu"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+	"github.com/vk-firkin/vk-firkin/warmpool"
+)
+
+// The inside of a machine's own user-mode network, the same for every machine. These
+// are the addresses that QEMU's user network (libslirp) has by default.
+const (
+	machineAddress    = "10.0.2.15"
+	machinePrefix     = "/24"
+	machineGateway    = "10.0.2.2"
+	machineNameserver = "10.0.2.3"
+)
+
+func newNodeCommand() *cobra.Command {
+	var o nodeOptions
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Run this host as a node of a Kubernetes cluster",
+		Long: `Runs this host as a node of a Kubernetes cluster, until it is told to stop.
+
+The pods' machines go on when this process ends, however it ends; the next one takes
+them up again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			settings, err := o.complete()
+			if err != nil {
+				return err
+			}
+			return runNode(cmd.Context(), settings)
+		},
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+// node is everything that a running node is made of, in the order of its making.
+type node struct {
+	*nodeSettings
+	client    kubernetes.Interface
+	ip        string
+	kit       vm.Kit
+	driver    vm.Driver
+	ladder    []vm.Shape
+	snapshots *snapshot.Store
+	supply    *warmpool.Supply
+	images    *image.Store
+	logs      *podlog.Store
+	metrics   *metrics.Metrics
+	recorder  record.EventRecorder
+	provider  *provider.Provider
+	closers   []func() error
+}
+
+// runNode makes the node and runs it until ctx ends.
+func runNode(ctx context.Context, s *nodeSettings) (err error) {
+	n := &node{nodeSettings: s}
+	defer func() {
+		for i := len(n.closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, n.closers[i]())
+		}
+	}()
+	for _, step := range []struct {
+		name string
+		make func(context.Context) error
+	}{
+		{"directories", n.makeDirectories},
+		{"cluster", n.makeClient},
+		{"machines", n.makeDriver},
+		{"supply", n.makeSupply},
+		{"images", n.makeImages},
+		{"pods", n.makeProvider},
+	} {
+		if err := step.make(ctx); err != nil {
+			return fmt.Errorf("set up %s: %w", step.name, err)
+		}
+	}
+	return n.run(ctx)
+}
+
+// closeTimeout bounds each part of a shutdown; nothing in it waits for a guest.
+const closeTimeout = 20 * time.Second
+
+func (n *node) onClose(close func() error) { n.closers = append(n.closers, close) }
+
+// makeDirectories makes the roots, readable by nobody else: snapshots hold the memory
+// of machines, records hold what pods are.
+func (n *node) makeDirectories(context.Context) error {
+	for _, dir := range []string{n.StateDir, n.CacheDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeClient reads the kubeconfig and finds the node's address.
+func (n *node) makeClient(context.Context) error {
+	config, err := clientcmd.BuildConfigFromFlags("", n.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("read kubeconfig: %w", err)
+	}
+	// The kubelet's defaults are 50 and 100; each pod start needs about ten requests.
+	config.QPS, config.Burst = 50, 100
+	config.UserAgent = rest.DefaultKubernetesUserAgent() + " vk-firkin/" + version
+	if n.client, err = kubernetes.NewForConfig(config); err != nil {
+		return err
+	}
+	if n.ip = n.NodeIP; n.ip == "" {
+		if n.ip, err = primaryAddress(config.Host); err != nil {
+			return fmt.Errorf("find this host's primary address (or give --node-ip): %w", err)
+		}
+	}
+	if n.KubeletAddress == "" {
+		n.KubeletAddress = n.ip
+	}
+	return nil
+}
+
+// makeDriver loads the guest kit and opens the driver, which may boot the kit once to
+// find out how guests are best run here.
+func (n *node) makeDriver(ctx context.Context) (err error) {
+	if n.kit, err = kit.Load(n.GuestKit); err != nil {
+		return fmt.Errorf("load guest kit (make guest builds it; --guest-kit says where it is): %w", err)
+	}
+	driver, err := qemu.Open(ctx, qemu.Options{
+		StateDir: n.StateDir, CacheDir: n.CacheDir, Arch: n.kit.Arch, Accelerator: n.Accelerator, Kit: n.kit, Logger: n.log("qemu"),
+	})
+	if err != nil {
+		return err
+	}
+	n.driver = driver
+	n.onClose(driver.Close)
+	n.logger.Info("Opened driver", "driver", driver.Name(), "accelerator", driver.Features().Accelerator, "arch", driver.Features().Arch)
+	return nil
+}
+
+// makeSupply opens the snapshots and the ledger over them.
+func (n *node) makeSupply(ctx context.Context) error {
+	memory, err := hostMemory()
+	if err != nil {
+		return err
+	}
+	available := memory - n.reservedMemory
+	if n.ladder = n.nodeSettings.ladder; len(n.ladder) == 0 {
+		n.ladder = warmpool.DefaultLadder(runtime.NumCPU(), available)
+	}
+	n.ladder = warmpool.SortLadder(n.ladder)
+	if len(n.ladder) == 0 || n.ladder[0].MemoryBytes > available {
+		return fmt.Errorf("this host has %d MiB for machines, less than the smallest shape: lower --reserved-memory or give smaller --shapes", available>>20)
+	}
+	if n.MaxPods == 0 {
+		// 110 is the kubelet's own default.
+		n.MaxPods = int(min(available/n.ladder[0].MemoryBytes, 110))
+	}
+	disk, _, err := hostDisk(n.StateDir)
+	if err != nil {
+		return err
+	}
+	floor := n.minFreeDisk
+	if floor == 0 {
+		floor = -1 // the store's own zero is its default
+	}
+	n.metrics = metrics.New(metrics.Sources{
+		Pods:   func() []*corev1.Pod { return n.provider.Pods() },
+		Ledger: n.ledger,
+	})
+	n.watchSnapshots()
+	if n.snapshots, err = snapshot.Open(ctx, filepath.Join(n.StateDir, "snapshots"), snapshot.Options{
+		Driver: n.driver, Logger: n.log("snapshot"), MinFreeBytes: floor, Network: &agentv1.Network{Address: machineAddress + machinePrefix, Gateway: machineGateway, Nameservers: []string{machineNameserver}}, OnEvent: n.snapshotEvent,
+	}); err != nil {
+		return err
+	}
+	n.onClose(n.snapshots.Close)
+	if n.supply, err = warmpool.New(warmpool.Options{
+		Driver: n.driver, Store: n.snapshots, Kit: n.kit, Logger: n.log("warmpool"),
+		Capacity: warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: available, DiskBytes: disk},
+	}); err != nil {
+		return err
+	}
+	n.onClose(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		return n.supply.Shutdown(ctx)
+	})
+	return nil
+}
+
+func (n *node) makeImages(context.Context) (err error) {
+	n.images, err = image.Open(filepath.Join(n.CacheDir, "images"), image.Options{
+		SlotBytes: n.driver.Features().SlotBytes, Arch: n.driver.Features().Arch,
+		InsecureRegistries: n.InsecureRegistries, MinFreeBytes: n.minFreeDisk, Logger: n.log("image"),
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(n.images.Close)
+	return nil
+}
+
+func (n *node) makeProvider(context.Context) (err error) {
+	n.logs = podlog.New(filepath.Join(n.StateDir, "pods"), podlog.Options{Logger: n.log("podlog")})
+	capacity, allocatable, err := n.capacity()
+	if err != nil {
+		return err
+	}
+	n.provider, err = provider.New(provider.Options{
+		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir,
+		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
+		Images: newNodeImages(n.images, n.metrics), Logs: n.logs, Observer: n.metrics,
+		Node: provider.NodeOptions{
+			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
+			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
+			Version: "v" + version, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure,
+		},
+		DNS:            provider.DNS{Machine: []string{machineNameserver}},
+		MachineAddress: machineAddress,
+		Logger:         n.log("provider"),
+	})
+	return err
+}
+
+// run serves until ctx ends, or a part fails.
+func (n *node) run(ctx context.Context) error {
+	certificates, err := kubeletapi.OpenCertificates(n.TLSCert, n.TLSKey, n.ClientCA)
+	if err != nil {
+		return err
+	}
+	access, err := kubeletapi.NewDelegated(n.NodeName, n.client, certificates)
+	if err != nil {
+		return err
+	}
+	server, err := kubeletapi.New(kubeletapi.Options{
+		Containers: n.provider, Logs: n.logs, Access: access, Certificates: certificates,
+		Metrics: n.metrics.Registry(), Logger: n.log("kubeletapi"),
+	})
+	if err != nil {
+		return err
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", net.JoinHostPort(n.KubeletAddress, strconv.Itoa(n.KubeletPort)))
+	if err != nil {
+		return fmt.Errorf("serve the kubelet API: %w", err)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Serve(ctx, listener) })
+	group.Go(func() error { return n.serveMetrics(ctx) })
+	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
+	group.Go(func() error {
+		// When the pods' part ends, all of the node ends.
+		if err := n.provider.Run(ctx, nil); err != nil {
+			return err
+		}
+		return errStopped
+	})
+	if err := group.Wait(); !errors.Is(err, errStopped) {
+		return err
+	}
+	n.logger.Info("Stopped; machines go on")
+	return nil
+}
+
+var errStopped = errors.New("stopped")
+
+// prepareSnapshots builds the base snapshots that the first pods will want, so that
+// they are restored instead of booted. A failure is tried again by the first pod.
+func (n *node) prepareSnapshots(ctx context.Context) {
+	shapes := n.prepare
+	if len(shapes) == 0 && !n.prepareNone {
+		shapes = n.ladder[:1]
+	}
+	for _, shape := range shapes {
+		began := time.Now()
+		if err := n.supply.Prepare(ctx, []vm.Shape{shape}); err != nil {
+			if ctx.Err() == nil {
+				n.logger.Error("Cannot prepare base snapshot", "shape", shape.String(), "error", err)
+			}
+			continue
+		}
+		n.logger.Info("Base snapshot is ready", "shape", shape.String(), "took", time.Since(began).Round(time.Millisecond))
+	}
+}
+
+func (n *node) log(component string) *slog.Logger { return n.logger.With("component", component) }

@@ -1,0 +1,162 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/metrics"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+	"github.com/vk-firkin/vk-firkin/warmpool"
+)
+
+// capacity is what the host has, and what of it pods may have.
+func (n *node) capacity() (capacity, allocatable corev1.ResourceList, err error) {
+	memory, err := hostMemory()
+	if err != nil {
+		return nil, nil, err
+	}
+	disk, _, err := hostDisk(n.StateDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	cpu := int64(runtime.NumCPU()) * 1000
+	return provider.Capacity(cpu, memory, disk, n.MaxPods),
+		provider.Capacity(cpu, memory-n.reservedMemory, max(0, disk-n.minFreeDisk), n.MaxPods), nil
+}
+
+// hostDisk is the size of the disk that holds a path, and what of it is free.
+func hostDisk(path string) (size, free int64, err error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return 0, 0, fmt.Errorf("measure the disk of %s: %w", path, err)
+	}
+	return int64(fs.Blocks) * int64(fs.Bsize), int64(fs.Bavail) * int64(fs.Bsize), nil
+}
+
+// lowMemory is what must be available on the host, or the node is under pressure: the
+// kubelet's default eviction threshold.
+const lowMemory = 100 << 20
+
+// pressure measures what the host is short of.
+func (n *node) pressure() (provider.Pressure, error) {
+	var p provider.Pressure
+	_, free, err := hostDisk(n.StateDir)
+	if err != nil {
+		return p, err
+	}
+	p.Disk = provider.Measured{Short: free < n.minFreeDisk, Message: fmt.Sprintf("%d MiB free where machines are kept, %d MiB must be", free>>20, n.minFreeDisk>>20)}
+	available, err := hostMemoryAvailable()
+	if err != nil {
+		return p, err
+	}
+	p.Memory = provider.Measured{Short: available < lowMemory, Message: fmt.Sprintf("%d MiB of memory available", available>>20)}
+	used, limit, err := hostProcesses()
+	if err != nil {
+		return p, err
+	}
+	// The kubelet has no default for this; a tenth of the processes left is little for
+	// a host that starts one for each machine.
+	p.PID = provider.Measured{Short: limit > 0 && used > limit-limit/10, Message: fmt.Sprintf("%d of %d processes", used, limit)}
+	return p, nil
+}
+
+// primaryAddress is the address that this host uses towards the API server. Nothing
+// is sent.
+func primaryAddress(server string) (string, error) {
+	u, err := url.Parse(server)
+	if err != nil {
+		return "", err
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	conn, err := net.Dial("udp", net.JoinHostPort(u.Hostname(), port)) //nolint:noctx // connecting a datagram socket does not wait
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	address, ok := conn.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return "", fmt.Errorf("unexpected address %v", conn.LocalAddr())
+	}
+	return address.IP.String(), nil
+}
+
+// watchSnapshots tells of the node's snapshots by events on the node object.
+func (n *node) watchSnapshots() {
+	broadcaster := record.NewBroadcaster()
+	broadcaster.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: n.client.CoreV1().Events("")})
+	n.onClose(func() error { broadcaster.Shutdown(); return nil })
+	n.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "vk-firkin", Host: n.NodeName})
+}
+
+// snapshotEvent is called by the snapshot store.
+func (n *node) snapshotEvent(e snapshot.Event) {
+	kind := corev1.EventTypeNormal
+	if e.Type == snapshot.EventBuildFailed || e.Type == snapshot.EventQuarantined {
+		kind = corev1.EventTypeWarning
+	}
+	n.recorder.Event(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: n.NodeName, UID: types.UID(n.NodeName)}, kind, "Snapshot"+string(e.Type), e.Message)
+	if e.Type == snapshot.EventQuarantined {
+		n.metrics.SnapshotQuarantined()
+	}
+	n.logger.Info("Snapshot event", "type", string(e.Type), "snapshot", e.Key, "shape", e.Shape.String(), "message", e.Message)
+}
+
+// ledger is the node's account in the words of the metrics.
+func (n *node) ledger() metrics.Ledger {
+	account := n.supply.Ledger()
+	amount := func(b warmpool.Budget) metrics.Amount {
+		return metrics.Amount{MilliCPU: b.MilliCPU, MemoryBytes: b.MemoryBytes, DiskBytes: b.DiskBytes}
+	}
+	return metrics.Ledger{
+		Capacity: amount(account.Capacity), Active: amount(account.Active), Available: amount(account.Available),
+		ActiveMachines: len(account.Machines),
+	}
+}
+
+// serveMetrics serves metrics in plain HTTP on loopback until ctx ends.
+func (n *node) serveMetrics(ctx context.Context) error {
+	if n.MetricsAddress == "" {
+		return nil
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", n.MetricsAddress)
+	if err != nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics.Registry(), promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-ctx.Done()
+		_ = server.Close()
+	}()
+	err = server.Serve(listener)
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		<-done
+		return nil
+	}
+	return fmt.Errorf("serve metrics: %w", err)
+}

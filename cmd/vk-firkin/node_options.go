@@ -1,0 +1,240 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// nodeOptions are the flags of `vk-firkin node`.
+type nodeOptions struct {
+	directories
+	logOptions
+
+	Kubeconfig     string
+	NodeName       string
+	NodeIP         string
+	KubeletAddress string
+	KubeletPort    int
+	TLSCert        string
+	TLSKey         string
+	ClientCA       string
+	MetricsAddress string
+
+	GuestKit    string
+	Accelerator string
+	Shapes      []string
+	Prepare     []string
+
+	InsecureRegistries []string
+	NoTaint            bool
+	MaxPods            int
+	ReservedMemory     string
+	MinFreeDisk        string
+}
+
+// directories are where a node keeps its files; see docs/architecture.md.
+type directories struct {
+	StateDir string
+	CacheDir string
+}
+
+// addFlags binds the flags; the defaults come from the environment, then from the
+// home folder, never from the temporary one.
+func (d *directories) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&d.StateDir, "state-dir", defaultDirectory("FIRKIN_STATE_DIR", "state"), "where machines, snapshots and pods are kept (FIRKIN_STATE_DIR)")
+	flags.StringVar(&d.CacheDir, "cache-dir", defaultDirectory("FIRKIN_CACHE_DIR", "cache"), "where images are kept (FIRKIN_CACHE_DIR)")
+}
+
+func defaultDirectory(variable, name string) string {
+	if dir := os.Getenv(variable); dir != "" {
+		return dir
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "" // validate says what to do
+	}
+	return filepath.Join(home, ".firkin", name)
+}
+
+func (d *directories) validate() error {
+	var errs []error
+	for _, dir := range []struct {
+		flag, variable string
+		path           *string
+	}{{"--state-dir", "FIRKIN_STATE_DIR", &d.StateDir}, {"--cache-dir", "FIRKIN_CACHE_DIR", &d.CacheDir}} {
+		if *dir.path == "" {
+			errs = append(errs, fmt.Errorf("%s is not set and there is no home folder: give it, or set %s", dir.flag, dir.variable))
+			continue
+		}
+		abs, err := filepath.Abs(*dir.path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s %q: %w", dir.flag, *dir.path, err))
+			continue
+		}
+		*dir.path = abs
+	}
+	return errors.Join(errs...)
+}
+
+// logOptions say what is logged and how.
+type logOptions struct {
+	LogLevel  string
+	LogFormat string
+}
+
+func (l *logOptions) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&l.LogLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&l.LogFormat, "log-format", "text", "text or json")
+}
+
+func (l *logOptions) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(l.LogLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", l.LogLevel)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch l.LogFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want text or json", l.LogFormat)
+}
+
+func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
+	o.directories.addFlags(flags)
+	o.logOptions.addFlags(flags)
+	hostname, _ := os.Hostname()
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "how to reach the cluster, with a node's identity (KUBECONFIG)")
+	flags.StringVar(&o.NodeName, "node-name", strings.ToLower(hostname), "name of the node; the identity must be system:node:NAME")
+	flags.StringVar(&o.NodeIP, "node-ip", "", "address that the API server reaches this host at (default: the host's primary address)")
+	flags.StringVar(&o.KubeletAddress, "kubelet-address", "", "address to serve the kubelet API on (default: --node-ip)")
+	flags.IntVar(&o.KubeletPort, "kubelet-port", 10250, "port of the kubelet API: logs and exec")
+	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "serving certificate of the kubelet API")
+	flags.StringVar(&o.TLSKey, "tls-private-key-file", "", "its key")
+	flags.StringVar(&o.ClientCA, "client-ca-file", "", "authority of the API server's client certificate")
+	flags.StringVar(&o.MetricsAddress, "metrics-address", "127.0.0.1:10255", "where Prometheus metrics are served in plain HTTP; loopback only, empty for nowhere")
+	flags.StringVar(&o.GuestKit, "guest-kit", filepath.Join("bin", "guest", runtime.GOARCH), "folder of the guest kit, built by make guest")
+	flags.StringVar(&o.Accelerator, "accelerator", "", "how QEMU runs guests: kvm, tcg, or empty for the best that boots the guest kit here")
+	flags.StringSliceVar(&o.Shapes, "shapes", nil, "sizes that machines may have, as VCPUSxMEMORY: 1x256Mi,2x1Gi (default: a ladder up to what the host has)")
+	flags.StringSliceVar(&o.Prepare, "prepare", nil, "shapes whose base snapshots are built at start (default: the smallest; \"none\" for none)")
+	flags.StringSliceVar(&o.InsecureRegistries, "insecure-registry", nil, "registry to speak plain HTTP to, as host:port; for tests")
+	flags.BoolVar(&o.NoTaint, "no-taint", false, "do not taint the node with firkin.dev/machine=true:NoSchedule")
+	flags.IntVar(&o.MaxPods, "max-pods", 0, "how many pods the node takes (default: what fits into memory at the smallest shape, at most 110)")
+	flags.StringVar(&o.ReservedMemory, "reserved-memory", "1Gi", "memory kept from machines, for the host and vk-firkin")
+	flags.StringVar(&o.MinFreeDisk, "min-free-disk", "10Gi", "disk that must stay free to build or restore")
+}
+
+// nodeSettings are options that were understood.
+type nodeSettings struct {
+	nodeOptions
+	logger         *slog.Logger
+	ladder         []vm.Shape // empty: the default one
+	prepare        []vm.Shape
+	prepareNone    bool
+	reservedMemory int64
+	minFreeDisk    int64
+}
+
+// complete checks every option and reports all faults at once.
+func (o nodeOptions) complete() (*nodeSettings, error) {
+	s := &nodeSettings{nodeOptions: o}
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	note := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+
+	note(s.directories.validate())
+	var err error
+	s.logger, err = s.logOptions.logger()
+	note(err)
+	if o.Kubeconfig == "" {
+		fault("--kubeconfig is missing: the cluster's administrator gives each node one")
+	}
+	if problems := validation.IsDNS1123Subdomain(o.NodeName); len(problems) > 0 {
+		fault("--node-name %q: %s", o.NodeName, strings.Join(problems, ", "))
+	}
+	if o.NodeIP != "" && net.ParseIP(o.NodeIP) == nil {
+		fault("--node-ip %q is not an address", o.NodeIP)
+	}
+	for flag, path := range map[string]string{"--tls-cert-file": o.TLSCert, "--tls-private-key-file": o.TLSKey, "--client-ca-file": o.ClientCA} {
+		if path == "" {
+			fault("%s is missing: without it the API server cannot fetch logs or run commands", flag)
+		}
+	}
+	if o.KubeletPort < 1 || o.KubeletPort > 65535 {
+		fault("--kubelet-port %d: want 1 to 65535", o.KubeletPort)
+	}
+	if o.MetricsAddress != "" {
+		host, _, err := net.SplitHostPort(o.MetricsAddress)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			fault("--metrics-address %q: want a loopback address and a port, it is not encrypted", o.MetricsAddress)
+		}
+	}
+	s.ladder, err = parseShapes(o.Shapes)
+	note(err)
+	if len(o.Prepare) == 1 && o.Prepare[0] == "none" {
+		s.prepareNone = true
+	} else {
+		s.prepare, err = parseShapes(o.Prepare)
+		note(err)
+	}
+	if o.MaxPods < 0 || o.MaxPods > 1000 {
+		fault("--max-pods %d: want 1 to 1000, or 0 for the default", o.MaxPods)
+	}
+	s.reservedMemory, err = parseBytes("--reserved-memory", o.ReservedMemory)
+	note(err)
+	s.minFreeDisk, err = parseBytes("--min-free-disk", o.MinFreeDisk)
+	note(err)
+	return s, errors.Join(errs...)
+}
+
+func parseBytes(flag, text string) (int64, error) {
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Sign() < 0 {
+		return 0, fmt.Errorf("%s %q: want a size such as 10Gi", flag, text)
+	}
+	return q.Value(), nil
+}
+
+// parseShapes reads shapes as people write them: 2x1Gi.
+func parseShapes(texts []string) ([]vm.Shape, error) {
+	var shapes []vm.Shape
+	var errs []error
+	for _, text := range texts {
+		cpus, memory, ok := strings.Cut(text, "x")
+		n, err := strconv.Atoi(cpus)
+		q, qerr := resource.ParseQuantity(memory)
+		if !ok || err != nil || qerr != nil {
+			errs = append(errs, fmt.Errorf("shape %q: want VCPUSxMEMORY, for example 2x1Gi", text))
+			continue
+		}
+		shape := vm.Shape{VCPUs: n, MemoryBytes: q.Value()}
+		if err := shape.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("shape %q: %w", text, err))
+			continue
+		}
+		shapes = append(shapes, shape)
+	}
+	return shapes, errors.Join(errs...)
+}

@@ -1,0 +1,82 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+func parseNode(t *testing.T, args ...string) nodeOptions {
+	t.Helper()
+	var o nodeOptions
+	flags := pflag.NewFlagSet("node", pflag.ContinueOnError)
+	o.addFlags(flags)
+	if err := flags.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+var complete = []string{"--kubeconfig", "k", "--node-name", "mac", "--tls-cert-file", "c", "--tls-private-key-file", "k", "--client-ca-file", "a", "--state-dir", "s", "--cache-dir", "c"}
+
+func TestNodeOptions(t *testing.T) {
+	s, err := parseNode(t, append(complete, "--shapes", "1x256Mi,2x1Gi", "--min-free-disk", "0")...).complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []vm.Shape{{VCPUs: 1, MemoryBytes: 256 << 20}, {VCPUs: 2, MemoryBytes: 1 << 30}}
+	if diff := cmp.Diff(want, s.ladder); diff != "" {
+		t.Errorf("shapes (-want +got):\n%s", diff)
+	}
+	if s.minFreeDisk != 0 || s.reservedMemory != 1<<30 {
+		t.Errorf("minFreeDisk %d, reservedMemory %d", s.minFreeDisk, s.reservedMemory)
+	}
+	if !strings.HasPrefix(s.StateDir, "/") {
+		t.Errorf("state folder %q is not absolute", s.StateDir)
+	}
+}
+
+// Every fault is named by its flag, all of them at once.
+func TestNodeOptionFaults(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args []string
+		want []string
+	}{
+		{"nothing given", []string{"--kubeconfig=", "--node-name", "mac"}, []string{"--kubeconfig", "--tls-cert-file", "--tls-private-key-file", "--client-ca-file"}},
+		{"names and addresses", append(complete, "--node-name", "Not_a_name", "--node-ip", "here", "--kubelet-port", "0"), []string{"--node-name", "--node-ip", "--kubelet-port"}},
+		{"metrics on the network", append(complete, "--metrics-address", "0.0.0.0:1"), []string{"--metrics-address"}},
+		{"shapes", append(complete, "--shapes", "big,1x1Mi"), []string{`"big"`, `"1x1Mi"`}},
+		{"sizes", append(complete, "--reserved-memory", "-1", "--min-free-disk", "lots"), []string{"--reserved-memory", "--min-free-disk"}},
+		{"logs", append(complete, "--log-level", "loud"), []string{"--log-level"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := parseNode(t, tt.args...).complete()
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error does not name %s: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+func TestDirectoriesFromEnvironment(t *testing.T) {
+	t.Setenv("FIRKIN_STATE_DIR", "/somewhere/state")
+	t.Setenv("FIRKIN_CACHE_DIR", "")
+	t.Setenv("HOME", "/home/user")
+	o := parseNode(t)
+	if o.StateDir != "/somewhere/state" || o.CacheDir != "/home/user/.firkin/cache" {
+		t.Errorf("state %q, cache %q", o.StateDir, o.CacheDir)
+	}
+}
