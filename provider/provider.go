@@ -118,7 +118,7 @@ func New(opts Options) (*Provider, error) {
 		puller:    puller{images: opts.Images, objects: obj, events: ev},
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
-		api:       podAPI{client: opts.Client}, publish: p.publish, gone: p.bury,
+		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
 	}
 	return p, nil
