@@ -30,6 +30,9 @@ const (
 	maxRequestBytes = 8 << 20
 	// maxStreams bounds the calls under way: each exec is two, each followed log one.
 	maxStreams = 512
+	// acceptRetry and acceptPatience are for a listener that fails.
+	acceptRetry    = 100 * time.Millisecond
+	acceptPatience = 30 * time.Second
 	// DefaultSpoolBytes is the default of Options.SpoolBytes.
 	DefaultSpoolBytes = 64 << 20
 )
@@ -119,8 +122,8 @@ func (s *Server) Handler() http.Handler { return s.handler }
 
 // Serve accepts streams from l and serves each until it ends. A listener over a
 // serial port, which has one stream, returns the next from Accept when the last was
-// closed. Serve ends when ctx ends, with nil, or when Accept fails; it then closes l
-// and all streams, and waits for the calls on them. Containers go on.
+// closed. Serve ends when ctx ends, with nil, or when l is closed or fails for
+// acceptPatience on end; it then closes l and all streams. Containers go on.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
@@ -131,15 +134,28 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		_ = l.Close()
 		streams.Wait()
 	}()
-	for {
+	for failing := time.Duration(0); ; {
 		conn, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		if err == nil {
+			failing = 0
+			streams.Go(func() { s.ServeConn(ctx, conn) })
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		// The end of the server may be the end of the machine and its pod: a device
+		// that is not there for a moment is not worth that.
+		if errors.Is(err, net.ErrClosed) || failing >= acceptPatience {
 			return fmt.Errorf("accept a host: %w", err)
 		}
-		streams.Go(func() { s.ServeConn(ctx, conn) })
+		s.log.Warn("Accepting a host failed", "error", err)
+		select {
+		case <-time.After(acceptRetry):
+			failing += acceptRetry
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
 
