@@ -25,6 +25,11 @@ import (
 // bootTimeout is for an emulated boot on a busy host; restores take what is left of it.
 const bootTimeout = 3 * time.Minute
 
+// settle is how long the saved machine runs on after its connection was closed. An
+// agent that is saved in the middle of a conversation takes more than a second after
+// each restore to let go of it: ten times what the restore takes.
+const settle = time.Second
+
 // bench is one run of the benchmark.
 type bench struct {
 	dir      string
@@ -85,6 +90,11 @@ func (b *bench) save(ctx context.Context) (err error) {
 	}
 	if err := c.Close(); err != nil {
 		return err
+	}
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	if err := m.(vm.Pauser).Pause(ctx); err != nil {
 		return err
