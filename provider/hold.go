@@ -58,6 +58,22 @@ func (w *worker) here(h *machineHold, f func(s *state)) {
 	})
 }
 
+// hereNow is here, and waits until f ran: a guest that floods the host with statuses
+// waits for the loop.
+func (w *worker) hereNow(h *machineHold, f func(s *state)) {
+	done := make(chan struct{})
+	w.post(func(s *state) {
+		defer close(done)
+		if w.hold == h {
+			f(s)
+		}
+	})
+	select {
+	case <-done:
+	case <-h.ctx.Done():
+	}
+}
+
 // watchMachine waits for the machine to end by itself.
 func (w *worker) watchMachine(h *machineHold) {
 	for h.ctx.Err() == nil {
@@ -136,7 +152,7 @@ func (w *worker) watchOnce(h *machineHold) (heard bool, err error) {
 			if !synced && len(seen) < maxContainers {
 				seen[st.GetId()] = true
 			}
-			w.here(h, func(s *state) { w.observedByID(st) })
+			w.hereNow(h, func(*state) { w.observedByID(st) })
 		case *agentv1.WatchContainersResponse_Synced:
 			synced = true
 			known := seen
@@ -299,14 +315,16 @@ func (w *worker) copyOutput(c *containerState) {
 	ref, attempt := w.ref(c), c.attempt
 	h.wg.Go(func() {
 		err := w.env.logs.Copy(h.ctx, ref, h.lease.Guest)
+		for failures := 1; err != nil && sleep(h.ctx, retryDelay(failures, time.Second, 10*time.Second)); failures++ {
+			// The container's writes block meanwhile, as the agent's spool is bounded.
+			w.log.Warn("Output cannot be copied", "container", ref.ID, "err", err)
+			err = w.env.logs.Copy(h.ctx, ref, h.lease.Guest)
+		}
 		w.here(h, func(*state) {
 			if c.attempt != attempt {
 				return
 			}
 			c.copying = false
-			if err != nil {
-				w.log.Warn("Output could not be copied", "container", ref.ID, "err", err)
-			}
 			c.drained = c.drained || c.step == containerExited || err != nil
 			w.dirty = true
 		})

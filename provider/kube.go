@@ -11,6 +11,7 @@ import (
 
 	"github.com/virtual-kubelet/virtual-kubelet/node"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -128,18 +129,26 @@ func (k *kube) podController(p *Provider) (*node.PodController, error) {
 	return pc, nil
 }
 
-// watchReported tells workers when the API has their pod's Running.
-func (k *kube) watchReported(p *Provider) error {
-	_, err := k.pods.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, obj any) {
-		pod, ok := obj.(*corev1.Pod)
-		if !ok || pod.Status.Phase != corev1.PodRunning {
+// watchStatus tells workers what virtual-kubelet does not look at: that the API has
+// their pod's Running, and that others changed conditions of it.
+func (k *kube) watchStatus(p *Provider) error {
+	_, err := k.pods.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
+		old, _ := before.(*corev1.Pod)
+		pod, ok := after.(*corev1.Pod)
+		if !ok || old == nil {
 			return
 		}
 		p.mu.Lock()
 		w := p.workers[pod.UID]
 		p.mu.Unlock()
-		if w != nil {
+		if w == nil {
+			return
+		}
+		if pod.Status.Phase == corev1.PodRunning && old.Status.Phase != corev1.PodRunning {
 			w.reported()
+		}
+		if !equality.Semantic.DeepEqual(mergeConditions(old.Status.Conditions, nil), mergeConditions(pod.Status.Conditions, nil)) {
+			w.update(pod.DeepCopy())
 		}
 	}})
 	if err != nil {

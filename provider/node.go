@@ -11,8 +11,10 @@ import (
 	"github.com/virtual-kubelet/virtual-kubelet/node"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Labels and taint of the node.
@@ -134,6 +136,13 @@ func nodeConditions(p Pressure, unhealthy error, old []corev1.NodeCondition, now
 	return list
 }
 
+// NodeEvent tells the cluster's operators what happened to the node, for example
+// SnapshotQuarantined. It does not block.
+func (p *Provider) NodeEvent(warning bool, reason, message string) {
+	ref := &corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: p.opts.NodeName, UID: types.UID(p.opts.NodeName)} // the kubelet's events have the name as UID
+	p.kube.recorder.Event(ref, eventType(warning), reason, bound(message, maxEventMessage))
+}
+
 // measureEvery is how often the host is looked at; its cost is a few system calls.
 const measureEvery = 10 * time.Second
 
@@ -157,9 +166,17 @@ func (p *Provider) nodeController() (*node.NodeController, *nodeKeeper, error) {
 	k := &nodeKeeper{p: p, notify: make(chan func(*corev1.Node), 1)}
 	k.node = nodeObject(p.opts.NodeName, p.opts.NodeIP, p.opts.Node, time.Now())
 	k.node.Status.Conditions = k.measure(context.Background())
-	nc, err := node.NewNodeController(k, k.node.DeepCopy(), p.opts.Client.CoreV1().Nodes(),
+	first := k.node.DeepCopy()
+	nc, err := node.NewNodeController(k, first.DeepCopy(), p.opts.Client.CoreV1().Nodes(),
 		node.WithNodeEnableLeaseV1(p.opts.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease), node.DefaultLeaseDuration),
-		node.WithNodeStatusUpdateErrorHandler(func(_ context.Context, err error) error { return err }))
+		node.WithNodeStatusUpdateErrorHandler(func(ctx context.Context, err error) error {
+			if !apierrors.IsNotFound(err) {
+				return err
+			}
+			// Somebody deleted the node: register again, as a kubelet does when it restarts.
+			_, err = p.opts.Client.CoreV1().Nodes().Create(ctx, first.DeepCopy(), metav1.CreateOptions{})
+			return err
+		}))
 	if err != nil {
 		return nil, nil, fmt.Errorf("make node controller: %w", err)
 	}

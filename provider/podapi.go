@@ -53,7 +53,9 @@ func (a podAPI) finish(ctx context.Context, final *corev1.Pod) error {
 		if order(have.Status.Phase) == order(corev1.PodFailed) || equality.Semantic.DeepEqual(have.Status, final.Status) {
 			return nil
 		}
-		have.Status = final.Status
+		status := *final.Status.DeepCopy()
+		status.Conditions = mergeConditions(have.Status.Conditions, status.Conditions)
+		have.Status = status
 		_, err = pods.UpdateStatus(ctx, have, metav1.UpdateOptions{})
 		return err
 	})

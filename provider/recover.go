@@ -42,8 +42,11 @@ func (p *Provider) recover(ctx context.Context) error {
 			rec.Pod = pod.DeepCopy()
 		}
 		s := p.env.restoreState(ctx, rec, time.Now())
-		if gone {
+		switch {
+		case gone:
 			s.deletion = &deletion{since: time.Now(), grace: goneGrace}
+		case rec.Pod.DeletionTimestamp != nil: // at once, so that nothing is started before virtual-kubelet says so
+			s.deletion = &deletion{since: time.Now(), grace: graceOf(rec.Pod)}
 		}
 		p.log.Info("Taking up pod", "pod", rec.Pod.Namespace+"/"+rec.Pod.Name, "podUID", rec.Pod.UID, "machine", rec.Machine.ID, "gone", gone)
 		p.startWorker(s)

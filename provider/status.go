@@ -212,6 +212,22 @@ func keptConditions(pod *corev1.Pod, previous *corev1.PodStatus) []corev1.PodCon
 	return kept
 }
 
+// mergeConditions takes the conditions of others from the API, and the node's own from its status.
+func mergeConditions(api, status []corev1.PodCondition) []corev1.PodCondition {
+	var out []corev1.PodCondition
+	for _, c := range api {
+		if !ours(c.Type) {
+			out = append(out, c)
+		}
+	}
+	for _, c := range status {
+		if ours(c.Type) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now time.Time) []corev1.PodCondition {
 	list := keptConditions(s.pod, previous)
 	set := func(t corev1.PodConditionType, ok bool, reason, message string) {

@@ -119,6 +119,9 @@ func (w *worker) release(ctx context.Context) {
 				return
 			}
 			w.hold = nil
+			if s.stage == stageFinished {
+				w.env.images.Unpin(s.pod.UID)
+			}
 			*m = machineState{generation: m.generation, path: m.path}
 			for _, c := range s.containers {
 				if c.step == containerExited {

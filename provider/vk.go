@@ -111,6 +111,15 @@ type guardedPodClient struct {
 	p         *Provider
 }
 
+// UpdateStatus keeps the conditions that others have set meanwhile.
+func (g guardedPodClient) UpdateStatus(ctx context.Context, pod *corev1.Pod, opts metav1.UpdateOptions) (*corev1.Pod, error) {
+	if have := g.p.kube.current(g.namespace, pod.Name); have != nil && have.UID == pod.UID {
+		pod = pod.DeepCopy()
+		pod.Status.Conditions = mergeConditions(have.Status.Conditions, pod.Status.Conditions)
+	}
+	return g.PodInterface.UpdateStatus(ctx, pod, opts)
+}
+
 func (g guardedPodClient) Delete(ctx context.Context, name string, opts metav1.DeleteOptions) error {
 	if opts.Preconditions != nil && opts.Preconditions.UID != nil {
 		grace := time.Duration(0)

@@ -5,8 +5,10 @@ package provider
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,7 +43,9 @@ type worker struct {
 	hold  *machineHold
 	acts  sync.WaitGroup
 	dirty bool // the record is not what the state is
-	mark  milestones
+	// faults are what a later change of the pod asked for in vain.
+	faults string
+	mark   milestones
 }
 
 // environment is what all workers share.
@@ -108,14 +112,25 @@ func (w *worker) update(pod *corev1.Pod) {
 		if pod.Status.Phase == "" { // a caller without the API's status
 			s.pod.Status = keep
 		}
-		if s.plan != nil {
-			for i := range s.plan.containers {
-				if c := containerNamed(pod, s.plan.containers[i].spec.Name); c != nil {
-					s.plan.containers[i].spec = c
-				}
+		w.dirty = true
+		if s.plan == nil {
+			return
+		}
+		faults := unsupported(pod)
+		for i := range s.plan.containers {
+			have := s.plan.containers[i].spec
+			if c := containerNamed(pod, have.Name); c != nil && c.Image != have.Image {
+				faults = append(faults, fmt.Sprintf("spec.containers[%d].image: a running pod's image cannot be changed yet, %q stays", i, have.Image))
+			} else if c != nil {
+				s.plan.containers[i].spec = c
 			}
 		}
-		w.dirty = true
+		if text := strings.Join(faults, "; "); text != w.faults {
+			w.faults = text
+			if text != "" {
+				w.env.events.pod(pod, true, ReasonUnsupportedField, text)
+			}
+		}
 	})
 }
 

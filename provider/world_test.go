@@ -44,6 +44,9 @@ type world struct {
 	supply *fakeSupply
 	images *fakeImages
 	events *eventLog
+
+	api     sync.Mutex // one change of a pod at a time
+	changes int        // guarded by api
 }
 
 func newWorld(t *testing.T) *world {
@@ -54,8 +57,10 @@ func newWorld(t *testing.T) *world {
 		images: &fakeImages{config: map[string]provider.ImageConfig{}, pins: map[types.UID][]string{}},
 		events: &eventLog{},
 	}
-	// What the fake clientset leaves out of a real API server: deletion with grace.
+	// What the fake clientset leaves out of a real API server: deletion with grace, and
+	// a status subresource that changes nothing but the status.
 	w.client.PrependReactor("delete", "pods", w.deletePod)
+	w.client.PrependReactor("update", "pods", w.updateStatus)
 	w.client.PrependReactor("create", "serviceaccounts", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		if a.GetSubresource() != "token" {
 			return false, nil, nil
@@ -67,7 +72,35 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+func (w *world) updateStatus(a clienttesting.Action) (bool, runtime.Object, error) {
+	if a.GetSubresource() != "status" {
+		return false, nil, nil
+	}
+	w.api.Lock()
+	defer w.api.Unlock()
+	pod := a.(clienttesting.UpdateActionImpl).Object.(*corev1.Pod)
+	obj, err := w.client.Tracker().Get(a.GetResource(), a.GetNamespace(), pod.Name)
+	if err != nil {
+		return true, nil, err
+	}
+	have := obj.(*corev1.Pod).DeepCopy()
+	if have.UID != pod.UID || have.ResourceVersion != pod.ResourceVersion {
+		return true, nil, apierrors.NewConflict(corev1.Resource("pods"), pod.Name, errors.New("uid or version"))
+	}
+	have.Status = pod.Status
+	w.version(have)
+	return true, have, w.client.Tracker().Update(a.GetResource(), have, have.Namespace)
+}
+
+// version gives a changed pod its version; w.api is held.
+func (w *world) version(p *corev1.Pod) {
+	w.changes++
+	p.ResourceVersion = fmt.Sprintf("test-%d", w.changes)
+}
+
 func (w *world) deletePod(a clienttesting.Action) (bool, runtime.Object, error) {
+	w.api.Lock()
+	defer w.api.Unlock()
 	d := a.(clienttesting.DeleteActionImpl)
 	obj, err := w.client.Tracker().Get(a.GetResource(), a.GetNamespace(), d.Name)
 	if err != nil {
@@ -89,6 +122,7 @@ func (w *world) deletePod(a clienttesting.Action) (bool, runtime.Object, error) 
 	}
 	at := metav1.NewTime(time.Now().Add(time.Duration(grace) * time.Second))
 	pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, &grace
+	w.version(pod)
 	return true, nil, w.client.Tracker().Update(a.GetResource(), pod, pod.Namespace)
 }
 
@@ -234,6 +268,10 @@ func (w *world) awaitNothing() {
 		return len(entries) == 0 && len(w.supply.ids()) == 0 && len(w.images.pinned()) == 0
 	}, func() string { return left })
 }
+
+type errKill struct{}
+
+func (errKill) Error() string { return "killed" }
 
 const patience = 15 * time.Second
 
@@ -421,7 +459,9 @@ func (s *fakeSupply) Acquire(ctx context.Context, r provider.MachineRequest) (pr
 	s.machines[r.MachineID] = m
 	s.acquired++
 	s.mu.Unlock()
-	if err := s.ask(ctx, "acquired"); err != nil {
+	if err := s.ask(ctx, "acquired"); errors.Is(err, errKilled) {
+		return nil, err
+	} else if err != nil {
 		return nil, errors.Join(err, s.Reap(context.Background(), r.MachineID))
 	}
 	return s.lease(r.MachineID, "restore", m), nil

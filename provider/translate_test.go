@@ -1,0 +1,234 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Each line is a patch of an ordinary pod, and the field that is to be named; none for what is accepted.
+func TestUnsupported(t *testing.T) {
+	for _, tt := range []struct{ patch, field string }{
+		{`{}`, ""},
+		{`{"hostNetwork":true}`, "spec.hostNetwork"},
+		{`{"hostPID":true}`, "spec.hostPID"},
+		{`{"hostIPC":true}`, "spec.hostIPC"},
+		{`{"hostUsers":false}`, "spec.hostUsers"},
+		{`{"initContainers":[{"name":"i"}]}`, "spec.initContainers"},
+		{`{"ephemeralContainers":[{"name":"e"}]}`, "spec.ephemeralContainers"},
+		{`{"activeDeadlineSeconds":5}`, "spec.activeDeadlineSeconds"},
+		{`{"runtimeClassName":"x"}`, "spec.runtimeClassName"},
+		{`{"overhead":{"cpu":"1"}}`, "spec.overhead"},
+		{`{"resourceClaims":[{"name":"x"}]}`, "spec.resourceClaims"},
+		{`{"resources":{"limits":{"cpu":"1"}}}`, "spec.resources"},
+		{`{"os":{"name":"windows"}}`, "spec.os.name"},
+		{`{"os":{"name":"linux"}}`, ""},
+		{`{"tolerations":[{"operator":"Exists"}],"nodeSelector":{"a":"b"},"affinity":{},"priority":5,"schedulerName":"x"}`, ""},
+		{`{"dnsPolicy":"None","dnsConfig":{"nameservers":["192.0.2.53"]},"hostname":"h","subdomain":"s","hostAliases":[{"ip":"192.0.2.2","hostnames":["x"]}]}`, ""},
+		{`{"securityContext":{"runAsUser":1,"runAsGroup":2,"fsGroup":3,"supplementalGroups":[4],"runAsNonRoot":true,"fsGroupChangePolicy":"Always"}}`, ""},
+		{`{"securityContext":{"sysctls":[{"name":"a","value":"b"}]}}`, "spec.securityContext.sysctls"},
+		{`{"securityContext":{"seLinuxOptions":{"user":"u"}}}`, "spec.securityContext.seLinuxOptions"},
+		{`{"securityContext":{"seccompProfile":{"type":"RuntimeDefault"}}}`, "spec.securityContext.seccompProfile.type"},
+		{`{"securityContext":{"seccompProfile":{"type":"Unconfined"}}}`, ""},
+		{`{"securityContext":{"supplementalGroupsPolicy":"Strict"}}`, "spec.securityContext.supplementalGroupsPolicy"},
+		{`{"volumes":[{"name":"v","hostPath":{"path":"/"}}]}`, "spec.volumes[0].hostPath"},
+		{`{"volumes":[{"name":"v","persistentVolumeClaim":{"claimName":"c"}}]}`, "spec.volumes[0].persistentVolumeClaim"},
+		{`{"volumes":[{"name":"v","csi":{"driver":"c"}}]}`, "spec.volumes[0].csi"},
+		{`{"volumes":[{"name":"v","nfs":{"server":"c"}}]}`, "spec.volumes[0].nfs"},
+		{`{"volumes":[{"name":"v","image":{"reference":"c"}}]}`, "spec.volumes[0].image"},
+		{`{"volumes":[{"name":"v","emptyDir":{"medium":"HugePages"}}]}`, "spec.volumes[0].emptyDir.medium"},
+		{`{"volumes":[{"name":"v","emptyDir":{"medium":"Memory","sizeLimit":"1Mi"}},{"name":"w","emptyDir":{}}]}`, ""},
+		{`{"volumes":[{"name":"v","configMap":{"name":"c","defaultMode":384,"optional":true,"items":[{"key":"k","path":"p","mode":256}]}}]}`, ""},
+		{`{"volumes":[{"name":"v","secret":{"secretName":"c"}},{"name":"w","downwardAPI":{"items":[{"path":"p","fieldRef":{"fieldPath":"metadata.name"}}]}}]}`, ""},
+		{`{"volumes":[{"name":"v","projected":{"defaultMode":420,"sources":[{"serviceAccountToken":{"path":"token","expirationSeconds":3607}},{"configMap":{"name":"kube-root-ca.crt","items":[{"key":"ca.crt","path":"ca.crt"}]}},{"downwardAPI":{"items":[{"path":"namespace","fieldRef":{"apiVersion":"v1","fieldPath":"metadata.namespace"}}]}}]}}]}`, ""},
+		{`{"volumes":[{"name":"v","projected":{"sources":[{"clusterTrustBundle":{"path":"x"}}]}}]}`, "spec.volumes[0].projected.sources[0].clusterTrustBundle"},
+		{`{"containers":[{"name":"a","livenessProbe":{"periodSeconds":1}}]}`, "spec.containers[0].livenessProbe"},
+		{`{"containers":[{"name":"a","readinessProbe":{"periodSeconds":1}}]}`, "spec.containers[0].readinessProbe"},
+		{`{"containers":[{"name":"a","startupProbe":{"periodSeconds":1}}]}`, "spec.containers[0].startupProbe"},
+		{`{"containers":[{"name":"a","lifecycle":{"stopSignal":"SIGINT"}}]}`, "spec.containers[0].lifecycle"},
+		{`{"containers":[{"name":"a"},{"name":"b","ports":[{"containerPort":1,"hostPort":2}]}]}`, "spec.containers[1].ports[0].hostPort"},
+		{`{"containers":[{"name":"a","ports":[{"containerPort":1,"protocol":"TCP","name":"x"}]}]}`, ""},
+		{`{"containers":[{"name":"a","restartPolicy":"Always"}]}`, "spec.containers[0].restartPolicy"},
+		{`{"containers":[{"name":"a","volumeDevices":[{"name":"v","devicePath":"/d"}]}]}`, "spec.containers[0].volumeDevices"},
+		{`{"containers":[{"name":"a","volumeMounts":[{"name":"v","mountPath":"/v","mountPropagation":"Bidirectional"}]}]}`, "spec.containers[0].volumeMounts[0].mountPropagation"},
+		{`{"containers":[{"name":"a","volumeMounts":[{"name":"v","mountPath":"/v","subPathExpr":"$(A)"}]}]}`, "spec.containers[0].volumeMounts[0].subPathExpr"},
+		{`{"containers":[{"name":"a","volumeMounts":[{"name":"v","mountPath":"/v","subPath":"a","readOnly":true,"recursiveReadOnly":"Disabled"}]}]}`, ""},
+		{`{"containers":[{"name":"a","terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}]}`, ""},
+		{`{"containers":[{"name":"a","terminationMessagePath":"/tmp/x"}]}`, "spec.containers[0].terminationMessagePath"},
+		{`{"containers":[{"name":"a","terminationMessagePolicy":"FallbackToLogsOnError"}]}`, "spec.containers[0].terminationMessagePolicy"},
+		{`{"containers":[{"name":"a","resources":{"limits":{"cpu":"1","memory":"1Mi"},"requests":{"cpu":"1","memory":"1Mi","ephemeral-storage":"1Mi"}}}]}`, ""},
+		{`{"containers":[{"name":"a","resources":{"limits":{"ephemeral-storage":"1Mi"}}}]}`, "spec.containers[0].resources.limits.ephemeral-storage"},
+		{`{"containers":[{"name":"a","resources":{"limits":{"nvidia.com/gpu":"1"}}}]}`, "spec.containers[0].resources.limits.nvidia.com/gpu"},
+		{`{"containers":[{"name":"a","resources":{"claims":[{"name":"x"}]}}]}`, "spec.containers[0].resources.claims"},
+		{`{"containers":[{"name":"a","env":[{"name":"E","valueFrom":{"fileKeyRef":{"volumeName":"v"}}}]}]}`, "spec.containers[0].env[0].valueFrom.fileKeyRef"},
+		{`{"containers":[{"name":"a","securityContext":{"privileged":true}}]}`, "spec.containers[0].securityContext.privileged"},
+		{`{"containers":[{"name":"a","securityContext":{"privileged":false,"allowPrivilegeEscalation":true,"readOnlyRootFilesystem":true,"runAsUser":1,"procMount":"Default"}}]}`, ""},
+		{`{"containers":[{"name":"a","securityContext":{"allowPrivilegeEscalation":false}}]}`, "spec.containers[0].securityContext.allowPrivilegeEscalation"},
+		{`{"containers":[{"name":"a","securityContext":{"capabilities":{"drop":["ALL"]}}}]}`, "spec.containers[0].securityContext.capabilities.drop"},
+		{`{"containers":[{"name":"a","securityContext":{"capabilities":{"add":["SYS_ADMIN"]}}}]}`, "spec.containers[0].securityContext.capabilities.add"},
+		{`{"containers":[{"name":"a","securityContext":{"procMount":"Unmasked"}}]}`, "spec.containers[0].securityContext.procMount"},
+		{`{"containers":[{"name":"a","stdin":true,"stdinOnce":true,"tty":true,"workingDir":"/x","envFrom":[{"prefix":"p","configMapRef":{"name":"c"}}]}]}`, ""},
+	} {
+		t.Run(tt.patch, func(t *testing.T) {
+			pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a"}}}}
+			if err := json.Unmarshal([]byte(tt.patch), &pod.Spec); err != nil {
+				t.Fatal(err)
+			}
+			faults := unsupported(pod)
+			if tt.field == "" && len(faults) > 0 || tt.field != "" && (len(faults) != 1 || !strings.HasPrefix(faults[0], tt.field+":")) {
+				t.Errorf("got %q, want %q", faults, tt.field)
+			}
+		})
+	}
+}
+
+// Every rule is about a field that exists: a misspelled one would refuse what it should allow.
+func TestRulesNameFields(t *testing.T) {
+	known := map[string]bool{}
+	var walk func(reflect.Type, string, int)
+	walk = func(rt reflect.Type, path string, depth int) {
+		switch rt.Kind() {
+		case reflect.Pointer:
+			walk(rt.Elem(), path, depth)
+		case reflect.Slice:
+			walk(rt.Elem(), path+"[]", depth)
+		case reflect.Struct:
+			if depth > 8 {
+				return
+			}
+			for i := range rt.NumField() {
+				name, _, _ := strings.Cut(rt.Field(i).Tag.Get("json"), ",")
+				p := path
+				if name != "" {
+					p = join(path, name)
+					known[p] = true
+				}
+				walk(rt.Field(i).Type, p, depth+1)
+			}
+		}
+	}
+	walk(reflect.TypeFor[corev1.PodSpec](), "", 0)
+	for path := range rules() {
+		if !known[path] && !strings.HasPrefix(path, "containers[].resources.") && !irrelevant(path) {
+			t.Errorf("rule for %q: there is no such field", path)
+		}
+	}
+}
+
+// irrelevant are combinations that the table of volume sources makes and the API has not.
+func irrelevant(path string) bool {
+	return strings.HasPrefix(path, "volumes[].") && slices.ContainsFunc([]string{"name", "secretName", "optional", "defaultMode", "items[].key", "items[].fieldRef", "items[].resourceFieldRef"},
+		func(s string) bool { return strings.HasSuffix(path, "."+s) })
+}
+
+func TestStopSignal(t *testing.T) {
+	for in, want := range map[string]syscall.Signal{"": 15, "SIGINT": 2, "quit": 3, "9": 9, "SIGRTMIN+3": 37, "RTMAX-1": 63, "nonsense": 15, "999": 15, "-1": 15} {
+		if got := stopSignal(in); got != want {
+			t.Errorf("%q is %d, want %d", in, got, want)
+		}
+	}
+}
+
+func TestExpand(t *testing.T) {
+	known := map[string]string{"A": "a", "B": "$(A)"}
+	for in, want := range map[string]string{
+		"": "", "x": "x", "$(A)": "a", "$(B)": "$(A)", "$$(A)": "$(A)", "$(C)": "$(C)", "$A": "$A", "$": "$", "x$": "x$", "$(A": "$(A", "$$$(A)": "$a", "$(A)$(A)": "aa",
+	} {
+		if got := expand(in, known); got != want {
+			t.Errorf("%q becomes %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	img := ImageConfig{Entrypoint: []string{"e", "$(A)"}, Cmd: []string{"c"}}
+	for _, tt := range []struct {
+		command, args, want string
+	}{
+		{"", "", "e $(A) c"}, {"x", "", "x"}, {"", "y $(A)", "e $(A) y v"}, {"x $(A)", "y", "x v y"},
+	} {
+		got, err := commandLine(&corev1.Container{Command: strings.Fields(tt.command), Args: strings.Fields(tt.args)}, img, map[string]string{"A": "v"})
+		if err != nil || strings.Join(got, " ") != tt.want {
+			t.Errorf("%q %q gives %q, %v; want %q", tt.command, tt.args, got, err, tt.want)
+		}
+	}
+	if _, err := commandLine(&corev1.Container{}, ImageConfig{}, nil); err == nil {
+		t.Error("no command at all is accepted")
+	}
+}
+
+func TestNonRoot(t *testing.T) {
+	yes, zero, some := true, int64(0), int64(5)
+	for _, tt := range []struct {
+		image string
+		uid   *int64
+		ok    bool
+	}{{"", nil, false}, {"0", nil, false}, {"root", nil, false}, {"www", nil, false}, {"33:33", nil, true}, {"", &some, true}, {"33", &zero, false}} {
+		c := &corev1.Container{SecurityContext: &corev1.SecurityContext{RunAsNonRoot: &yes, RunAsUser: tt.uid}}
+		if _, err := userOf(&corev1.Pod{}, c, tt.image); (err == nil) != tt.ok {
+			t.Errorf("image user %q, uid %v: %v", tt.image, tt.uid, err)
+		}
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	dns := DNS{Machine: []string{"10.0.2.3"}, Cluster: []string{"10.96.0.10"}, Domain: "cluster.local"}
+	for _, tt := range []struct {
+		policy corev1.DNSPolicy
+		dns    DNS
+		config *corev1.PodDNSConfig
+		want   string
+		fell   bool
+	}{
+		{corev1.DNSDefault, dns, nil, "nameserver 10.0.2.3\n", false},
+		{corev1.DNSClusterFirst, dns, nil, "search ns.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n", false},
+		{corev1.DNSClusterFirst, DNS{Machine: []string{"10.0.2.3"}}, nil, "nameserver 10.0.2.3\n", true},
+		{corev1.DNSNone, dns, &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.1"}, Searches: []string{"x"}, Options: []corev1.PodDNSConfigOption{{Name: "edns0"}}}, "search x\nnameserver 192.0.2.1\noptions edns0\n", false},
+		{corev1.DNSClusterFirst, dns, &corev1.PodDNSConfig{Options: []corev1.PodDNSConfigOption{{Name: "ndots", Value: func() *string { s := "2"; return &s }()}}},
+			"search ns.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:2\n", false},
+	} {
+		pod := &corev1.Pod{Spec: corev1.PodSpec{DNSPolicy: tt.policy, DNSConfig: tt.config}}
+		pod.Namespace = "ns"
+		if got, fell := resolvConf(pod, tt.dns); string(got) != tt.want || fell != tt.fell {
+			t.Errorf("%s: %q (fell back: %v), want %q", tt.policy, got, fell, tt.want)
+		}
+	}
+}
+
+func TestRecords(t *testing.T) {
+	r := records{dir: t.TempDir()}
+	s := testState(corev1.RestartPolicyAlways, 2)
+	s.containers[0].step = containerRunning
+	exited(s.containers[1], 3, true)
+	if err := r.save(recordOf(s)); err != nil {
+		t.Fatal(err)
+	}
+	recs, faults := r.load()
+	if len(recs) != 1 || len(faults) != 0 {
+		t.Fatalf("%d records, %v", len(recs), faults)
+	}
+	got := recs[0]
+	if got.Machine.ID != "pod-1" || !got.Containers[0].Begun || got.Containers[1].Exit.ExitCode != 3 {
+		t.Errorf("record is %+v", got)
+	}
+	if err := replaceFile(r.dir+"/uid/"+recordFile, []byte(`{"version":99}`)); err != nil {
+		t.Fatal(err)
+	}
+	if recs, faults := r.load(); len(recs) != 0 || len(faults) != 1 {
+		t.Errorf("a record of another version gives %v, %v", recs, faults)
+	}
+	if err := r.remove("uid"); err != nil {
+		t.Fatal(err)
+	}
+	if recs, faults := r.load(); len(recs)+len(faults) != 0 {
+		t.Errorf("after removal: %v, %v", recs, faults)
+	}
+}
