@@ -53,16 +53,11 @@ func viewOf(s *state, h *machineHold) *podView {
 			previous := t.ContainerRef
 			previous.Attempt, previous.ID = c.last.Attempt, c.last.ID
 			if c.step == containerWaiting || c.step == containerStarting {
-				// The next run has written nothing: its log is still that of the last.
+				// The next run has written nothing: its log is still that of the last, which
+				// is the previous one as well (validateContainerLogStatus in kubelet_pods.go).
 				t.ContainerRef = previous
-				if previous.Attempt > 0 {
-					previous.Attempt--
-					previous.ID = containerID(s.pod, c.name, previous.Attempt)
-					t.Previous = &previous
-				}
-			} else {
-				t.Previous = &previous
 			}
+			t.Previous = &previous
 		}
 		if h != nil && s.machine.step == machineHeld {
 			t.Dial = h.lease.Guest

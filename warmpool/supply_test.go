@@ -52,7 +52,7 @@ func (n *node) start() {
 	n.t.Helper()
 	store, err := snapshot.Open(context.Background(), n.dir, snapshot.Options{
 		Driver: n.driver, MinFreeBytes: -1,
-		Timeouts: snapshot.Timeouts{Boot: n.patience, Agent: n.patience},
+		Timeouts: snapshot.Timeouts{Settle: time.Millisecond, Boot: n.patience, Agent: n.patience},
 	})
 	if err != nil {
 		n.t.Fatal(err)

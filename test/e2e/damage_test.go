@@ -107,15 +107,14 @@ func snapshotMembers(t *testing.T, n *cluster.Node) []string {
 			t.Fatal(err)
 		}
 		var manifest struct {
-			Files []struct {
+			Members []struct {
 				Name string `json:"name"`
-				Size int64  `json:"size"`
-			} `json:"files"`
+			} `json:"members"`
 		}
 		if err := json.Unmarshal(b, &manifest); err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range manifest.Files {
+		for _, f := range manifest.Members {
 			paths = append(paths, filepath.Join(filepath.Dir(m), f.Name))
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
 	"github.com/vk-firkin/vk-firkin/test/images"
 )
@@ -56,7 +57,13 @@ func startImages(ctx context.Context, dir string) (*imageServer, error) {
 			return nil, errors.Join(err, s.close())
 		}
 		s.registries = append(s.registries, registry)
-		if *r.ref, err = registry.Push(r.name, r.image); err != nil {
+		// Each has content of its own: an image that is on the node already is not asked
+		// for again.
+		unique, err := distinct(r.image, r.name)
+		if err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+		if *r.ref, err = registry.Push(r.name, unique); err != nil {
 			return nil, errors.Join(err, s.close())
 		}
 		if r.address != nil {
@@ -71,6 +78,15 @@ func startImages(ctx context.Context, dir string) (*imageServer, error) {
 	}
 	s.WrongArchitecture, err = s.registries[0].Push("foreign:1", foreign)
 	return s, err
+}
+
+// distinct adds a file to an image.
+func distinct(base v1.Image, name string) (v1.Image, error) {
+	layer, err := images.Layer(images.File("image-name", 0o644, name))
+	if err != nil {
+		return nil, err
+	}
+	return mutate.AppendLayers(base, layer)
 }
 
 // Addresses are all registries, for the nodes to speak plain HTTP to.

@@ -180,7 +180,7 @@ spec:
   tolerations: [{key: firkin.dev/machine, operator: Exists}]
   containers:
   - name: main
-    image: %s
+    image: %q
     command: %s
 `, name, ns, image, args)
 }

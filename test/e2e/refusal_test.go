@@ -48,7 +48,9 @@ func TestPullSecret(t *testing.T) {
 	ns := namespace(t)
 	for name, password := range map[string]string{"right": served.Password, "wrong": "not-" + served.Password} {
 		kubectl(t, "create", "secret", "docker-registry", name, "-n", ns, "--docker-server="+served.PrivateAddress, "--docker-username="+served.User, "--docker-password="+password)
-		apply(t, strings.Replace(podManifest(ns, name, served.Private, "true"), "spec:\n", "spec:\n  imagePullSecrets: [{name: "+name+"}]\n", 1))
+		// Always, so that the one who has the right password does not pull for the other.
+		manifest := strings.Replace(podManifest(ns, name, served.Private, "true"), "spec:\n", "spec:\n  imagePullSecrets: [{name: "+name+"}]\n", 1)
+		apply(t, manifest+"    imagePullPolicy: Always\n")
 	}
 	waitPod(t, ns, "right", "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
 	waitEvent(t, ns, "wrong", "Failed", "nauthorized")

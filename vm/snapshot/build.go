@@ -90,6 +90,17 @@ func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, e
 		return nil, err
 	}
 
+	// The agent must have noticed that its conversation ended before its memory is saved:
+	// one that was saved in the middle of it makes every restored machine spend more than
+	// a second on ending it before it answers. Nothing tells the host when a guest has
+	// read the end of a stream.
+	step = "let guest settle"
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(s.opts.Timeouts.Settle):
+	}
+
 	step = "pause machine"
 	pauser, okPause := machine.(vm.Pauser)
 	saver, okSave := machine.(vm.Saver)

@@ -24,7 +24,7 @@ func testConfig() vm.Config { return testSpec().config() }
 
 // testOptions have no floor, since the disk of the test is not the subject.
 func testOptions(d *snapshottest.Driver) Options {
-	return Options{Driver: d, MinFreeBytes: -1, Timeouts: Timeouts{Agent: 5 * time.Second, Boot: 5 * time.Second}}
+	return Options{Driver: d, MinFreeBytes: -1, Timeouts: Timeouts{Settle: time.Millisecond, Agent: 5 * time.Second, Boot: 5 * time.Second}}
 }
 
 func openTest(t *testing.T, dir string, opts Options) *Store {
