@@ -96,6 +96,7 @@ func (w *worker) reported() {
 		if !w.mark.reported && !w.mark.running.IsZero() {
 			w.mark.reported = true
 			w.mark.observe(PhaseRunningReported, now.Sub(w.mark.running))
+			w.mark.observe(PhaseTotal, now.Sub(w.mark.began))
 		}
 	})
 }

@@ -238,6 +238,9 @@ const (
 	PhaseContainerStart Phase = "container_start"
 	// PhaseRunningReported: until the API server has the pod's Running.
 	PhaseRunningReported Phase = "running_reported"
+	// PhaseTotal: all of them, from the node seeing the pod until the API server has its
+	// Running.
+	PhaseTotal Phase = "total"
 )
 
 // Observer is told how long the phases of pod starts took. provider/kubeletapi

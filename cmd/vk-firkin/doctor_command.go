@@ -24,9 +24,10 @@ import (
 // doctorOptions are the flags of `vk-firkin doctor`; they mean what they mean to
 // `vk-firkin node`.
 type doctorOptions struct {
-	stateDir, cacheDir, guestKit string
-	output                       string
-	skipBoot                     bool
+	directories
+	guestKit string
+	output   string
+	skipBoot bool
 }
 
 func newDoctorCommand() *cobra.Command {
@@ -43,8 +44,7 @@ It ends with exit code 1 when something keeps pods from running.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.stateDir, "state-dir", defaultDirectory("FIRKIN_STATE_DIR", "state"), "where machines, snapshots and pods are kept (FIRKIN_STATE_DIR)")
-	flags.StringVar(&o.cacheDir, "cache-dir", defaultDirectory("FIRKIN_CACHE_DIR", "cache"), "where images are kept (FIRKIN_CACHE_DIR)")
+	o.directories.addFlags(flags)
 	flags.StringVar(&o.guestKit, "guest-kit", filepath.Join("bin", "guest", runtime.GOARCH), "folder of the guest kit, built by make guest")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
 	flags.BoolVar(&o.skipBoot, "skip-boot", false, "do not boot the guest kit")
@@ -56,7 +56,7 @@ func (o doctorOptions) run(ctx context.Context, out io.Writer) error {
 	if o.output != "table" && o.output != "json" {
 		errs = append(errs, fmt.Errorf("--output %q: want table or json", o.output))
 	}
-	for flag, dir := range map[string]*string{"--state-dir": &o.stateDir, "--cache-dir": &o.cacheDir, "--guest-kit": &o.guestKit} {
+	for flag, dir := range map[string]*string{"--state-dir": &o.StateDir, "--cache-dir": &o.CacheDir, "--guest-kit": &o.guestKit} {
 		if *dir == "" {
 			errs = append(errs, fmt.Errorf("%s is not set and there is no home folder", flag))
 			continue
@@ -70,7 +70,7 @@ func (o doctorOptions) run(ctx context.Context, out io.Writer) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	examine := doctor.Options{OS: runtime.GOOS, Arch: runtime.GOARCH, StateDir: o.stateDir, CacheDir: o.cacheDir, KitDir: o.guestKit, VerifyKit: kit.Verify}
+	examine := doctor.Options{OS: runtime.GOOS, Arch: runtime.GOARCH, StateDir: o.StateDir, CacheDir: o.CacheDir, KitDir: o.guestKit, VerifyKit: kit.Verify}
 	if !o.skipBoot {
 		examine.Accelerator = o.accelerator
 	}
@@ -102,8 +102,8 @@ func (o doctorOptions) accelerator(ctx context.Context) (_ string, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	cache := dir
-	if _, statErr := os.Stat(o.cacheDir); statErr == nil {
-		cache = o.cacheDir
+	if _, statErr := os.Stat(o.CacheDir); statErr == nil {
+		cache = o.CacheDir
 	}
 	driver, err := qemu.Open(ctx, qemu.Options{StateDir: dir, CacheDir: cache, Kit: k})
 	if err != nil {

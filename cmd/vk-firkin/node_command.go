@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
 
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
@@ -73,6 +73,7 @@ type node struct {
 	client    kubernetes.Interface
 	ip        string
 	kit       vm.Kit
+	kernel    string // the guests' kernel
 	driver    vm.Driver
 	ladder    []vm.Shape
 	snapshots *snapshot.Store
@@ -80,13 +81,13 @@ type node struct {
 	images    *image.Store
 	logs      *podlog.Store
 	metrics   *metrics.Metrics
-	recorder  record.EventRecorder
 	provider  *provider.Provider
 	closers   []func() error
 }
 
 // runNode makes the node and runs it until ctx ends.
 func runNode(ctx context.Context, s *nodeSettings) (err error) {
+	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
 	n := &node{nodeSettings: s}
 	defer func() {
 		for i := len(n.closers) - 1; i >= 0; i-- {
@@ -156,6 +157,11 @@ func (n *node) makeDriver(ctx context.Context) (err error) {
 	if n.kit, err = kit.Load(n.GuestKit); err != nil {
 		return fmt.Errorf("load guest kit (make guest builds it; --guest-kit says where it is): %w", err)
 	}
+	manifest, err := kit.ReadManifest(n.GuestKit)
+	if err != nil {
+		return err
+	}
+	n.kernel = manifest.KernelRelease
 	driver, err := qemu.Open(ctx, qemu.Options{
 		StateDir: n.StateDir, CacheDir: n.CacheDir, Arch: n.kit.Arch, Accelerator: n.Accelerator, Kit: n.kit, Logger: n.log("qemu"),
 	})
@@ -198,7 +204,6 @@ func (n *node) makeSupply(ctx context.Context) error {
 		Pods:   func() []*corev1.Pod { return n.provider.Pods() },
 		Ledger: n.ledger,
 	})
-	n.watchSnapshots()
 	if n.snapshots, err = snapshot.Open(ctx, filepath.Join(n.StateDir, "snapshots"), snapshot.Options{
 		Driver: n.driver, Logger: n.log("snapshot"), MinFreeBytes: floor, Network: &agentv1.Network{Address: machineAddress + machinePrefix, Gateway: machineGateway, Nameservers: []string{machineNameserver}}, OnEvent: n.snapshotEvent,
 	}); err != nil {
@@ -244,7 +249,7 @@ func (n *node) makeProvider(context.Context) (err error) {
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
-			Version: "v" + version, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure,
+			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure,
 		},
 		DNS:            provider.DNS{Machine: []string{machineNameserver}},
 		MachineAddress: machineAddress,
@@ -279,6 +284,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
+	group.Go(func() error { n.collectGarbage(ctx); return nil })
 	group.Go(func() error {
 		// When the pods' part ends, all of the node ends.
 		if err := n.provider.Run(ctx, nil); err != nil {
@@ -311,6 +317,38 @@ func (n *node) prepareSnapshots(ctx context.Context) {
 			continue
 		}
 		n.logger.Info("Base snapshot is ready", "shape", shape.String(), "took", time.Since(began).Round(time.Millisecond))
+	}
+}
+
+const (
+	// garbageEvery is how often unused snapshots and images are looked for.
+	garbageEvery = time.Hour
+	// garbageAge is how long something must have been unused to go: what runs every
+	// night stays.
+	garbageAge = 36 * time.Hour
+)
+
+// collectGarbage removes snapshots and images that nobody uses, until ctx ends. The
+// base snapshots of the node's own shapes stay whatever their age.
+func (n *node) collectGarbage(ctx context.Context) {
+	keep := make([]string, 0, len(n.ladder))
+	for _, shape := range n.ladder {
+		keep = append(keep, snapshot.Key(snapshot.Spec{Kind: snapshot.KindBase, Shape: shape, Kit: n.kit}, n.driver.Features()))
+	}
+	ticker := time.NewTicker(garbageEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: keep}); err != nil && ctx.Err() == nil {
+			n.logger.Error("Cannot collect unused snapshots", "error", err)
+		}
+		if _, err := n.images.GC(ctx, image.GCOptions{UnusedFor: garbageAge}); err != nil && ctx.Err() == nil {
+			n.logger.Error("Cannot collect unused images", "error", err)
+		}
 	}
 }
 

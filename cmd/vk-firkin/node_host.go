@@ -16,10 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
@@ -101,21 +97,13 @@ func primaryAddress(server string) (string, error) {
 	return address.IP.String(), nil
 }
 
-// watchSnapshots tells of the node's snapshots by events on the node object.
-func (n *node) watchSnapshots() {
-	broadcaster := record.NewBroadcaster()
-	broadcaster.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: n.client.CoreV1().Events("")})
-	n.onClose(func() error { broadcaster.Shutdown(); return nil })
-	n.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "vk-firkin", Host: n.NodeName})
-}
-
-// snapshotEvent is called by the snapshot store.
+// snapshotEvent is called by the snapshot store: operators hear of it by an event on
+// the node.
 func (n *node) snapshotEvent(e snapshot.Event) {
-	kind := corev1.EventTypeNormal
-	if e.Type == snapshot.EventBuildFailed || e.Type == snapshot.EventQuarantined {
-		kind = corev1.EventTypeWarning
+	if n.provider != nil { // while the store is being opened there is nobody to tell
+		warning := e.Type == snapshot.EventBuildFailed || e.Type == snapshot.EventQuarantined
+		n.provider.NodeEvent(warning, "Snapshot"+string(e.Type), e.Message)
 	}
-	n.recorder.Event(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: n.NodeName, UID: types.UID(n.NodeName)}, kind, "Snapshot"+string(e.Type), e.Message)
 	if e.Type == snapshot.EventQuarantined {
 		n.metrics.SnapshotQuarantined()
 	}

@@ -14,9 +14,6 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider"
 )
 
-// PhaseTotal is the whole start of a pod, beside the parts that provider names.
-const PhaseTotal provider.Phase = "total"
-
 // startBuckets are the upper bounds, in seconds, of the times of a pod's start: from
 // a checkout that only resumes a machine to the pull of a large image.
 var startBuckets = []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120}

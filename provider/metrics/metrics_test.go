@@ -37,7 +37,7 @@ func TestMetrics(t *testing.T) {
 		},
 	})
 	m.ObservePhase(provider.PhaseRestore, "restore", 150*time.Millisecond)
-	m.ObservePhase(metrics.PhaseTotal, "restore", 3*time.Minute)
+	m.ObservePhase(provider.PhaseTotal, "restore", 3*time.Minute)
 	m.ObservePhase(provider.PhaseScheduleSeen, "restore", -time.Second) // the API server's clock is ahead
 	m.ImagePulled(false, nil)
 	m.ImagePulled(true, nil)
