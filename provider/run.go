@@ -18,6 +18,7 @@ import (
 //
 // started, when not nil, is called once the node is registered and ready.
 func (p *Provider) Run(ctx context.Context, started func()) (err error) {
+	caller := ctx
 	ctx, cancel := context.WithCancelCause(vklog.WithLogger(ctx, slogLogger{p.log.With("component", "virtual-kubelet")}))
 	var wg sync.WaitGroup
 	defer func() {
@@ -56,7 +57,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 	select {
 	case <-pods.Ready():
 	case <-ctx.Done():
-		return causeOf(ctx)
+		return causeOf(caller, ctx)
 	}
 	for _, w := range p.all() { // what was published before virtual-kubelet listened
 		p.publish(w.published.Load())
@@ -71,22 +72,22 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 	select {
 	case <-nodes.Ready():
 	case <-ctx.Done():
-		return causeOf(ctx)
+		return causeOf(caller, ctx)
 	}
 	p.log.Info("Node is ready", "node", p.opts.NodeName)
 	if started != nil {
 		started()
 	}
 	<-ctx.Done()
-	return causeOf(ctx)
+	return causeOf(caller, ctx)
 }
 
-// causeOf is nil when the caller ended ctx, else why it was ended from within.
-func causeOf(ctx context.Context) error {
-	if cause := context.Cause(ctx); cause != context.Canceled && cause != context.DeadlineExceeded { //nolint:errorlint // compared as set by cancel
-		return cause
+// causeOf is nil when the caller ended, else why ctx was ended from within.
+func causeOf(caller, ctx context.Context) error {
+	if caller.Err() != nil {
+		return nil
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // reported notes that the API has the pod's Running.

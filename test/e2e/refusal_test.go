@@ -19,14 +19,14 @@ func TestBadImages(t *testing.T) {
 	ns := namespace(t)
 	for _, tt := range []struct {
 		pod, image, reason string // reason the container waits with
-		text               string // in the event
+		event, text        string // reason of an event, and what it says
 	}{
-		{"missing", served.Address + "/does-not-exist:1", "ErrImagePull|ImagePullBackOff", "not found"},
-		{"bad-reference", "UPPER//case::", "InvalidImageName", "UPPER"},
-		{"private", served.Private, "ErrImagePull|ImagePullBackOff", "nauthorized"},
-		{"hanging", served.Hanging, "ErrImagePull|ImagePullBackOff", ""},
-		{"foreign", served.WrongArchitecture, "ErrImagePull|ImagePullBackOff", "s390x"},
-		{"corrupt", served.Corrupt, "ErrImagePull|ImagePullBackOff", ""},
+		{"missing", served.Address + "/does-not-exist:1", "ErrImagePull|ImagePullBackOff", "Failed", "not found"},
+		{"bad-reference", "UPPER//case::", "InvalidImageName", "InspectFailed", "UPPER"},
+		{"private", served.Private, "ErrImagePull|ImagePullBackOff", "Failed", "nauthorized"},
+		{"hanging", served.Hanging, "ErrImagePull|ImagePullBackOff", "Failed", ""},
+		{"foreign", served.WrongArchitecture, "ErrImagePull|ImagePullBackOff", "Failed", "s390x"},
+		{"corrupt", served.Corrupt, "ErrImagePull|ImagePullBackOff", "Failed", ""},
 	} {
 		t.Run(tt.pod, func(t *testing.T) {
 			apply(t, podManifest(ns, tt.pod, tt.image, "true"))
@@ -37,7 +37,7 @@ func TestBadImages(t *testing.T) {
 				w := p.Status.ContainerStatuses[0].State.Waiting
 				return w != nil && w.Message != "" && strings.Contains("|"+tt.reason+"|", "|"+w.Reason+"|")
 			})
-			waitEvent(t, ns, tt.pod, "Failed", tt.text)
+			waitEvent(t, ns, tt.pod, tt.event, tt.text)
 		})
 	}
 	stillServing(t, ns)
