@@ -21,8 +21,9 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := command(ctx, os.Args[1:]); err != nil {
+	err := command(ctx, os.Args[1:])
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -67,7 +68,8 @@ func runningPath(dir string) string { return filepath.Join(dir, "up.json") }
 
 func readRunning(dir string) (running, error) {
 	var r running
-	return r, readJSON(runningPath(dir), &r)
+	err := readJSON(runningPath(dir), &r)
+	return r, err
 }
 
 func readJSON(path string, into any) error {
@@ -101,7 +103,7 @@ func wait(ctx context.Context, dir string) error {
 	for {
 		log, _ := os.ReadFile(filepath.Join(dir, "up.log"))
 		if len(log) > shown {
-			os.Stdout.Write(log[shown:])
+			_, _ = os.Stdout.Write(log[shown:])
 			shown = len(log)
 		}
 		if _, err := readRunning(dir); err == nil {

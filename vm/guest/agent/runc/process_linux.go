@@ -161,16 +161,22 @@ func receiveFile(socket *os.File) (*os.File, error) {
 		name := make([]byte, 4096)
 		_, n, _, _, recvErr = unix.Recvmsg(int(fd), name, oob, unix.MSG_CMSG_CLOEXEC)
 	})
-	if err = errors.Join(err, recvErr); err != nil {
+	if err := errors.Join(err, recvErr); err != nil {
 		return nil, err
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(msgs) != 1 {
-		return nil, fmt.Errorf("%d messages (%w)", len(msgs), err)
+	if err != nil {
+		return nil, err
+	}
+	if len(msgs) != 1 {
+		return nil, fmt.Errorf("%d messages, want one", len(msgs))
 	}
 	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("%d files (%w)", len(fds), err)
+	if err != nil {
+		return nil, err
+	}
+	if len(fds) != 1 {
+		return nil, fmt.Errorf("%d files, want one", len(fds))
 	}
 	// Non-blocking, so that reads wait in the poller and Close ends them.
 	if err := unix.SetNonblock(fds[0], true); err != nil {
