@@ -81,7 +81,7 @@ func (ThisHost) FreeBytes(dir string) (int64, error) {
 	if err := unix.Statfs(existing, &st); err != nil {
 		return 0, &os.PathError{Op: "statfs", Path: existing, Err: err}
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
+	return int64(st.Bavail * uint64(st.Bsize)), nil
 }
 
 // User is the name, or the number when it has none.

@@ -18,7 +18,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
-// ErrReleased: the lease was released, or is being released.
+// ErrReleased means that the lease was released, or is being released.
 var ErrReleased = errors.New("lease of the machine was released")
 
 // Lease is the right to one machine, until Release. Safe for concurrent use.

@@ -151,7 +151,7 @@ func TestAcquireAndRelease(t *testing.T) {
 	if acc.Active != (Budget{MilliCPU: 2000, MemoryBytes: 512 * mi}) || acc.Machines[0].State != StateActive || acc.Machines[0].PodUID != "uid-a" {
 		t.Errorf("account %+v", acc)
 	}
-	if ping(t, a) != ping(t, a) {
+	if first, second := ping(t, a), ping(t, a); first != second {
 		t.Error("two connections to one guest")
 	}
 	if _, err := n.supply.Acquire(t.Context(), request("a")); ReasonOf(err) != ReasonExists {

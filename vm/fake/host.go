@@ -88,7 +88,7 @@ type instance struct {
 	id   string
 	cfg  vm.Config
 
-	ctx    context.Context // ends with the machine
+	ctx    context.Context //nolint:containedctx // the life of the machine
 	cancel context.CancelFunc
 	exited chan struct{}
 

@@ -23,7 +23,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process/processconnect"
 )
 
-// ErrProtocolVersion: the agent answers, and speaks another version of the
+// ErrProtocolVersion means that the agent answers, and speaks another version of the
 // protocol. Its guest kit or snapshot is of another vk-firkin: it is to be rebuilt.
 var ErrProtocolVersion = errors.New("guest agent speaks another protocol version")
 

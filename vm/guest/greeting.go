@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -197,7 +198,7 @@ func answer(conn net.Conn, buf []byte) (*Conversation, error) {
 	}
 }
 
-// ErrNewHost: another host began a conversation on a stream that was in use.
+// ErrNewHost means that another host began a conversation on a stream that was in use.
 var ErrNewHost = errors.New("a new host greets on this stream")
 
 // Conversation is the guest's stream after the greeting.
@@ -256,7 +257,7 @@ func (c *Conversation) watch(p []byte) []byte {
 	if len(c.tail) == 0 && bytes.IndexByte(p, markHello[0]) < 0 {
 		return nil
 	}
-	data := append(c.tail, p...)
+	data := slices.Concat(c.tail, p)
 	for {
 		i := bytes.IndexByte(data, markHello[0])
 		if i < 0 {

@@ -119,7 +119,7 @@ func padInodeBitmaps(f file) error {
 // sparseWriter leaves holes where a fresh file would get blocks of zeros, so that
 // the cache costs what images contain.
 type sparseWriter struct {
-	ctx  context.Context // of the conversion that this writer is a part of
+	ctx  context.Context //nolint:containedctx // of the conversion that this writer is a part of
 	f    file
 	pos  int64 // where the next byte goes
 	real int64 // where f's own offset is

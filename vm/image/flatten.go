@@ -237,7 +237,7 @@ func (p *plainReader) Close() { p.close() }
 
 // contextReader ends when its context does, and marks a failing disk as ours.
 type contextReader struct {
-	ctx context.Context
+	ctx context.Context //nolint:containedctx // that of the reads, which take none
 	r   io.Reader
 }
 

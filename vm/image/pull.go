@@ -345,8 +345,7 @@ func (s *Store) readRef(ref string) (*refRecord, error) {
 	}
 	r, err := decodeRefRecord(b)
 	if err != nil || r.Ref != ref || r.Architecture != s.opts.Arch {
-		// Not ours, or damaged: asking the registry again mends it.
-		return nil, nil
+		return nil, nil //nolint:nilerr // not ours, or damaged: asking the registry again mends it
 	}
 	return &r, nil
 }

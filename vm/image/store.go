@@ -95,7 +95,7 @@ type Store struct {
 	builds flights[*lease] // by digest
 	slots  chan struct{}
 
-	ctx    context.Context // of the store's own work; ends with Close
+	ctx    context.Context //nolint:containedctx // the lifetime of the store's own work, ended by Close
 	cancel context.CancelFunc
 
 	dirMu sync.Mutex // before the directory's lock, so that only processes poll for it
@@ -199,7 +199,7 @@ func (s *Store) exclusive(do func() error) error {
 	s.dirMu.Lock()
 	defer s.dirMu.Unlock()
 	path := filepath.Join(s.dir, lockName)
-	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) { //nolint:forbidigo // a lock of another process makes no event when it becomes free
 		l, err := lockFile(path, true, true)
 		if err == nil {
 			return errors.Join(do(), l.Close())

@@ -97,7 +97,7 @@ func TestFaultAtEveryStep(t *testing.T) {
 	failures := 0
 	for n := 1; n <= count.count; n++ {
 		for _, sticky := range []bool{false, true} {
-			fault := error(syscall.EIO)
+			fault := syscall.EIO
 			if n%2 == 0 {
 				fault = syscall.ENOSPC
 			}

@@ -159,7 +159,7 @@ func (g *guard) once(req *http.Request) (*http.Response, error) {
 // body cuts an answer that stalls or exceeds its limit.
 type body struct {
 	io.ReadCloser
-	ctx    context.Context // of this answer only; ends with the body
+	ctx    context.Context //nolint:containedctx // of this answer only; ends with the body
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 	stall  time.Duration

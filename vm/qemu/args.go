@@ -93,10 +93,9 @@ func arguments(l launch) []string {
 	add("-cpu", cpuModel(l.arch, l.accelerator))
 	add("-smp", strconv.Itoa(l.shape.VCPUs))
 	add("-m", fmt.Sprintf("%dM", l.shape.MemoryBytes>>20))
-	switch {
-	case l.memory == "":
+	if l.memory == "" {
 		add("-object", fmt.Sprintf("memory-backend-ram,id=ram,size=%d", l.shape.MemoryBytes))
-	default:
+	} else {
 		add("-object", fmt.Sprintf("memory-backend-file,id=ram,size=%d,mem-path=%s,share=%s", l.shape.MemoryBytes, escape(l.memory), onOff(l.shared)))
 	}
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -217,6 +218,7 @@ func (m *machine) resume(ctx context.Context, q *qmp) error {
 		return nil
 	case vm.StateExited:
 		return fmt.Errorf("%w: it has exited", vm.ErrInvalidState)
+	case vm.StatePaused: // the one to resume
 	}
 	// What the last save wrote is of no use once the machine goes on.
 	if err := os.Remove(filepath.Join(m.dir, stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -513,7 +515,7 @@ func (m *machine) keepConsole(ctx context.Context, q *qmp) ([]byte, error) {
 	if err != nil {
 		return nil, commandError(err)
 	}
-	text := append(before, fresh...)
+	text := slices.Concat(before, fresh)
 	if len(text) > consoleBytes {
 		text = text[len(text)-consoleBytes:]
 	}

@@ -118,8 +118,7 @@ func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (
 		return nil, err
 	}
 
-	// Not CommandContext: the machine outlives ctx and this process.
-	cmd := exec.Command(d.binary, arguments(l)...)
+	cmd := exec.Command(d.binary, arguments(l)...) //nolint:noctx // the machine outlives ctx and this process
 	cmd.Dir = m.dir
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.Stdout, cmd.Stderr = write, write

@@ -34,7 +34,7 @@ var (
 	ErrProof = errors.New("machine did not prove that it was restored")
 )
 
-// DiskPressureError: less space is free than must stay free. It is vm.ErrNoSpace.
+// DiskPressureError says that less space is free than must stay free. It is vm.ErrNoSpace.
 type DiskPressureError struct {
 	// Free and Floor are bytes; Free < Floor.
 	Free, Floor int64
@@ -48,7 +48,7 @@ func (e *DiskPressureError) Error() string {
 // Unwrap gives the kind.
 func (e *DiskPressureError) Unwrap() error { return vm.ErrNoSpace }
 
-// IntegrityError: a file of a set is not what the manifest says. It is
+// IntegrityError says that a file of a set is not what the manifest says. It is
 // vm.ErrSnapshotInvalid.
 type IntegrityError struct {
 	Key, Member string
@@ -63,7 +63,7 @@ func (e *IntegrityError) Error() string {
 // Unwrap gives the kind.
 func (e *IntegrityError) Unwrap() error { return vm.ErrSnapshotInvalid }
 
-// BuildError: a snapshot could not be built.
+// BuildError says that a snapshot could not be built.
 type BuildError struct {
 	Key   string
 	Shape vm.Shape
@@ -93,7 +93,7 @@ func (e *BuildError) Error() string {
 // Unwrap gives the cause.
 func (e *BuildError) Unwrap() error { return e.Err }
 
-// LeftoverError: a machine could not be deleted after a failure. It still exists,
+// LeftoverError says that a machine could not be deleted after a failure. It still exists,
 // costs what it costs, and must be deleted through Machine.Delete and forgotten by
 // Store.Forget before its id can be used again.
 type LeftoverError struct {

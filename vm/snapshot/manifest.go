@@ -62,7 +62,7 @@ type Member struct {
 	Sparse bool   `json:"sparse,omitempty"`
 }
 
-// ErrManifest: a manifest is damaged or of a version this program cannot read.
+// ErrManifest means that a manifest is damaged or of a version this program cannot read.
 var ErrManifest = errors.New("invalid snapshot manifest")
 
 // Bytes is the sum of the sizes of all members.

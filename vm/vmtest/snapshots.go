@@ -40,7 +40,6 @@ func (s *suite) restoreIsPaused(t *testing.T) {
 // clone can see of another.
 func (s *suite) clones(t *testing.T) {
 	type clone struct {
-		info  testguest.Info
 		guest *testguest.Client
 	}
 	clones := make([]clone, s.Clones)

@@ -53,8 +53,8 @@ func (p *simProcess) run(args []string) int {
 		}
 		return def
 	}
-	number := func(i int) int {
-		n, _ := strconv.Atoi(arg(i, "0"))
+	number := func() int {
+		n, _ := strconv.Atoi(arg(1, "0"))
 		return n
 	}
 	var err error
@@ -66,11 +66,11 @@ func (p *simProcess) run(args []string) int {
 	case "printn":
 		_, err = fmt.Fprint(p.out(), strings.Join(args[1:], " "))
 	case "print":
-		for i := 1; i <= number(1) && err == nil; i++ {
+		for i := 1; i <= number() && err == nil; i++ {
 			_, err = fmt.Fprintf(p.out(), "%s%d\n", arg(2, "line "), i)
 		}
 	case "tick":
-		for i := 1; i <= number(1) && err == nil; i++ {
+		for i := 1; i <= number() && err == nil; i++ {
 			if err = p.sleep(arg(2, "1")); err == nil {
 				_, err = fmt.Fprintf(p.out(), "tick %d\n", i)
 			}
@@ -78,11 +78,11 @@ func (p *simProcess) run(args []string) int {
 	case "spam":
 		line := append(bytes.Repeat([]byte("x"), 99), '\n')
 		block := bytes.Repeat(line, 300)
-		for n := number(1); n > 0 && err == nil; n -= len(block) {
+		for n := number(); n > 0 && err == nil; n -= len(block) {
 			_, err = p.out().Write(block[:min(n, len(block))])
 		}
 	case "exit":
-		return number(1)
+		return number()
 	case "sleep":
 		err = p.sleep(arg(1, "0"))
 	case "hang":
@@ -91,7 +91,7 @@ func (p *simProcess) run(args []string) int {
 		p.mu.Unlock()
 		<-p.killed
 	case "graceful":
-		n := number(1)
+		n := number()
 		p.mu.Lock()
 		p.onTerm = &n
 		p.mu.Unlock()

@@ -36,7 +36,7 @@ const (
 	maxBootBytes     = 1 << 30
 )
 
-// ErrInvalid: the directory is not a complete, undamaged guest kit of this format.
+// ErrInvalid means that the directory is not a complete, undamaged guest kit of this format.
 // The remedy is to build it again: make guest.
 var ErrInvalid = errors.New("invalid guest kit")
 

@@ -215,8 +215,9 @@ func (c *Client) greet(ctx context.Context) error {
 	})
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
 	var got []byte
+	var b byte
 	var err error
-	for b := byte(0); !bytes.HasSuffix(got, frame(answer)); got = append(got, b) {
+	for ; !bytes.HasSuffix(got, frame(answer)); got = append(got, b) {
 		if len(got) > 4096 {
 			got = got[len(got)-frameBytes:]
 		}

@@ -196,18 +196,18 @@ func ListenVsock(port uint32) (net.Listener, error) {
 		return nil, fmt.Errorf("listen on vsock: %w", err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
 	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
 	name := fmt.Sprintf("vsock:%d", port)
 	return &vsockListener{file: os.NewFile(uintptr(fd), name), addr: addr(name)}, nil
 }
 
-// ErrNoVsock: the machine has no vsock device.
+// ErrNoVsock means that the machine has no vsock device.
 var ErrNoVsock = errors.New("no vsock device")
 
 func (l *vsockListener) Addr() net.Addr { return l.addr }
@@ -238,7 +238,7 @@ func (l *vsockListener) Accept() (net.Conn, error) {
 		// Only the host: a process in a container may reach this port by the loopback
 		// transport, or by the machine's own number.
 		if vm, ok := from.(*unix.SockaddrVM); !ok || vm.CID != unix.VMADDR_CID_HOST {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 			continue
 		}
 		return &conn{File: os.NewFile(uintptr(fd), string(l.addr)), addr: l.addr}, nil

@@ -212,7 +212,7 @@ func requestLine(chip string, offset uint32, activeLow bool) (*os.File, error) {
 		return nil, fmt.Errorf("line %d of %s: %w", offset, chip, errno)
 	}
 	if err := unix.SetNonblock(int(r.fd), true); err != nil {
-		unix.Close(int(r.fd))
+		_ = unix.Close(int(r.fd))
 		return nil, err
 	}
 	return os.NewFile(uintptr(r.fd), "power line"), nil

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -80,7 +81,7 @@ func startMachine(t *testing.T, k vm.Kit, o machineOptions) *machine {
 	if o.initramfs == "" {
 		o.initramfs = k.Initramfs
 	}
-	args := append(qemuCommands[k.Arch][1:len(qemuCommands[k.Arch]):len(qemuCommands[k.Arch])],
+	args := append(slices.Clone(qemuCommands[k.Arch][1:]),
 		"-accel", "tcg", "-m", "256", "-smp", "1", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-kernel", k.Kernel, "-initrd", o.initramfs, "-append", k.Cmdline,
 		"-serial", "file:"+m.console,

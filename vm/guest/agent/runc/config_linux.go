@@ -54,10 +54,7 @@ func (c *container) config() (*configs.Config, error) {
 	if c.spec.Pod.SharePIDs {
 		pids.Path = c.r.pidNamespace()
 	}
-	resources := &cgroups.Resources{}
-	for _, d := range deviceRules() {
-		resources.Devices = append(resources.Devices, d)
-	}
+	resources := &cgroups.Resources{Devices: deviceRules()}
 	if m := c.spec.Resources.MemoryMaxBytes; m > 0 {
 		resources.Memory, resources.MemorySwap = m, m
 		// As the kubelet does on cgroup v2: a container dies whole, not piece by piece.

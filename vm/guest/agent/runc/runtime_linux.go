@@ -167,7 +167,7 @@ func (r *Runtime) writePodFiles(pod agent.Pod) error {
 // holdPIDs starts the holder of the shared PID namespace. It lives as long as the
 // machine. mu is held.
 func (r *Runtime) holdPIDs() error {
-	cmd := exec.Command("/proc/self/exe", argHold)
+	cmd := exec.Command("/proc/self/exe", argHold) //nolint:noctx // it lives as long as the machine
 	cmd.Env = []string{holdEnv + "=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 	if err := cmd.Start(); err != nil {
