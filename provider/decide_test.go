@@ -121,9 +121,9 @@ func term(s *state, grace time.Duration, listed bool) {
 func TestBackoff(t *testing.T) {
 	var b backoff
 	now := t0
-	for i, want := range []time.Duration{0, 10, 20, 40, 80, 160, 300, 300} {
+	for i, want := range []int{0, 10, 20, 40, 80, 160, 300, 300} {
 		at := b.wait(now)
-		if got := at.Sub(now); got != want*time.Second {
+		if got := at.Sub(now); got != time.Duration(want)*time.Second {
 			t.Errorf("restart %d waits %s, want %ds", i, got, want)
 		}
 		b = b.next(now, at)

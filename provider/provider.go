@@ -86,7 +86,7 @@ type Provider struct {
 	workers map[types.UID]*worker // guarded by mu
 	// buried are UIDs whose pods ended here, and when: a late call must not start them again.
 	buried  map[types.UID]time.Time              // guarded by mu
-	runCtx  context.Context                      // guarded by mu; nil until workers may run
+	runCtx  context.Context                      //nolint:containedctx // the lifetime of the workers; guarded by mu, nil until they may run
 	notify  func(*corev1.Pod)                    // guarded by mu; virtual-kubelet's
 	pending map[types.NamespacedName]*corev1.Pod // guarded by mu; statuses to hand to notify
 	bell    chan struct{}                        // holds one when pending is not empty

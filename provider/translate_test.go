@@ -113,6 +113,7 @@ func TestRulesNameFields(t *testing.T) {
 				}
 				walk(rt.Field(i).Type, p, depth+1)
 			}
+		default: // has no fields
 		}
 	}
 	walk(reflect.TypeFor[corev1.PodSpec](), "", 0)

@@ -39,7 +39,7 @@ func (l lifecycle) UpdatePod(_ context.Context, pod *corev1.Pod) error {
 // DeletePod is called with the API's pod when that is being deleted, and with the
 // provider's own when the API has it no more.
 func (l lifecycle) DeletePod(_ context.Context, pod *corev1.Pod) error {
-	ok := false
+	var ok bool
 	if pod.DeletionTimestamp != nil {
 		ok = l.p.end(pod.UID, pod, graceOf(pod))
 	} else {

@@ -387,7 +387,6 @@ type fakeSupply struct {
 
 	mu       sync.Mutex
 	machines map[string]*fakeMachine
-	leases   map[string]bool
 	acquired int
 	// fault, when set, is asked before each step: "acquire", "acquired", "adopt", "release", "reap".
 	fault func(ctx context.Context, op string) error

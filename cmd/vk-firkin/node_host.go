@@ -44,7 +44,7 @@ func hostDisk(path string) (size, free int64, err error) {
 	if err := unix.Statfs(path, &fs); err != nil {
 		return 0, 0, fmt.Errorf("measure the disk of %s: %w", path, err)
 	}
-	return int64(fs.Blocks) * int64(fs.Bsize), int64(fs.Bavail) * int64(fs.Bsize), nil
+	return int64(fs.Blocks * uint64(fs.Bsize)), int64(fs.Bavail * uint64(fs.Bsize)), nil
 }
 
 // lowMemory is what must be available on the host, or the node is under pressure: the
@@ -144,7 +144,7 @@ func (n *node) serveMetrics(ctx context.Context) error {
 	err = server.Serve(listener)
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		<-done
-		return nil
+		return nil //nolint:nilerr // closed because the node ends
 	}
 	return fmt.Errorf("serve metrics: %w", err)
 }

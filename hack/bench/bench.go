@@ -216,7 +216,7 @@ func (b *bench) private(ctx context.Context) (bytes int64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		defer func() { err = errors.Join(err, m.Delete(context.WithoutCancel(ctx))) }()
+		defer func() { err = errors.Join(err, m.Delete(context.WithoutCancel(ctx))) }() //nolint:gocritic // both live until the second is measured
 		if err := m.Resume(ctx); err != nil {
 			return 0, err
 		}
@@ -228,7 +228,7 @@ func (b *bench) private(ctx context.Context) (bytes int64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		defer c.Close()
+		defer c.Close() //nolint:gocritic // as above
 		if err := refresh(ctx, c); err != nil {
 			return 0, err
 		}

@@ -157,7 +157,7 @@ func handLoad(ctx context.Context, path string) error {
 		if strings.Contains(line, `"completed"`) {
 			break
 		}
-		time.Sleep(500 * time.Microsecond)
+		time.Sleep(500 * time.Microsecond) //nolint:forbidigo // by hand means without QMP's events
 	}
 	_, err := say(`{"execute":"cont"}`)
 	return err

@@ -143,6 +143,7 @@ func applyAndTime(ctx context.Context, client kubernetes.Interface, r running, n
 				return time.Since(bound), nil
 			case corev1.PodFailed:
 				return 0, fmt.Errorf("it failed: %s %s", pod.Status.Reason, pod.Status.Message)
+			default: // not yet
 			}
 		case <-ctx.Done():
 			return 0, ctx.Err()

@@ -47,10 +47,10 @@ func main() {
 	flag.BoolVar(&o.force, "force", false, "build although the kit is up to date")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := build(ctx, o); err != nil {
+	err := build(ctx, o)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "guestkit:", err)
-		stop()
 		os.Exit(1)
 	}
 }

@@ -29,7 +29,7 @@ func (h *hijackWatcher) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.conn != nil {
-		h.conn.Close()
+		_ = h.conn.Close()
 	}
 }
 

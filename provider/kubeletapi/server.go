@@ -145,7 +145,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 		endRequests(errors.New("the node is shutting down"))
 		timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		if srv.Shutdown(timeout) != nil {
-			srv.Close()
+			_ = srv.Close()
 		}
 		cancel()
 		err = <-served

@@ -12,7 +12,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
-// ErrGuestOutput: the guest sent output that breaks the protocol. Its log ends at
+// ErrGuestOutput means that the guest sent output that breaks the protocol. Its log ends at
 // the last good record; asking again does not help.
 var ErrGuestOutput = errors.New("guest sent invalid container output")
 

@@ -19,7 +19,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider"
 )
 
-// ErrNoLog: there is no log of this attempt, not even an empty one.
+// ErrNoLog means that there is no log of this attempt, not even an empty one.
 var ErrNoLog = errors.New("no log of this container")
 
 // Options of a Store. The zero value has the kubelet's defaults.
