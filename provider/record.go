@@ -100,7 +100,7 @@ func replaceFile(path string, data []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, f.Close())
+			f.Close() // harmless when it is closed already
 			os.Remove(f.Name())
 		}
 	}()
@@ -111,7 +111,6 @@ func replaceFile(path string, data []byte) (err error) {
 		return err
 	}
 	if err := f.Close(); err != nil {
-		os.Remove(f.Name())
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {

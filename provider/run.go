@@ -85,7 +85,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 // causeOf is nil when the caller ended, else why ctx was ended from within.
 func causeOf(caller, ctx context.Context) error {
 	if caller.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // it is told to stop, which is no failure
 	}
 	return context.Cause(ctx)
 }
