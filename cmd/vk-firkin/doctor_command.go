@@ -16,7 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vk-firkin/vk-firkin/doctor"
+	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/doctor"
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
 	"github.com/vk-firkin/vk-firkin/vm/qemu"
 )

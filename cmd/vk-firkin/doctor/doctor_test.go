@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vk-firkin/vk-firkin/doctor"
+	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/doctor"
 )
 
 // host is a host as a test describes it.
