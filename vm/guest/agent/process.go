@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process"
@@ -86,6 +87,7 @@ func (p *execProcess) tell(e *process.ProcessEvent) {
 // pump gives the output away until the process and its output have ended.
 func (p *execProcess) pump() {
 	activity := make(chan struct{}, 1)
+	var telling atomic.Int32 // streams with output that a listener has yet to take
 	var streams sync.WaitGroup
 	stream := func(r io.Reader, wrap func([]byte) *process.ProcessEvent_DataEvent) {
 		streams.Go(func() {
@@ -94,11 +96,13 @@ func (p *execProcess) pump() {
 				buf := make([]byte, dataBytes)
 				n, err := r.Read(buf)
 				if n > 0 {
+					telling.Add(1)
 					p.tell(&process.ProcessEvent{Event: &process.ProcessEvent_Data{Data: wrap(buf[:n])}})
 					select {
 					case activity <- struct{}{}:
 					default:
 					}
+					telling.Add(-1) // after the activity, so that one of the two is seen
 				}
 				if err != nil {
 					return
@@ -132,6 +136,11 @@ wait:
 		case <-activity:
 			silence.Reset(execDrain)
 		case <-silence.C:
+			if telling.Load() > 0 || len(activity) > 0 {
+				// Not the output is silent but a listener is slow: what follows is its as well.
+				silence.Reset(execDrain)
+				continue
+			}
 			// A process in the background holds the output: nobody waits for it.
 			break wait
 		}
