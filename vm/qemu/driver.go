@@ -421,12 +421,7 @@ func (d *Driver) Close() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for _, m := range d.machines {
-			m.mu.Lock()
-			guest := m.guest
-			m.mu.Unlock()
-			if guest != nil && guest.UnixConn != nil {
-				_ = guest.Close()
-			}
+			m.hangUp()
 		}
 	})
 	return nil

@@ -295,8 +295,27 @@ func (m *machine) dialGuest(ctx context.Context, port uint32) (net.Conn, error) 
 		}
 		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 	}
+	m.mu.Lock()
 	g.UnixConn = conn
+	m.mu.Unlock()
+	// Whoever ended the machine or closed the driver meanwhile has either seen the
+	// stream, or is seen here.
+	if err := m.alive(); err != nil {
+		_ = g.Close()
+		return nil, err
+	}
 	return g, nil
+}
+
+// hangUp ends the stream to the guest, if there is one.
+func (m *machine) hangUp() {
+	m.mu.Lock()
+	guest := m.guest
+	dialled := guest != nil && guest.UnixConn != nil
+	m.mu.Unlock()
+	if dialled {
+		_ = guest.Close()
+	}
 }
 
 // guestConn is the one stream to the guest.
@@ -471,16 +490,19 @@ func (m *machine) delete(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	m.mu.Lock()
+	deleted := m.deleted
+	m.mu.Unlock()
+	if deleted {
+		return nil // by a call that was before this one: the id may be another machine's by now
+	}
 	if err := m.driver.removeDir(m.id); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.deleted = true
-	guest := m.guest
 	m.mu.Unlock()
-	if guest != nil && guest.UnixConn != nil {
-		_ = guest.Close()
-	}
+	m.hangUp()
 	m.driver.forget(m)
 	return nil
 }

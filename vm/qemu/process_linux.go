@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -85,9 +86,14 @@ func openPID(pid int) (*process, error) {
 // errProcessGone for one that has ended, reaped or not.
 func identify(pid int) (identity, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	// "Gone" must be known: a host that is out of descriptors or memory says nothing
+	// about the process, and a machine taken for ended would be one without an owner.
 	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return identity{}, errProcessGone
+	}
+	if err != nil {
+		return identity{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	// pid (name) state ppid ...: the name may hold anything, so count from its end.
 	i := bytes.LastIndexByte(stat, ')')
@@ -100,8 +106,12 @@ func identify(pid int) (identity, error) {
 		return identity{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
-	if err != nil {
+	// Without permission it is another user's process, and so not a machine's.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission) {
 		return identity{}, errProcessGone
+	}
+	if err != nil {
+		return identity{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	boot, err := bootID()
 	if err != nil {
@@ -191,8 +201,14 @@ func processesIn(dir, program string) ([]*process, error) {
 			continue
 		}
 		p, err := openProcess(pid)
-		if err != nil {
+		if errors.Is(err, errProcessGone) {
 			continue
+		}
+		if err != nil {
+			for _, p := range found {
+				p.Close()
+			}
+			return nil, err
 		}
 		if strings.TrimSuffix(p.identity.Executable, " (deleted)") != program {
 			p.Close()

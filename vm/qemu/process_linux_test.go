@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // sleeper starts a child that works in dir.
@@ -125,5 +127,26 @@ func TestMeasure(t *testing.T) {
 	const rollup = "55-7f ---p 00000000 00:00 0 [rollup]\nRss:  100 kB\nAnonymous:   24 kB\nSwap:   2 kB\n"
 	if n, err := rollupBytes([]byte(rollup), "Anonymous:", "Swap:"); err != nil || n != 26<<10 {
 		t.Errorf("rollup says %d, %v, want 26 KiB", n, err)
+	}
+}
+
+// TestIdentifyWithoutDescriptors does not take a process for ended because the host
+// cannot look.
+func TestIdentifyWithoutDescriptors(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := limit
+	none.Cur = 1
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	_, err := identify(os.Getpid())
+	if rerr := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); rerr != nil {
+		t.Fatal(rerr)
+	}
+	if err == nil || errors.Is(err, errProcessGone) {
+		t.Errorf("error is %v, want one that does not say that the process has ended", err)
 	}
 }

@@ -113,10 +113,6 @@ func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (
 		return nil, err
 	}
 	defer write.Close()
-	if err := setNonblock(write); err != nil {
-		read.Close()
-		return nil, err
-	}
 
 	cmd := exec.Command(d.binary, arguments(l)...) //nolint:noctx // the machine outlives ctx and this process
 	cmd.Dir = m.dir
@@ -132,6 +128,10 @@ func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (
 		return nil, fmt.Errorf("start %s: %w", d.binary, noSpace(err))
 	}
 	m.stderr = collect(read)
+	// After the start, which makes the files that it hands on blocking ones.
+	if err := setNonblock(write); err != nil {
+		d.log.Warn("The hypervisor may have to wait until its standard error is read", "machine", m.id, "err", err)
+	}
 	m.process, err = openProcess(cmd.Process.Pid)
 	if err != nil {
 		// It has ended already; nobody else reaps it.
