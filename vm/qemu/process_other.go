@@ -37,8 +37,6 @@ func findProcess(want identity) (*process, error) {
 	return &process{identity: want, closed: make(chan struct{})}, nil
 }
 
-func bootID() (string, error) { return "", nil }
-
 // Wait blocks until the process has ended (true) or the handle is closed (false).
 func (p *process) Wait() bool {
 	tick := time.NewTicker(100 * time.Millisecond)

@@ -58,7 +58,7 @@ func FreeBytes(path string) (int64, error) {
 	if err := syscall.Statfs(path, &st); err != nil {
 		return 0, fmt.Errorf("measure free space of %q: %w", path, err)
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert,gosec // the types differ between systems
+	return int64(st.Bavail * uint64(st.Bsize)), nil
 }
 
 // hasHoles tells whether a file takes less of the disk than its size.
