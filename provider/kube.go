@@ -107,6 +107,13 @@ func queueLimiter() workqueue.TypedRateLimiter[any] {
 	return workqueue.NewTypedItemExponentialFailureRateLimiter[any](queueRetryFirst, queueRetryMax)
 }
 
+// keepTrying is virtual-kubelet's retry policy here: its own forgets a status that failed
+// 20 times, which is about a minute of an API server that is away, and nothing
+// would bring it up again.
+func keepTrying(context.Context, string, int, time.Time, error) (*time.Duration, error) {
+	return nil, nil
+}
+
 // podController is virtual-kubelet's, with listers that never list what a node may not:
 // Secrets and ConfigMaps are resolved by this package, one by one.
 func (k *kube) podController(p *Provider) (*node.PodController, error) {
@@ -122,6 +129,10 @@ func (k *kube) podController(p *Provider) (*node.PodController, error) {
 		SyncPodsFromKubernetesRateLimiter:    queueLimiter(),
 		DeletePodsFromKubernetesRateLimiter:  queueLimiter(),
 		SyncPodStatusFromProviderRateLimiter: queueLimiter(),
+
+		SyncPodsFromKubernetesShouldRetryFunc:    keepTrying,
+		DeletePodsFromKubernetesShouldRetryFunc:  keepTrying,
+		SyncPodStatusFromProviderShouldRetryFunc: keepTrying,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make pod controller: %w", err)
@@ -129,32 +140,55 @@ func (k *kube) podController(p *Provider) (*node.PodController, error) {
 	return pc, nil
 }
 
-// watchStatus tells workers what virtual-kubelet does not look at: that the API has
-// their pod's Running, and that others changed conditions of it.
-func (k *kube) watchStatus(p *Provider) error {
-	_, err := k.pods.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
-		old, _ := before.(*corev1.Pod)
-		pod, ok := after.(*corev1.Pod)
-		if !ok || old == nil {
-			return
-		}
-		p.mu.Lock()
-		w := p.workers[pod.UID]
-		p.mu.Unlock()
-		if w == nil {
-			return
-		}
-		if pod.Status.Phase == corev1.PodRunning && old.Status.Phase != corev1.PodRunning {
-			w.reported()
-		}
-		if !equality.Semantic.DeepEqual(mergeConditions(old.Status.Conditions, nil), mergeConditions(pod.Status.Conditions, nil)) {
-			w.update(pod.DeepCopy())
-		}
-	}})
+// watchPods tells workers what virtual-kubelet does not look at: that the API has their
+// pod's Running, that others changed conditions of it, and the end of a pod that a
+// watch missed while it was broken: the informer then tells of it by a last known
+// state, or by a pod of the same name and another UID. virtual-kubelet ignores both.
+func (k *kube) watchPods(p *Provider) error {
+	_, err := k.pods.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: p.podChanged, DeleteFunc: p.podGone})
 	if err != nil {
 		return fmt.Errorf("watch pods: %w", err)
 	}
 	return nil
+}
+
+// podChanged is called for every change of a pod of this node in the API.
+func (p *Provider) podChanged(before, after any) {
+	old, _ := before.(*corev1.Pod)
+	pod, ok := after.(*corev1.Pod)
+	if !ok || old == nil {
+		return
+	}
+	if old.UID != pod.UID {
+		p.podGone(old)
+		if pod.DeletionTimestamp == nil && order(pod.Status.Phase) < order(corev1.PodFailed) {
+			p.upsert(pod.DeepCopy())
+		}
+		return
+	}
+	p.mu.Lock()
+	w := p.workers[pod.UID]
+	p.mu.Unlock()
+	if w == nil {
+		return
+	}
+	if pod.Status.Phase == corev1.PodRunning && old.Status.Phase != corev1.PodRunning {
+		w.reported()
+	}
+	if !equality.Semantic.DeepEqual(mergeConditions(old.Status.Conditions, nil), mergeConditions(pod.Status.Conditions, nil)) {
+		w.update(pod.DeepCopy())
+	}
+}
+
+// podGone is called when the API does not have a pod of this node any more. Whatever
+// grace it still had, nobody waits for it now.
+func (p *Provider) podGone(obj any) {
+	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = last.Obj
+	}
+	if pod, ok := obj.(*corev1.Pod); ok {
+		p.end(pod.UID, nil, goneGrace)
+	}
 }
 
 // errStopped: a controller ended although nobody asked it to.

@@ -33,7 +33,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 		}
 		return err
 	}
-	if err := p.kube.watchStatus(p); err != nil {
+	if err := p.kube.watchPods(p); err != nil {
 		return err
 	}
 	if err := p.recover(ctx); err != nil {

@@ -401,6 +401,41 @@ func TestRestartWhileDeleting(t *testing.T) {
 	}
 }
 
+// A pod that is removed by force while it is given time does not use that time up.
+func TestForcedDeletionEndsTheGrace(t *testing.T) {
+	w := newWorld(t)
+	w.run()
+	w.create(pod("p", []string{"hang"}))
+	w.await("p", "is ready", ready)
+	w.delete("p", ptr(int64(3600)))
+	w.eventually("the pod is being stopped", func() bool { return w.events.has("p", "Killing") }, nil)
+	w.delete("p", ptr(int64(0)))
+	w.awaitNothing()
+}
+
+// A watch that was broken while a pod was replaced shows the new one as a change of the old.
+func TestReplacedPodBehindABrokenWatch(t *testing.T) {
+	w := newWorld(t)
+	w.run()
+	old := w.create(pod("same", []string{"hang"}))
+	w.await("same", "is ready", ready)
+	next := pod("same", []string{"hang"})
+	next.UID, next.CreationTimestamp = old.UID+"-next", old.CreationTimestamp
+	w.api.Lock()
+	w.version(next)
+	err := w.client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("pods"), next, next.Namespace)
+	w.api.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.await("same", "is ready again", func(p *corev1.Pod) bool {
+		return ready(p) && strings.Contains(p.Status.ContainerStatuses[0].ContainerID, string(next.UID))
+	})
+	w.eventually("the old pod's machine is gone", func() bool { return len(w.supply.ids()) == 1 }, nil)
+	w.delete("same", ptr(int64(1)))
+	w.awaitNothing()
+}
+
 // What others write into a pod's status stays.
 func TestConditionsOfOthersStay(t *testing.T) {
 	w := newWorld(t)

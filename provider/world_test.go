@@ -122,6 +122,7 @@ func (w *world) deletePod(a clienttesting.Action) (bool, runtime.Object, error) 
 	}
 	at := metav1.NewTime(time.Now().Add(time.Duration(grace) * time.Second))
 	pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, &grace
+	pod.Generation++
 	w.version(pod)
 	return true, nil, w.client.Tracker().Update(a.GetResource(), pod, pod.Namespace)
 }
