@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -135,16 +134,11 @@ func (n *node) serveMetrics(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics.Registry(), promhttp.HandlerOpts{}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		<-ctx.Done()
-		_ = server.Close()
-	}()
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
 	err = server.Serve(listener)
-	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
-		<-done
-		return nil //nolint:nilerr // closed because the node ends
+	if ctx.Err() != nil {
+		return nil
 	}
 	return fmt.Errorf("serve metrics: %w", err)
 }

@@ -70,30 +70,3 @@ func TestExec(t *testing.T) {
 	}
 	both.Wait()
 }
-
-// A terminal has a size, and keeps following the user's window.
-func TestExecTerminal(t *testing.T) {
-	ns := namespace(t)
-	apply(t, podManifest(ns, "tty", served.Busybox, "sleep", "3600"))
-	waitRunning(t, ns, "tty")
-
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	terminal := openTerminal(t)
-	terminal.resize(t, 100, 30)
-	cmd := plane.Kubectl(ctx, "exec", "-n", ns, "tty", "-it", "--", "sh")
-	terminal.attach(t, cmd)
-
-	terminal.send(t, "stty size\n")
-	terminal.expect(t, "30 100")
-	terminal.resize(t, 81, 41)
-	terminal.send(t, "sleep 1; stty size\n")
-	terminal.expect(t, "41 81")
-	terminal.resize(t, 90, 20)
-	terminal.send(t, "sleep 1; stty size\n")
-	terminal.expect(t, "20 90")
-	terminal.send(t, "exit 5\n")
-	if code := terminal.wait(t); code != 5 {
-		t.Errorf("the shell's exit code is %d, want 5", code)
-	}
-}
