@@ -32,6 +32,13 @@ const (
 	// versionTimeout is for "qemu --version".
 	versionTimeout = 20 * time.Second
 	probeFile      = "qemu-accelerator.json"
+	// probePrefix begins the names of the state directories of trials, probeID is the
+	// one machine in each.
+	probePrefix = ".probe-"
+	probeID     = "probe"
+	// probeOld is the age at which no trial is under way any more: what opens the
+	// driver and deletes the machine included.
+	probeOld = 5 * probeTimeout
 )
 
 // program is an installed QEMU.
@@ -207,7 +214,7 @@ func canUseKVM(arch string) error {
 func (d *Driver) probe(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, fmt.Errorf("the guest kit did not boot within %s", probeTimeout))
 	defer cancel()
-	state, err := os.MkdirTemp(d.opts.CacheDir, ".probe-")
+	state, err := os.MkdirTemp(d.opts.CacheDir, probePrefix)
 	if err != nil {
 		return err
 	}
@@ -219,7 +226,7 @@ func (d *Driver) probe(ctx context.Context) (err error) {
 		return err
 	}
 	defer trial.Close()
-	m, err := trial.Create(ctx, "probe", vm.Config{Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20}, Kit: opts.Kit})
+	m, err := trial.Create(ctx, probeID, vm.Config{Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20}, Kit: opts.Kit})
 	if err != nil {
 		return err
 	}
@@ -246,6 +253,29 @@ func (d *Driver) probe(ctx context.Context) (err error) {
 		case <-tick.C:
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+	}
+}
+
+// sweepProbes deletes what probes left whose process was killed: nobody else knows of
+// their machines. One that is young may be another process's and still be under way.
+func (d *Driver) sweepProbes(now time.Time) {
+	left, err := filepath.Glob(filepath.Join(d.opts.CacheDir, probePrefix+"*"))
+	if err != nil {
+		return // the pattern is at fault: the cache's name has brackets in it
+	}
+	for _, dir := range left {
+		info, err := os.Stat(dir)
+		if err != nil || now.Sub(info.ModTime()) < probeOld {
+			continue
+		}
+		trial := &Driver{opts: Options{StateDir: dir}, binary: d.binary}
+		err = trial.removeDir(probeID)
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
+			d.log.Warn("Leaving the machine of an interrupted trial behind", "dir", dir, "err", err)
 		}
 	}
 }

@@ -120,6 +120,7 @@ func (d *Driver) prepare(ctx context.Context) error {
 	if err := d.prepareEmptySlot(); err != nil {
 		return err
 	}
+	d.sweepProbes(time.Now())
 	accelerator, err := d.chooseAccelerator(ctx, program)
 	if err != nil {
 		return err

@@ -5,10 +5,12 @@ package qemu
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -148,5 +150,38 @@ func TestIdentifyWithoutDescriptors(t *testing.T) {
 	}
 	if err == nil || errors.Is(err, errProcessGone) {
 		t.Errorf("error is %v, want one that does not say that the process has ended", err)
+	}
+}
+
+// TestSweepProbes ends the machine of a trial whose process was killed, and leaves one
+// alone that may be under way.
+func TestSweepProbes(t *testing.T) {
+	d := &Driver{opts: Options{CacheDir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
+	old, young := filepath.Join(d.opts.CacheDir, probePrefix+"1"), filepath.Join(d.opts.CacheDir, probePrefix+"2")
+	for _, dir := range []string{old, young} {
+		if err := os.MkdirAll(filepath.Join(dir, "machines", probeID), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd, program := sleeper(t, filepath.Join(old, "machines", probeID))
+	d.binary = program
+	p, err := openProcess(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	now := time.Now()
+	if err := os.Chtimes(old, now, now.Add(-2*probeOld)); err != nil {
+		t.Fatal(err)
+	}
+	d.sweepProbes(now)
+	if _, err := findProcess(p.identity); !errors.Is(err, errProcessGone) {
+		t.Errorf("the process of the old trial: error is %v, want %v", err, errProcessGone)
+	}
+	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the old trial's directory: error is %v", err)
+	}
+	if _, err := os.Stat(young); err != nil {
+		t.Errorf("the young trial's directory: %v", err)
 	}
 }
