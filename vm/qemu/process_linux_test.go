@@ -4,8 +4,11 @@
 package qemu
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vk-firkin/vk-firkin/vm"
 )
 
 // sleeper starts a child that works in dir.
@@ -183,5 +188,49 @@ func TestSweepProbes(t *testing.T) {
 	}
 	if _, err := os.Stat(young); err != nil {
 		t.Errorf("the young trial's directory: %v", err)
+	}
+}
+
+// TestFloodOfEvents has a guest power off among more events than are kept.
+func TestFloodOfEvents(t *testing.T) {
+	m := exitedMachine(t)
+	cmd, _ := sleeper(t, m.dir)
+	var err error
+	if m.process, err = openProcess(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	defer m.process.Close()
+	looks := 0
+	q, err := newQMP(t.Context(), hypervisor(t, func(conn net.Conn, id uint64, command string) {
+		if command != "query-status" {
+			agreeable(conn, id, command)
+			return
+		}
+		looks++
+		if looks > 1 {
+			fmt.Fprintf(conn, `{"return": {"status": "shutdown"}, "id": %d}`+"\n", id)
+			return
+		}
+		for range 2 * maxQMPEvents {
+			fmt.Fprintln(conn, `{"event": "RTC_CHANGE", "data": {}}`)
+		}
+		fmt.Fprintln(conn, `{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}`)
+		fmt.Fprintf(conn, `{"return": {"status": "running"}, "id": %d}`+"\n", id)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	go func() {
+		defer cancel()
+		m.process.Wait()
+	}()
+	m.listen(ctx, q)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ending || m.exit.Reason != vm.ExitGuest {
+		t.Errorf("the end was missed: ending %v, exit %+v", m.ending, m.exit)
 	}
 }

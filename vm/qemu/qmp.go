@@ -24,7 +24,7 @@ const (
 	// may send anything.
 	maxQMPLine = 1 << 20
 	// maxQMPEvents may wait for the watcher; it handles each in microseconds.
-	// Further ones are dropped, and the watcher asks for the state.
+	// Further ones are dropped, and the watcher is told to ask for the state.
 	maxQMPEvents = 64
 	// qmpTimeout is for one command. The main loop answers in milliseconds, but an
 	// emulated machine on a busy host may keep it from its lock for long.
@@ -41,6 +41,7 @@ type qmp struct {
 	err     error // why it ended
 
 	events chan qmpEvent
+	missed chan struct{} // holds a token when an event was dropped
 	done   chan struct{} // closed once the reader has ended
 }
 
@@ -77,6 +78,7 @@ func newQMP(ctx context.Context, conn *net.UnixConn) (*qmp, error) {
 		conn:    conn,
 		waiting: map[uint64]chan<- qmpReply{},
 		events:  make(chan qmpEvent, maxQMPEvents),
+		missed:  make(chan struct{}, 1),
 		done:    make(chan struct{}),
 	}
 	go q.read()
@@ -105,6 +107,10 @@ func (q *qmp) read() {
 			select {
 			case q.events <- qmpEvent{m.Event, m.Data}:
 			default:
+				select {
+				case q.missed <- struct{}{}:
+				default:
+				}
 			}
 		case m.ID != nil:
 			q.mu.Lock()

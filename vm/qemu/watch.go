@@ -120,9 +120,12 @@ func (m *machine) setMonitor(q *qmp) {
 // listen handles events until the connection ends. It begins by asking: the guest
 // may have ended while nobody was connected.
 func (m *machine) listen(ctx context.Context, q *qmp) {
-	if run, err := q.runState(ctx); err == nil && stateOf(run) == vm.StateExited {
-		m.guestEnded(ctx, q, run, "")
+	look := func() {
+		if run, err := q.runState(ctx); err == nil && stateOf(run) == vm.StateExited {
+			m.guestEnded(ctx, q, run, "")
+		}
 	}
+	look()
 	for {
 		select {
 		case e := <-q.events:
@@ -137,10 +140,10 @@ func (m *machine) listen(ctx context.Context, q *qmp) {
 			case "GUEST_PANICKED":
 				m.guestEnded(ctx, q, runPanicked, "")
 			case "STOP":
-				if run, err := q.runState(ctx); err == nil && stateOf(run) == vm.StateExited {
-					m.guestEnded(ctx, q, run, "")
-				}
+				look()
 			}
+		case <-q.missed:
+			look()
 		case <-q.done:
 			return
 		case <-ctx.Done():
