@@ -135,7 +135,8 @@ func TestSilentMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	stillServing(t, ns)
-	pod := waitPod(t, ns, "silent", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+	// Half a minute until the connection counts as lost, a minute until the machine does.
+	pod := waitPodFor(t, 5*time.Minute, ns, "silent", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 	if pod.Status.Reason == "" && pod.Status.ContainerStatuses[0].State.Terminated.Message == "" {
 		t.Errorf("nothing tells why: %+v", pod.Status)
 	}

@@ -89,8 +89,14 @@ func getPod(t *testing.T, ns, name string) (*corev1.Pod, error) {
 // waitPod waits until the pod satisfies the condition and returns it.
 func waitPod(t *testing.T, ns, name, what string, ok func(*corev1.Pod) bool) *corev1.Pod {
 	t.Helper()
+	return waitPodFor(t, 2*time.Minute, ns, name, what, ok)
+}
+
+// waitPodFor is waitPod with a limit of its own.
+func waitPodFor(t *testing.T, limit time.Duration, ns, name, what string, ok func(*corev1.Pod) bool) *corev1.Pod {
+	t.Helper()
 	var pod *corev1.Pod
-	eventually(t, 2*time.Minute, fmt.Sprintf("pod %s/%s %s", ns, name, what), func() error {
+	eventually(t, limit, fmt.Sprintf("pod %s/%s %s", ns, name, what), func() error {
 		p, err := getPod(t, ns, name)
 		if err != nil {
 			return err

@@ -21,8 +21,9 @@ const waitShort = 30 * time.Second
 // A user reads logs in every way that kubectl offers.
 func TestLogs(t *testing.T) {
 	ns := namespace(t)
+	// The pauses make the order of lines certain: the two streams are two pipes.
 	apply(t, podManifest(ns, "chatty", served.Busybox, "sh", "-c",
-		"for i in $(seq 1 100); do echo line $i; done; echo to stderr >&2; sleep 3; echo late; exec sleep 3600"))
+		"for i in $(seq 1 100); do echo line $i; done; sleep 2; echo to stderr >&2; sleep 3; echo late; exec sleep 3600"))
 	waitRunning(t, ns, "chatty")
 	logs := func(args ...string) string {
 		return kubectl(t, append([]string{"logs", "-n", ns, "chatty"}, args...)...)
