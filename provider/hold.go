@@ -253,7 +253,7 @@ func (w *worker) absent(known map[string]bool) {
 			w.dirty = true
 			continue
 		}
-		w.ended(c, "ContainerStatusUnknown", "The container could not be located in its machine")
+		w.ended(c, reasonStatusUnknown, "The container could not be located in its machine")
 	}
 }
 
@@ -315,7 +315,8 @@ func (w *worker) copyOutput(c *containerState) {
 	ref, attempt := w.ref(c), c.attempt
 	h.wg.Go(func() {
 		err := w.env.logs.Copy(h.ctx, ref, h.lease.Guest)
-		for failures := 1; err != nil && sleep(h.ctx, retryDelay(failures, time.Second, 10*time.Second)); failures++ {
+		// A run that the machine does not have any more has no output either.
+		for failures := 1; err != nil && !errors.Is(err, ErrNotFound) && sleep(h.ctx, retryDelay(failures, time.Second, 10*time.Second)); failures++ {
 			// The container's writes block meanwhile, as the agent's spool is bounded.
 			w.log.Warn("Output cannot be copied", "container", ref.ID, "err", err)
 			err = w.env.logs.Copy(h.ctx, ref, h.lease.Guest)
@@ -325,7 +326,7 @@ func (w *worker) copyOutput(c *containerState) {
 				return
 			}
 			c.copying = false
-			c.drained = c.drained || c.step == containerExited || err != nil
+			c.drained = c.drained || c.step == containerExited || h.ctx.Err() != nil
 			w.dirty = true
 		})
 	})

@@ -91,7 +91,14 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 		generation: m.Generation, id: m.ID, shape: m.Shape, budget: m.Budget, path: m.Path, slots: m.Images, files: m.Files,
 		acquired: m.Acquired, prepared: m.Prepared, adopt: m.ID != "",
 	}
-	if s.refusal == nil {
+	switch {
+	case s.refusal != nil:
+	case m.Acquired || rec.Finished:
+		// It was accepted. What was added to the pod since, or taken from the node, was
+		// said by an event and does not end what runs.
+		s.plan = planOf(rec.Pod)
+		s.plan.shape, s.plan.budget = m.Shape, m.Budget
+	default:
 		if s.plan, s.refusal = translate(rec.Pod, e.supply, e.allocatable); s.refusal != nil {
 			e.log.Error("A pod of an earlier version is not accepted any more", "podUID", rec.Pod.UID, "message", s.refusal.Message)
 		}

@@ -384,6 +384,27 @@ func TestKilledWhileMakingAMachine(t *testing.T) {
 	w.awaitNothing()
 }
 
+// What somebody adds to a running pod in vain does not end it, also when the process starts again.
+func TestRestartKeepsAPodThatWasAccepted(t *testing.T) {
+	w := newWorld(t)
+	first := w.run()
+	w.create(pod("p", []string{"hang"}))
+	p := w.await("p", "is ready", ready)
+	p.Spec.ActiveDeadlineSeconds = ptr(int64(3600))
+	if _, err := w.client.CoreV1().Pods("default").Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the field is named", func() bool { return w.events.has("p", provider.ReasonUnsupportedField, "spec.activeDeadlineSeconds") }, nil)
+	first.stop()
+	w.run()
+	w.eventually("the machine is adopted", func() bool { return w.events.has("p", "MachineAdopted") }, nil)
+	if got := w.await("p", "is ready", ready); got.Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Errorf("status is %+v", got.Status)
+	}
+	w.delete("p", ptr(int64(1)))
+	w.awaitNothing()
+}
+
 // A pod that was being deleted when the process ended goes on going, and starts nothing.
 func TestRestartWhileDeleting(t *testing.T) {
 	w := newWorld(t)

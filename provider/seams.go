@@ -211,7 +211,8 @@ type Logs interface {
 	// Copy appends the container's output, after what is already on disk, to the log
 	// file of this attempt, and acknowledges what is durable. It dials again when
 	// the connection is lost. It returns nil when the container has exited and
-	// all of its output is on disk, and ctx's error when ctx ends.
+	// all of its output is on disk, and ctx's error when ctx ends. ErrNotFound: the
+	// machine does not have the container; all others may be tried again.
 	Copy(ctx context.Context, c ContainerRef, dial Dial) error
 	// RemoveAttempt deletes the log files of one attempt. Idempotent.
 	RemoveAttempt(c ContainerRef) error
@@ -243,8 +244,8 @@ const (
 	PhaseTotal Phase = "total"
 )
 
-// Observer is told how long the phases of pod starts took. provider/kubeletapi
-// makes a histogram of it. Calls must not block.
+// Observer is told how long the phases of pod starts took. provider/metrics makes a
+// histogram of it. Calls must not block.
 type Observer interface {
 	// ObservePhase is called once for each phase of each pod's start, when the path
 	// is known.

@@ -30,6 +30,7 @@ const (
 	reasonPodCompleted      = "PodCompleted"
 	reasonPodFailed         = "PodFailed"
 	reasonGatesNotReady     = "ReadinessGatesNotReady"
+	reasonStatusUnknown     = "ContainerStatusUnknown"
 
 	// reasonMachineDied ends the containers of a machine that ended by itself.
 	reasonMachineDied = "MachineDied"

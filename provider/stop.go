@@ -122,15 +122,32 @@ func (w *worker) release(ctx context.Context) {
 			if s.stage == stageFinished {
 				w.env.images.Unpin(s.pod.UID)
 			}
+			lost := m.lost
 			*m = machineState{generation: m.generation, path: m.path}
 			for _, c := range s.containers {
-				if c.step == containerExited {
-					c.drained = true
-				}
+				w.leftBehind(c, lost)
 			}
 			w.dirty = true
 		})
 	})
+}
+
+// leftBehind notes that a container's machine is gone. A run that was not seen to end
+// ended with it: a start may have been answered after the machine was lost, and a
+// kill need not have been.
+func (w *worker) leftBehind(c *containerState, lost *loss) {
+	switch {
+	case c.step == containerExited:
+		c.drained = true
+	case c.step == containerRunning, c.step == containerUnknown && c.everStarted:
+		reason, message := reasonStatusUnknown, "The container did not end before its machine was deleted"
+		if lost != nil {
+			reason, message = lost.reason, lost.message
+		}
+		w.ended(c, reason, message)
+	case c.step == containerUnknown:
+		c.step = containerWaiting
+	}
 }
 
 // cleanup removes what is left of a pod without a machine: first its end is told to

@@ -46,6 +46,28 @@ func translate(pod *corev1.Pod, sizing Supply, allocatable corev1.ResourceList) 
 	if faults := unsupported(pod); len(faults) > 0 {
 		return nil, &refusal{Reason: ReasonUnsupportedField, Message: strings.Join(faults, "; ")}
 	}
+	p := planOf(pod)
+	refs := map[string]bool{}
+	for _, k := range p.images {
+		refs[k.ref] = true
+	}
+	if n := sizing.ImageSlots(); len(refs) > n {
+		return nil, &refusal{Reason: ReasonUnsupportedField,
+			Message: fmt.Sprintf("spec.containers: %d different images, a machine has %d image slots", len(refs), n)}
+	}
+	if r := oversized(p.need, allocatable); r != nil {
+		return nil, r
+	}
+	shape, budget, err := sizing.ShapeFor(p.need)
+	if err != nil {
+		return nil, sizeRefusal(p.need, err)
+	}
+	p.shape, p.budget = shape, budget
+	return p, nil
+}
+
+// planOf is the plan of a pod that is accepted, without its shape and budget. It is pure.
+func planOf(pod *corev1.Pod) *plan {
 	p := &plan{
 		restartPolicy: pod.Spec.RestartPolicy,
 		grace:         corev1.DefaultTerminationGracePeriodSeconds * time.Second,
@@ -65,23 +87,7 @@ func translate(pod *corev1.Pod, sizing Supply, allocatable corev1.ResourceList) 
 		}
 		p.containers = append(p.containers, containerPlan{spec: c, image: key, stopSignal: syscall.SIGTERM})
 	}
-	refs := map[string]bool{}
-	for _, k := range p.images {
-		refs[k.ref] = true
-	}
-	if n := sizing.ImageSlots(); len(refs) > n {
-		return nil, &refusal{Reason: ReasonUnsupportedField,
-			Message: fmt.Sprintf("spec.containers: %d different images, a machine has %d image slots", len(refs), n)}
-	}
-	if r := oversized(p.need, allocatable); r != nil {
-		return nil, r
-	}
-	shape, budget, err := sizing.ShapeFor(p.need)
-	if err != nil {
-		return nil, sizeRefusal(p.need, err)
-	}
-	p.shape, p.budget = shape, budget
-	return p, nil
+	return p
 }
 
 // oversized refuses what can never fit on the node, in the kubelet's words.

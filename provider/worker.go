@@ -161,6 +161,9 @@ func (w *worker) run(ctx context.Context) {
 	defer timer.Stop()
 	w.admit()
 	for {
+		if ctx.Err() != nil {
+			return // what failed because of that is no news of the pod
+		}
 		for _, f := range w.take() {
 			f(&w.s)
 		}

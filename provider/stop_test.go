@@ -1,0 +1,87 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package provider
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+type reaper struct{ Supply }
+
+func (reaper) Reap(context.Context, string) error { return nil }
+
+// No container outlives its machine, whoever said last that it runs.
+func TestNothingRunsWithoutItsMachine(t *testing.T) {
+	s := testState(corev1.RestartPolicyAlways, 3)
+	s.machine.step, s.machine.lost = machineNone, &loss{reason: reasonMachineDied, message: "crashed"}
+	s.containers[0].step = containerRunning
+	s.containers[1].step, s.containers[1].everStarted = containerUnknown, true
+	s.containers[2].step = containerUnknown
+	w := newWorker(&environment{log: slog.New(slog.DiscardHandler), supply: reaper{}}, *s)
+	w.release(t.Context())
+	w.acts.Wait()
+	for _, f := range w.take() {
+		f(&w.s)
+	}
+	for _, c := range w.s.containers[:2] {
+		if c.step != containerExited || c.exit.ExitCode != 137 || c.exit.Reason != reasonMachineDied {
+			t.Errorf("container %s is at step %d, exit %+v", c.name, c.step, c.exit)
+		}
+	}
+	if c := w.s.containers[2]; c.step != containerWaiting {
+		t.Errorf("container %s, which never ran, is at step %d", c.name, c.step)
+	}
+}
+
+type missingLogs struct {
+	Logs
+	copies *atomic.Int32
+}
+
+func (m missingLogs) Copy(context.Context, ContainerRef, Dial) error {
+	m.copies.Add(1)
+	return ErrNotFound
+}
+
+type noLease struct{ Lease }
+
+// The output of a run that was removed from the machine is not asked for again.
+func TestRemovedRunIsNotCopiedForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs := missingLogs{copies: &atomic.Int32{}}
+		s := testState(corev1.RestartPolicyAlways, 1)
+		w := newWorker(&environment{log: slog.New(slog.DiscardHandler), logs: logs}, *s)
+		w.hold = &machineHold{lease: noLease{}}
+		w.hold.ctx, w.hold.stop = context.WithCancel(t.Context())
+		defer w.letGo()
+		c := w.s.containers[0]
+		c.step = containerExited
+		w.copyOutput(c)
+		time.Sleep(time.Hour)
+		for _, f := range w.take() {
+			f(&w.s)
+		}
+		if n := logs.copies.Load(); n != 1 || c.copying || !c.drained {
+			t.Errorf("%d copies, copying %v, drained %v", n, c.copying, c.drained)
+		}
+	})
+}
+
+// What is reported after the process was told to end changes nothing: it may be due to that.
+func TestNothingIsTakenInAtTheEnd(t *testing.T) {
+	s := testState(corev1.RestartPolicyNever, 1)
+	s.stage, s.machine = stageFinished, machineState{}
+	w := newWorker(&environment{log: slog.New(slog.DiscardHandler), publish: func(*corev1.Pod) {}}, *s)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.post(func(*state) { t.Error("it was taken in") })
+	w.run(ctx)
+}
