@@ -46,6 +46,7 @@ func TestUnsupported(t *testing.T) {
 		{`{"volumes":[{"name":"v","image":{"reference":"c"}}]}`, "spec.volumes[0].image"},
 		{`{"volumes":[{"name":"v","emptyDir":{"medium":"HugePages"}}]}`, "spec.volumes[0].emptyDir.medium"},
 		{`{"volumes":[{"name":"v","emptyDir":{"medium":"Memory","sizeLimit":"1Mi"}},{"name":"w","emptyDir":{}}]}`, ""},
+		{`{"volumes":[{"name":"v","emptyDir":{}},{"name":"w","emptyDir":{"sizeLimit":"1Mi"}}]}`, "spec.volumes[1].emptyDir.sizeLimit"},
 		{`{"volumes":[{"name":"v","configMap":{"name":"c","defaultMode":384,"optional":true,"items":[{"key":"k","path":"p","mode":256}]}}]}`, ""},
 		{`{"volumes":[{"name":"v","secret":{"secretName":"c"}},{"name":"w","downwardAPI":{"items":[{"path":"p","fieldRef":{"fieldPath":"metadata.name"}}]}}]}`, ""},
 		{`{"volumes":[{"name":"v","projected":{"defaultMode":420,"sources":[{"serviceAccountToken":{"path":"token","expirationSeconds":3607}},{"configMap":{"name":"kube-root-ca.crt","items":[{"key":"ca.crt","path":"ca.crt"}]}},{"downwardAPI":{"items":[{"path":"namespace","fieldRef":{"apiVersion":"v1","fieldPath":"metadata.namespace"}}]}}]}}]}`, ""},

@@ -147,6 +147,11 @@ func rules() map[string]rule {
 func unsupported(pod *corev1.Pod) []string {
 	w := walker{rules: rules()}
 	w.fields(reflect.ValueOf(pod.Spec), "", "spec")
+	for i := range pod.Spec.Volumes {
+		if e := pod.Spec.Volumes[i].EmptyDir; e != nil && e.Medium == corev1.StorageMediumDefault && e.SizeLimit != nil && !e.SizeLimit.IsZero() {
+			w.faults = append(w.faults, fmt.Sprintf("spec.volumes[%d].emptyDir.sizeLimit: not supported yet on disk, only with medium %s", i, corev1.StorageMediumMemory))
+		}
+	}
 	return w.faults
 }
 
