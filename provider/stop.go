@@ -16,8 +16,9 @@ import (
 
 const (
 	// stopCallTimeout bounds each call to the agent of a machine that is to end
-	// anyway.
-	stopCallTimeout = 5 * time.Second
+	// anyway. A guest on a busy host may need seconds for an answer, and one that is
+	// given up loses its grace period.
+	stopCallTimeout = 15 * time.Second
 	// releaseTimeout bounds one try to end and delete a machine.
 	releaseTimeout = time.Minute
 

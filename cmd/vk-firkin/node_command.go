@@ -249,7 +249,7 @@ func (n *node) makeProvider(context.Context) (err error) {
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
-			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure,
+			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure, Healthy: n.healthy,
 		},
 		DNS:            provider.DNS{Machine: []string{machineNameserver}},
 		MachineAddress: machineAddress,
@@ -270,7 +270,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	server, err := kubeletapi.New(kubeletapi.Options{
 		Containers: n.provider, Logs: n.logs, Access: access, Certificates: certificates,
-		Metrics: n.metrics.Registry(), Logger: n.log("kubeletapi"),
+		Metrics: n.metrics.Registry(), Healthy: n.healthy, Logger: n.log("kubeletapi"),
 	})
 	if err != nil {
 		return err

@@ -46,6 +46,14 @@ func hostDisk(path string) (size, free int64, err error) {
 	return int64(fs.Blocks * uint64(fs.Bsize)), int64(fs.Bavail * uint64(fs.Bsize)), nil
 }
 
+// healthy fails when the node cannot run pods: its driver does not know its machines.
+func (n *node) healthy(ctx context.Context) error {
+	if _, err := n.driver.List(ctx); err != nil {
+		return fmt.Errorf("list machines: %w", err)
+	}
+	return nil
+}
+
 // lowMemory is what must be available on the host, or the node is under pressure: the
 // kubelet's default eviction threshold.
 const lowMemory = 100 << 20
