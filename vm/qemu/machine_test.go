@@ -41,7 +41,7 @@ func TestDeleteBesideDelete(t *testing.T) {
 	go func() { second <- m.delete(t.Context()) }()
 	// The second one is past its first look as soon as it waits, and nothing tells when
 	// that is; if it is late it finds the machine deleted, which is right as well.
-	time.Sleep(50 * time.Millisecond) //nolint:forbidigo // see above
+	time.Sleep(50 * time.Millisecond)
 	m.mu.Lock()
 	m.deleted = true
 	m.mu.Unlock()
