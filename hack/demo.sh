@@ -32,7 +32,7 @@ if [ "${1:-}" = down ]; then
   exit 0
 fi
 
-mkdir -p "$dir"
+(umask 077 && mkdir -p "$dir") # secrets of the demo cluster are below it
 down
 [ "${KEEP:-}" = 1 ] || trap down EXIT
 
