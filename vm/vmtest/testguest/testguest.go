@@ -205,7 +205,9 @@ func (c *Client) greet(ctx context.Context) error {
 		defer tick.Stop()
 		for {
 			_ = c.conn.SetWriteDeadline(time.Now().Add(greetEvery))
-			_, _ = c.conn.Write(frame(hello))
+			// The newline ends a request that an earlier host began and never finished:
+			// the guest would go on waiting for the rest of its line.
+			_, _ = c.conn.Write(append([]byte{'\n'}, frame(hello)...))
 			select {
 			case <-tick.C:
 			case <-done:
