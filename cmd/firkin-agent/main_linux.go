@@ -72,14 +72,12 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	runtime, err := runc.New(runc.Options{ScratchDir: system.ScratchDir(), StateDir: stateDir})
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	runtime, err := runc.New(runc.Options{ScratchDir: system.ScratchDir(), StateDir: stateDir, Logger: logger})
 	if err != nil {
 		return err
 	}
-	server, err := agent.NewServer(agent.Options{
-		System: system, Runtime: runtime, Version: system.Version(),
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
+	server, err := agent.NewServer(agent.Options{System: system, Runtime: runtime, Version: system.Version(), Logger: logger})
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,10 @@ type Runtime interface {
 	//
 	// Errors: ErrInvalid, ErrPrecondition, *StartError.
 	Create(ctx context.Context, spec ContainerSpec) (Container, error)
+	// Prepare makes a container that waits for what it is to run, and is taken by a later
+	// Create for the same layers, where that can be: nothing tells but the time that it
+	// takes. It may be called again, for more than one.
+	Prepare(ctx context.Context, spec PreparedSpec) error
 	// MountTmpfs mounts an empty tmpfs on dir; sizeBytes 0 is the kernel's default.
 	MountTmpfs(dir string, sizeBytes int64) error
 	// Unmount undoes MountTmpfs.
@@ -112,6 +116,13 @@ type ContainerSpec struct {
 	Stdin        bool
 	ReadOnlyRoot bool
 	Resources    Resources
+}
+
+// PreparedSpec is what a container has before it is known what it runs.
+type PreparedSpec struct {
+	// Lower and LowerLayers are as in ContainerSpec.
+	Lower       string
+	LowerLayers []string
 }
 
 // Pod is what all containers of the machine share.

@@ -45,15 +45,32 @@ func (c *container) config() (*configs.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What lies in another mount comes after it.
-	slices.SortStableFunc(volumes, func(a, b *configs.Mount) int {
-		return cmp.Compare(strings.Count(path.Clean(a.Destination), "/"), strings.Count(path.Clean(b.Destination), "/"))
-	})
 
 	pids := configs.Namespace{Type: configs.NEWPID}
 	if c.spec.Pod.SharePIDs {
 		pids.Path = c.r.pidNamespace()
 	}
+	caps := defaultCapabilities()
+	return &configs.Config{
+		Rootfs:       c.root(),
+		Readonlyfs:   c.spec.ReadOnlyRoot,
+		Mounts:       append(mounts, volumes...),
+		Devices:      defaultDevices(),
+		Namespaces:   configs.Namespaces{{Type: configs.NEWNS}, pids, {Type: configs.NEWCGROUP}},
+		Capabilities: &configs.Capabilities{Bounding: caps, Effective: caps, Permitted: caps},
+		Cgroups:      &cgroups.Cgroup{Path: path.Join(c.r.opts.CgroupParent, c.name), Resources: c.resources()},
+		MaskPaths: []string{
+			"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+			"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+		},
+		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		NoNewKeyring:  true, // one pod is one machine: there is no other's to keep out of
+		Version:       "1.2.0",
+	}, nil
+}
+
+// resources are the container's limits.
+func (c *container) resources() *cgroups.Resources {
 	resources := &cgroups.Resources{Devices: deviceRules()}
 	if m := c.spec.Resources.MemoryMaxBytes; m > 0 {
 		resources.Memory, resources.MemorySwap = m, m
@@ -64,24 +81,7 @@ func (c *container) config() (*configs.Config, error) {
 		resources.CpuQuota, resources.CpuPeriod = q.Microseconds(), cpuPeriod
 	}
 	resources.CpuWeight = uint64(c.spec.Resources.CPUWeight)
-
-	caps := defaultCapabilities()
-	return &configs.Config{
-		Rootfs:       c.root(),
-		Readonlyfs:   c.spec.ReadOnlyRoot,
-		Mounts:       append(mounts, volumes...),
-		Devices:      defaultDevices(),
-		Namespaces:   configs.Namespaces{{Type: configs.NEWNS}, pids, {Type: configs.NEWCGROUP}},
-		Capabilities: &configs.Capabilities{Bounding: caps, Effective: caps, Permitted: caps},
-		Cgroups:      &cgroups.Cgroup{Path: path.Join(c.r.opts.CgroupParent, c.spec.ID), Resources: resources},
-		MaskPaths: []string{
-			"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-			"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-		},
-		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-		NoNewKeyring:  true, // one pod is one machine: there is no other's to keep out of
-		Version:       "1.2.0",
-	}, nil
+	return resources
 }
 
 func bind(source, target string, readOnly bool, flags int) *configs.Mount {
@@ -107,6 +107,10 @@ func (c *container) volumeMounts() ([]*configs.Mount, error) {
 		}
 		out = append(out, bind(source, m.Target, m.ReadOnly, 0))
 	}
+	// What lies in another mount comes after it.
+	slices.SortStableFunc(out, func(a, b *configs.Mount) int {
+		return cmp.Compare(strings.Count(path.Clean(a.Destination), "/"), strings.Count(path.Clean(b.Destination), "/"))
+	})
 	return out, nil
 }
 

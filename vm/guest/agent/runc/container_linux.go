@@ -34,11 +34,15 @@ const (
 type container struct {
 	*process
 
-	r    *Runtime
+	r *Runtime
+	// name is its name for libcontainer and its cgroup.
+	name string
 	dir  string
 	spec agent.ContainerSpec
 	user user
 	lib  *libcontainer.Container
+	// waiting is set between bind and release of a prepared container.
+	waiting *waiting
 
 	removing sync.Mutex
 	mounted  []string // guarded by removing once Create is over
@@ -90,6 +94,9 @@ func (c *container) env(more []string, tty bool) []string {
 
 // Start implements agent.Container, like the methods below.
 func (c *container) Start(context.Context) error {
+	if c.waiting != nil {
+		return c.release()
+	}
 	if err := c.lib.Exec(); err != nil {
 		return &agent.StartError{Err: err}
 	}
@@ -201,6 +208,10 @@ func (c *container) Remove(ctx context.Context) error {
 
 // cleanUp undoes Create. Processes are gone. It may be called again after an error.
 func (c *container) cleanUp() error {
+	if c.waiting != nil { // was never started
+		c.waiting.close()
+		c.waiting = nil
+	}
 	if c.lib != nil {
 		if err := c.lib.Destroy(); err != nil {
 			return err
@@ -219,7 +230,7 @@ func (c *container) cleanUp() error {
 
 // oomKills is how often the kernel killed in the container for want of memory.
 func (c *container) oomKills() uint64 {
-	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", c.r.opts.CgroupParent, c.spec.ID, "memory.events"))
+	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", c.r.opts.CgroupParent, c.name, "memory.events"))
 	if err != nil {
 		return 0
 	}

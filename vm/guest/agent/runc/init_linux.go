@@ -28,6 +28,8 @@ func Init() {
 	switch {
 	case os.Args[1] == argInit && os.Getenv("_LIBCONTAINER_INITPIPE") != "":
 		libcontainer.Init()
+	case os.Args[1] == argAwait && os.Getenv(awaitEnv) != "":
+		await()
 	case os.Args[1] == argHold && os.Getpid() == 1 && os.Getenv(holdEnv) != "":
 		hold()
 	}

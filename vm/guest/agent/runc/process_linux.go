@@ -59,19 +59,6 @@ func (c *container) newProcess(s processSpec) (_ *process, err error) {
 			p.Release()
 		}
 	}()
-	// pipe returns the end of the process and sets that of the agent.
-	pipe := func(reads bool, ours **os.File) (*os.File, error) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, err
-		}
-		end := w
-		if *ours = r; reads {
-			end, *ours = r, w
-		}
-		theirs = append(theirs, end)
-		return end, nil
-	}
 	var console *os.File
 	if s.tty {
 		var child *os.File
@@ -81,22 +68,12 @@ func (c *container) newProcess(s processSpec) (_ *process, err error) {
 		theirs = append(theirs, console, child)
 		p.lib.ConsoleSocket = child
 	} else {
-		if s.stdin {
-			f, err := pipe(true, &p.stdin)
-			if err != nil {
-				return nil, err
-			}
-			p.lib.Stdin = f
-		}
-		out, err := pipe(false, &p.stdout)
+		streams, err := p.openStreams(s.stdin)
 		if err != nil {
 			return nil, err
 		}
-		errs, err := pipe(false, &p.stderr)
-		if err != nil {
-			return nil, err
-		}
-		p.lib.Stdout, p.lib.Stderr = out, errs
+		theirs = append(theirs, streams[:]...)
+		p.lib.Stdin, p.lib.Stdout, p.lib.Stderr = streams[0], streams[1], streams[2]
 	}
 	if err := c.lib.Start(p.lib); err != nil {
 		return nil, &agent.StartError{Err: err}
@@ -114,6 +91,31 @@ func (c *container) newProcess(s processSpec) (_ *process, err error) {
 		}
 	}
 	return p, nil
+}
+
+// openStreams opens the standard streams: it keeps the agent's ends and returns those
+// of the process. Without stdin its standard input is /dev/null.
+func (p *process) openStreams(stdin bool) (theirs [3]*os.File, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range theirs {
+				_ = f.Close()
+			}
+		}
+	}()
+	if stdin {
+		theirs[0], p.stdin, err = os.Pipe()
+	} else {
+		theirs[0], err = os.Open(os.DevNull)
+	}
+	if err != nil {
+		return theirs, err
+	}
+	if p.stdout, theirs[1], err = os.Pipe(); err != nil {
+		return theirs, err
+	}
+	p.stderr, theirs[2], err = os.Pipe()
+	return theirs, err
 }
 
 // await waits for the process and keeps its exit.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,15 +33,19 @@ type Options struct {
 	// CgroupParent is the cgroup that the containers' are made in, from the root of
 	// the hierarchy. Empty: "/containers".
 	CgroupParent string
+	// Logger gets what has no caller to be returned to. nil discards.
+	Logger *slog.Logger
 }
 
 // Runtime runs containers with libcontainer.
 type Runtime struct {
 	opts Options
 
-	mu   sync.Mutex
-	shm  bool      // guarded by mu: the pod's /dev/shm is mounted
-	hold *exec.Cmd // guarded by mu: holder of the shared PID namespace
+	mu       sync.Mutex
+	shm      bool        // guarded by mu: the pod's /dev/shm is mounted
+	hold     *exec.Cmd   // guarded by mu: holder of the shared PID namespace
+	prepared []*prepared // guarded by mu: containers that wait
+	count    int         // guarded by mu: of containers that were prepared
 }
 
 var _ agent.Runtime = (*Runtime)(nil)
@@ -53,6 +58,9 @@ func New(o Options) (*Runtime, error) {
 	}
 	if !filepath.IsAbs(o.ScratchDir) || !filepath.IsAbs(o.StateDir) {
 		return nil, fmt.Errorf("runc: scratch directory %q and state directory %q must be absolute", o.ScratchDir, o.StateDir)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.CgroupParent == "" {
 		o.CgroupParent = "/containers"
@@ -83,7 +91,15 @@ func (r *Runtime) Create(_ context.Context, spec agent.ContainerSpec) (_ agent.C
 	if err != nil {
 		return nil, err
 	}
-	c := &container{r: r, dir: filepath.Join(r.opts.ScratchDir, "containers", spec.ID), spec: spec, user: u}
+	if p := r.takePrepared(spec); p != nil {
+		c, err := p.bind(spec, u)
+		if err == nil {
+			return c, nil
+		}
+		// It is gone; the longer way does not depend on it.
+		r.opts.Logger.Warn("Prepared container could not be used", "container", spec.ID, "error", err)
+	}
+	c := &container{r: r, name: spec.ID, dir: filepath.Join(r.opts.ScratchDir, "containers", spec.ID), spec: spec, user: u}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.cleanUp())

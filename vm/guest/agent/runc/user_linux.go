@@ -25,6 +25,7 @@ const maxUserFile = 1 << 20
 type user struct {
 	uid, gid int
 	groups   []int
+	home     string
 }
 
 // resolveUser finds out whom an image and a pod mean. root is the image: what it says
@@ -53,7 +54,7 @@ func lookUpUser(u agent.User, passwd, group string) (user, error) {
 	if err != nil {
 		return user{}, fmt.Errorf("%w: user %q: %w", agent.ErrPrecondition, spec, err)
 	}
-	out := user{uid: found.Uid, gid: found.Gid}
+	out := user{uid: found.Uid, gid: found.Gid, home: found.Home}
 	if u.GID != nil {
 		out.gid = int(*u.GID)
 	}
