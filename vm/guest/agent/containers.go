@@ -46,6 +46,9 @@ type containersOptions struct {
 type containers struct {
 	containersOptions
 
+	preparing sync.Mutex // held by PrepareContainer
+	prepares  int        // guarded by preparing: how many there were
+
 	mu       sync.Mutex
 	pod      *Pod                  // guarded by mu, like all below; nil until SetupPod
 	table    map[string]*container // nil value: being created

@@ -39,6 +39,8 @@ type Runtime interface {
 	// Create for the same layers, where that can be: nothing tells but the time that it
 	// takes. It may be called again, for more than one.
 	Prepare(ctx context.Context, spec PreparedSpec) error
+	// Prepared is the number of containers that wait.
+	Prepared() int
 	// MountTmpfs mounts an empty tmpfs on dir; sizeBytes 0 is the kernel's default.
 	MountTmpfs(dir string, sizeBytes int64) error
 	// Unmount undoes MountTmpfs.

@@ -1393,6 +1393,95 @@ func (*SetupPodResponse) Descriptor() ([]byte, []int) {
 	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
+type PrepareContainerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in CreateContainerRequest.
+	ImageSlot     int32    `protobuf:"varint,1,opt,name=image_slot,json=imageSlot,proto3" json:"image_slot,omitempty"`
+	LowerLayers   []string `protobuf:"bytes,2,rep,name=lower_layers,json=lowerLayers,proto3" json:"lower_layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareContainerRequest) Reset() {
+	*x = PrepareContainerRequest{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareContainerRequest) ProtoMessage() {}
+
+func (x *PrepareContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareContainerRequest.ProtoReflect.Descriptor instead.
+func (*PrepareContainerRequest) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PrepareContainerRequest) GetImageSlot() int32 {
+	if x != nil {
+		return x.ImageSlot
+	}
+	return 0
+}
+
+func (x *PrepareContainerRequest) GetLowerLayers() []string {
+	if x != nil {
+		return x.LowerLayers
+	}
+	return nil
+}
+
+type PrepareContainerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareContainerResponse) Reset() {
+	*x = PrepareContainerResponse{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareContainerResponse) ProtoMessage() {}
+
+func (x *PrepareContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareContainerResponse.ProtoReflect.Descriptor instead.
+func (*PrepareContainerResponse) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
 type CreateContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Chosen by the host: 1 to 128 bytes of [a-zA-Z0-9_.-].
@@ -1425,7 +1514,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1526,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1539,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1560,7 +1649,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1661,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1674,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *User) GetImageUser() string {
@@ -1638,7 +1727,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1739,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1752,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Mount) GetVolume() string {
@@ -1707,7 +1796,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1808,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1821,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Resources) GetMemoryMaxBytes() int64 {
@@ -1764,7 +1853,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1865,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1878,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 type StartContainerRequest struct {
@@ -1801,7 +1890,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1902,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1915,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -1845,7 +1934,7 @@ type StartContainerResponse struct {
 
 func (x *StartContainerResponse) Reset() {
 	*x = StartContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +1946,7 @@ func (x *StartContainerResponse) String() string {
 func (*StartContainerResponse) ProtoMessage() {}
 
 func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +1959,7 @@ func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerResponse.ProtoReflect.Descriptor instead.
 func (*StartContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StartContainerResponse) GetStatus() *ContainerStatus {
@@ -1904,7 +1993,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2005,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2018,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ContainerStatus) GetId() string {
@@ -2017,7 +2106,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2118,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2131,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type ListContainersResponse struct {
@@ -2054,7 +2143,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2155,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2168,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListContainersResponse) GetContainers() []*ContainerStatus {
@@ -2097,7 +2186,7 @@ type WatchContainersRequest struct {
 
 func (x *WatchContainersRequest) Reset() {
 	*x = WatchContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2198,7 @@ func (x *WatchContainersRequest) String() string {
 func (*WatchContainersRequest) ProtoMessage() {}
 
 func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2211,7 @@ func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersRequest.ProtoReflect.Descriptor instead.
 func (*WatchContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type WatchContainersResponse struct {
@@ -2139,7 +2228,7 @@ type WatchContainersResponse struct {
 
 func (x *WatchContainersResponse) Reset() {
 	*x = WatchContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2240,7 @@ func (x *WatchContainersResponse) String() string {
 func (*WatchContainersResponse) ProtoMessage() {}
 
 func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2253,7 @@ func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersResponse.ProtoReflect.Descriptor instead.
 func (*WatchContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchContainersResponse) GetEvent() isWatchContainersResponse_Event {
@@ -2233,7 +2322,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2245,7 +2334,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2258,7 +2347,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 type KeepAlive struct {
@@ -2269,7 +2358,7 @@ type KeepAlive struct {
 
 func (x *KeepAlive) Reset() {
 	*x = KeepAlive{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2370,7 @@ func (x *KeepAlive) String() string {
 func (*KeepAlive) ProtoMessage() {}
 
 func (x *KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2383,7 @@ func (x *KeepAlive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAlive.ProtoReflect.Descriptor instead.
 func (*KeepAlive) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type SignalContainerRequest struct {
@@ -2310,7 +2399,7 @@ type SignalContainerRequest struct {
 
 func (x *SignalContainerRequest) Reset() {
 	*x = SignalContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2411,7 @@ func (x *SignalContainerRequest) String() string {
 func (*SignalContainerRequest) ProtoMessage() {}
 
 func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2424,7 @@ func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerRequest.ProtoReflect.Descriptor instead.
 func (*SignalContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SignalContainerRequest) GetId() string {
@@ -2367,7 +2456,7 @@ type SignalContainerResponse struct {
 
 func (x *SignalContainerResponse) Reset() {
 	*x = SignalContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2468,7 @@ func (x *SignalContainerResponse) String() string {
 func (*SignalContainerResponse) ProtoMessage() {}
 
 func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2481,7 @@ func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerResponse.ProtoReflect.Descriptor instead.
 func (*SignalContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type RemoveContainerRequest struct {
@@ -2404,7 +2493,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2505,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2518,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -2447,7 +2536,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2548,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2561,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type ReadOutputRequest struct {
@@ -2487,7 +2576,7 @@ type ReadOutputRequest struct {
 
 func (x *ReadOutputRequest) Reset() {
 	*x = ReadOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2588,7 @@ func (x *ReadOutputRequest) String() string {
 func (*ReadOutputRequest) ProtoMessage() {}
 
 func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2601,7 @@ func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputRequest.ProtoReflect.Descriptor instead.
 func (*ReadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReadOutputRequest) GetId() string {
@@ -2545,7 +2634,7 @@ type ReadOutputResponse struct {
 
 func (x *ReadOutputResponse) Reset() {
 	*x = ReadOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2646,7 @@ func (x *ReadOutputResponse) String() string {
 func (*ReadOutputResponse) ProtoMessage() {}
 
 func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2659,7 @@ func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputResponse.ProtoReflect.Descriptor instead.
 func (*ReadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReadOutputResponse) GetRecords() []*OutputRecord {
@@ -2597,7 +2686,7 @@ type OutputRecord struct {
 
 func (x *OutputRecord) Reset() {
 	*x = OutputRecord{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2698,7 @@ func (x *OutputRecord) String() string {
 func (*OutputRecord) ProtoMessage() {}
 
 func (x *OutputRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +2711,7 @@ func (x *OutputRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRecord.ProtoReflect.Descriptor instead.
 func (*OutputRecord) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *OutputRecord) GetSeq() uint64 {
@@ -2670,7 +2759,7 @@ type AckOutputRequest struct {
 
 func (x *AckOutputRequest) Reset() {
 	*x = AckOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +2771,7 @@ func (x *AckOutputRequest) String() string {
 func (*AckOutputRequest) ProtoMessage() {}
 
 func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +2784,7 @@ func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputRequest.ProtoReflect.Descriptor instead.
 func (*AckOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AckOutputRequest) GetId() string {
@@ -2720,7 +2809,7 @@ type AckOutputResponse struct {
 
 func (x *AckOutputResponse) Reset() {
 	*x = AckOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2821,7 @@ func (x *AckOutputResponse) String() string {
 func (*AckOutputResponse) ProtoMessage() {}
 
 func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2834,7 @@ func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputResponse.ProtoReflect.Descriptor instead.
 func (*AckOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type PutVolumeRequest struct {
@@ -2764,7 +2853,7 @@ type PutVolumeRequest struct {
 
 func (x *PutVolumeRequest) Reset() {
 	*x = PutVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +2865,7 @@ func (x *PutVolumeRequest) String() string {
 func (*PutVolumeRequest) ProtoMessage() {}
 
 func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +2878,7 @@ func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PutVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PutVolumeRequest) GetName() string {
@@ -2828,7 +2917,7 @@ type PutVolumeResponse struct {
 
 func (x *PutVolumeResponse) Reset() {
 	*x = PutVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +2929,7 @@ func (x *PutVolumeResponse) String() string {
 func (*PutVolumeResponse) ProtoMessage() {}
 
 func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +2942,7 @@ func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PutVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type WriteFilesRequest struct {
@@ -2866,7 +2955,7 @@ type WriteFilesRequest struct {
 
 func (x *WriteFilesRequest) Reset() {
 	*x = WriteFilesRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +2967,7 @@ func (x *WriteFilesRequest) String() string {
 func (*WriteFilesRequest) ProtoMessage() {}
 
 func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +2980,7 @@ func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesRequest.ProtoReflect.Descriptor instead.
 func (*WriteFilesRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WriteFilesRequest) GetVolume() string {
@@ -2922,7 +3011,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2934,7 +3023,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2947,7 +3036,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *File) GetPath() string {
@@ -2987,7 +3076,7 @@ type WriteFilesResponse struct {
 
 func (x *WriteFilesResponse) Reset() {
 	*x = WriteFilesResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3088,7 @@ func (x *WriteFilesResponse) String() string {
 func (*WriteFilesResponse) ProtoMessage() {}
 
 func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3101,7 @@ func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesResponse.ProtoReflect.Descriptor instead.
 func (*WriteFilesResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WriteFilesResponse) GetChanged() bool {
@@ -3031,7 +3120,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3132,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3145,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -3074,7 +3163,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3086,7 +3175,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3099,7 +3188,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 var File_firkin_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -3194,7 +3283,12 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\vresolv_conf\x18\x03 \x01(\fR\n" +
 	"resolvConf\x126\n" +
 	"\x17share_process_namespace\x18\x04 \x01(\bR\x15shareProcessNamespace\"\x12\n" +
-	"\x10SetupPodResponse\"\xbb\x03\n" +
+	"\x10SetupPodResponse\"[\n" +
+	"\x17PrepareContainerRequest\x12\x1d\n" +
+	"\n" +
+	"image_slot\x18\x01 \x01(\x05R\timageSlot\x12!\n" +
+	"\flower_layers\x18\x02 \x03(\tR\vlowerLayers\"\x1a\n" +
+	"\x18PrepareContainerResponse\"\xbb\x03\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -3325,9 +3419,10 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\aRefresh\x12\x1f.firkin.agent.v1.RefreshRequest\x1a .firkin.agent.v1.RefreshResponse\x12O\n" +
 	"\bPowerOff\x12 .firkin.agent.v1.PowerOffRequest\x1a!.firkin.agent.v1.PowerOffResponse\x12F\n" +
 	"\x05Stats\x12\x1d.firkin.agent.v1.StatsRequest\x1a\x1e.firkin.agent.v1.StatsResponse\x12F\n" +
-	"\x05Probe\x12\x1d.firkin.agent.v1.ProbeRequest\x1a\x1e.firkin.agent.v1.ProbeResponse2\xf0\x06\n" +
+	"\x05Probe\x12\x1d.firkin.agent.v1.ProbeRequest\x1a\x1e.firkin.agent.v1.ProbeResponse2\xd9\a\n" +
 	"\x10ContainerService\x12O\n" +
-	"\bSetupPod\x12 .firkin.agent.v1.SetupPodRequest\x1a!.firkin.agent.v1.SetupPodResponse\x12d\n" +
+	"\bSetupPod\x12 .firkin.agent.v1.SetupPodRequest\x1a!.firkin.agent.v1.SetupPodResponse\x12g\n" +
+	"\x10PrepareContainer\x12(.firkin.agent.v1.PrepareContainerRequest\x1a).firkin.agent.v1.PrepareContainerResponse\x12d\n" +
 	"\x0fCreateContainer\x12'.firkin.agent.v1.CreateContainerRequest\x1a(.firkin.agent.v1.CreateContainerResponse\x12a\n" +
 	"\x0eStartContainer\x12&.firkin.agent.v1.StartContainerRequest\x1a'.firkin.agent.v1.StartContainerResponse\x12a\n" +
 	"\x0eListContainers\x12&.firkin.agent.v1.ListContainersRequest\x1a'.firkin.agent.v1.ListContainersResponse\x12f\n" +
@@ -3356,61 +3451,63 @@ func file_firkin_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_firkin_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_firkin_agent_v1_agent_proto_goTypes = []any{
-	(ContainerState)(0),             // 0: firkin.agent.v1.ContainerState
-	(OutputStream)(0),               // 1: firkin.agent.v1.OutputStream
-	(*InfoRequest)(nil),             // 2: firkin.agent.v1.InfoRequest
-	(*InfoResponse)(nil),            // 3: firkin.agent.v1.InfoResponse
-	(*PingRequest)(nil),             // 4: firkin.agent.v1.PingRequest
-	(*PingResponse)(nil),            // 5: firkin.agent.v1.PingResponse
-	(*SealRequest)(nil),             // 6: firkin.agent.v1.SealRequest
-	(*SealResponse)(nil),            // 7: firkin.agent.v1.SealResponse
-	(*RefreshRequest)(nil),          // 8: firkin.agent.v1.RefreshRequest
-	(*RefreshResponse)(nil),         // 9: firkin.agent.v1.RefreshResponse
-	(*Network)(nil),                 // 10: firkin.agent.v1.Network
-	(*PowerOffRequest)(nil),         // 11: firkin.agent.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),        // 12: firkin.agent.v1.PowerOffResponse
-	(*StatsRequest)(nil),            // 13: firkin.agent.v1.StatsRequest
-	(*StatsResponse)(nil),           // 14: firkin.agent.v1.StatsResponse
-	(*ContainerStats)(nil),          // 15: firkin.agent.v1.ContainerStats
-	(*ProbeRequest)(nil),            // 16: firkin.agent.v1.ProbeRequest
-	(*TCPProbe)(nil),                // 17: firkin.agent.v1.TCPProbe
-	(*HTTPProbe)(nil),               // 18: firkin.agent.v1.HTTPProbe
-	(*HTTPHeader)(nil),              // 19: firkin.agent.v1.HTTPHeader
-	(*ProbeResponse)(nil),           // 20: firkin.agent.v1.ProbeResponse
-	(*SetupPodRequest)(nil),         // 21: firkin.agent.v1.SetupPodRequest
-	(*SetupPodResponse)(nil),        // 22: firkin.agent.v1.SetupPodResponse
-	(*CreateContainerRequest)(nil),  // 23: firkin.agent.v1.CreateContainerRequest
-	(*User)(nil),                    // 24: firkin.agent.v1.User
-	(*Mount)(nil),                   // 25: firkin.agent.v1.Mount
-	(*Resources)(nil),               // 26: firkin.agent.v1.Resources
-	(*CreateContainerResponse)(nil), // 27: firkin.agent.v1.CreateContainerResponse
-	(*StartContainerRequest)(nil),   // 28: firkin.agent.v1.StartContainerRequest
-	(*StartContainerResponse)(nil),  // 29: firkin.agent.v1.StartContainerResponse
-	(*ContainerStatus)(nil),         // 30: firkin.agent.v1.ContainerStatus
-	(*ListContainersRequest)(nil),   // 31: firkin.agent.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),  // 32: firkin.agent.v1.ListContainersResponse
-	(*WatchContainersRequest)(nil),  // 33: firkin.agent.v1.WatchContainersRequest
-	(*WatchContainersResponse)(nil), // 34: firkin.agent.v1.WatchContainersResponse
-	(*Synced)(nil),                  // 35: firkin.agent.v1.Synced
-	(*KeepAlive)(nil),               // 36: firkin.agent.v1.KeepAlive
-	(*SignalContainerRequest)(nil),  // 37: firkin.agent.v1.SignalContainerRequest
-	(*SignalContainerResponse)(nil), // 38: firkin.agent.v1.SignalContainerResponse
-	(*RemoveContainerRequest)(nil),  // 39: firkin.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 40: firkin.agent.v1.RemoveContainerResponse
-	(*ReadOutputRequest)(nil),       // 41: firkin.agent.v1.ReadOutputRequest
-	(*ReadOutputResponse)(nil),      // 42: firkin.agent.v1.ReadOutputResponse
-	(*OutputRecord)(nil),            // 43: firkin.agent.v1.OutputRecord
-	(*AckOutputRequest)(nil),        // 44: firkin.agent.v1.AckOutputRequest
-	(*AckOutputResponse)(nil),       // 45: firkin.agent.v1.AckOutputResponse
-	(*PutVolumeRequest)(nil),        // 46: firkin.agent.v1.PutVolumeRequest
-	(*PutVolumeResponse)(nil),       // 47: firkin.agent.v1.PutVolumeResponse
-	(*WriteFilesRequest)(nil),       // 48: firkin.agent.v1.WriteFilesRequest
-	(*File)(nil),                    // 49: firkin.agent.v1.File
-	(*WriteFilesResponse)(nil),      // 50: firkin.agent.v1.WriteFilesResponse
-	(*RemoveVolumeRequest)(nil),     // 51: firkin.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),    // 52: firkin.agent.v1.RemoveVolumeResponse
+	(ContainerState)(0),              // 0: firkin.agent.v1.ContainerState
+	(OutputStream)(0),                // 1: firkin.agent.v1.OutputStream
+	(*InfoRequest)(nil),              // 2: firkin.agent.v1.InfoRequest
+	(*InfoResponse)(nil),             // 3: firkin.agent.v1.InfoResponse
+	(*PingRequest)(nil),              // 4: firkin.agent.v1.PingRequest
+	(*PingResponse)(nil),             // 5: firkin.agent.v1.PingResponse
+	(*SealRequest)(nil),              // 6: firkin.agent.v1.SealRequest
+	(*SealResponse)(nil),             // 7: firkin.agent.v1.SealResponse
+	(*RefreshRequest)(nil),           // 8: firkin.agent.v1.RefreshRequest
+	(*RefreshResponse)(nil),          // 9: firkin.agent.v1.RefreshResponse
+	(*Network)(nil),                  // 10: firkin.agent.v1.Network
+	(*PowerOffRequest)(nil),          // 11: firkin.agent.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),         // 12: firkin.agent.v1.PowerOffResponse
+	(*StatsRequest)(nil),             // 13: firkin.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 14: firkin.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 15: firkin.agent.v1.ContainerStats
+	(*ProbeRequest)(nil),             // 16: firkin.agent.v1.ProbeRequest
+	(*TCPProbe)(nil),                 // 17: firkin.agent.v1.TCPProbe
+	(*HTTPProbe)(nil),                // 18: firkin.agent.v1.HTTPProbe
+	(*HTTPHeader)(nil),               // 19: firkin.agent.v1.HTTPHeader
+	(*ProbeResponse)(nil),            // 20: firkin.agent.v1.ProbeResponse
+	(*SetupPodRequest)(nil),          // 21: firkin.agent.v1.SetupPodRequest
+	(*SetupPodResponse)(nil),         // 22: firkin.agent.v1.SetupPodResponse
+	(*PrepareContainerRequest)(nil),  // 23: firkin.agent.v1.PrepareContainerRequest
+	(*PrepareContainerResponse)(nil), // 24: firkin.agent.v1.PrepareContainerResponse
+	(*CreateContainerRequest)(nil),   // 25: firkin.agent.v1.CreateContainerRequest
+	(*User)(nil),                     // 26: firkin.agent.v1.User
+	(*Mount)(nil),                    // 27: firkin.agent.v1.Mount
+	(*Resources)(nil),                // 28: firkin.agent.v1.Resources
+	(*CreateContainerResponse)(nil),  // 29: firkin.agent.v1.CreateContainerResponse
+	(*StartContainerRequest)(nil),    // 30: firkin.agent.v1.StartContainerRequest
+	(*StartContainerResponse)(nil),   // 31: firkin.agent.v1.StartContainerResponse
+	(*ContainerStatus)(nil),          // 32: firkin.agent.v1.ContainerStatus
+	(*ListContainersRequest)(nil),    // 33: firkin.agent.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),   // 34: firkin.agent.v1.ListContainersResponse
+	(*WatchContainersRequest)(nil),   // 35: firkin.agent.v1.WatchContainersRequest
+	(*WatchContainersResponse)(nil),  // 36: firkin.agent.v1.WatchContainersResponse
+	(*Synced)(nil),                   // 37: firkin.agent.v1.Synced
+	(*KeepAlive)(nil),                // 38: firkin.agent.v1.KeepAlive
+	(*SignalContainerRequest)(nil),   // 39: firkin.agent.v1.SignalContainerRequest
+	(*SignalContainerResponse)(nil),  // 40: firkin.agent.v1.SignalContainerResponse
+	(*RemoveContainerRequest)(nil),   // 41: firkin.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil),  // 42: firkin.agent.v1.RemoveContainerResponse
+	(*ReadOutputRequest)(nil),        // 43: firkin.agent.v1.ReadOutputRequest
+	(*ReadOutputResponse)(nil),       // 44: firkin.agent.v1.ReadOutputResponse
+	(*OutputRecord)(nil),             // 45: firkin.agent.v1.OutputRecord
+	(*AckOutputRequest)(nil),         // 46: firkin.agent.v1.AckOutputRequest
+	(*AckOutputResponse)(nil),        // 47: firkin.agent.v1.AckOutputResponse
+	(*PutVolumeRequest)(nil),         // 48: firkin.agent.v1.PutVolumeRequest
+	(*PutVolumeResponse)(nil),        // 49: firkin.agent.v1.PutVolumeResponse
+	(*WriteFilesRequest)(nil),        // 50: firkin.agent.v1.WriteFilesRequest
+	(*File)(nil),                     // 51: firkin.agent.v1.File
+	(*WriteFilesResponse)(nil),       // 52: firkin.agent.v1.WriteFilesResponse
+	(*RemoveVolumeRequest)(nil),      // 53: firkin.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),     // 54: firkin.agent.v1.RemoveVolumeResponse
 }
 var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	10, // 0: firkin.agent.v1.RefreshRequest.network:type_name -> firkin.agent.v1.Network
@@ -3418,18 +3515,18 @@ var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	17, // 2: firkin.agent.v1.ProbeRequest.tcp:type_name -> firkin.agent.v1.TCPProbe
 	18, // 3: firkin.agent.v1.ProbeRequest.http:type_name -> firkin.agent.v1.HTTPProbe
 	19, // 4: firkin.agent.v1.HTTPProbe.headers:type_name -> firkin.agent.v1.HTTPHeader
-	24, // 5: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
-	25, // 6: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
-	26, // 7: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	30, // 8: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	26, // 5: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
+	27, // 6: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
+	28, // 7: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	32, // 8: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
 	0,  // 9: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
-	30, // 10: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
-	30, // 11: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	35, // 12: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
-	36, // 13: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
-	43, // 14: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
+	32, // 10: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
+	32, // 11: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	37, // 12: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
+	38, // 13: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
+	45, // 14: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
 	1,  // 15: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
-	49, // 16: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
+	51, // 16: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
 	2,  // 17: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
 	4,  // 18: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
 	6,  // 19: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
@@ -3438,38 +3535,40 @@ var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	13, // 22: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
 	16, // 23: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
 	21, // 24: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
-	23, // 25: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
-	28, // 26: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
-	31, // 27: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
-	33, // 28: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
-	37, // 29: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
-	39, // 30: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
-	41, // 31: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
-	44, // 32: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
-	46, // 33: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
-	48, // 34: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
-	51, // 35: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
-	3,  // 36: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
-	5,  // 37: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
-	7,  // 38: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
-	9,  // 39: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
-	12, // 40: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
-	14, // 41: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
-	20, // 42: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
-	22, // 43: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
-	27, // 44: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
-	29, // 45: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
-	32, // 46: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
-	34, // 47: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
-	38, // 48: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
-	40, // 49: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
-	42, // 50: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
-	45, // 51: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
-	47, // 52: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
-	50, // 53: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
-	52, // 54: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
-	36, // [36:55] is the sub-list for method output_type
-	17, // [17:36] is the sub-list for method input_type
+	23, // 25: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
+	25, // 26: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
+	30, // 27: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
+	33, // 28: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
+	35, // 29: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
+	39, // 30: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
+	41, // 31: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
+	43, // 32: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
+	46, // 33: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
+	48, // 34: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
+	50, // 35: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
+	53, // 36: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
+	3,  // 37: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
+	5,  // 38: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
+	7,  // 39: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
+	9,  // 40: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
+	12, // 41: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
+	14, // 42: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
+	20, // 43: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
+	22, // 44: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
+	24, // 45: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
+	29, // 46: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
+	31, // 47: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
+	34, // 48: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
+	36, // 49: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
+	40, // 50: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
+	42, // 51: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
+	44, // 52: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
+	47, // 53: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
+	49, // 54: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
+	52, // 55: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
+	54, // 56: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
+	37, // [37:57] is the sub-list for method output_type
+	17, // [17:37] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -3484,21 +3583,21 @@ func file_firkin_agent_v1_agent_proto_init() {
 		(*ProbeRequest_Tcp)(nil),
 		(*ProbeRequest_Http)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[22].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[32].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[24].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[34].OneofWrappers = []any{
 		(*WatchContainersResponse_Status)(nil),
 		(*WatchContainersResponse_Synced)(nil),
 		(*WatchContainersResponse_Keepalive)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[44].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[47].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[46].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[49].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firkin_agent_v1_agent_proto_rawDesc), len(file_firkin_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -17,7 +17,7 @@ import (
 )
 
 // runtime runs programs as goroutines.
-type runtime struct{ pids atomic.Int64 }
+type runtime struct{ pids, prepared atomic.Int64 }
 
 var _ agent.Runtime = (*runtime)(nil)
 
@@ -32,6 +32,15 @@ func (*runtime) Unmount(dir string) error {
 	return os.Mkdir(dir, 0o700)
 }
 
+// Prepare implements agent.Runtime: it only counts.
+func (r *runtime) Prepare(context.Context, agent.PreparedSpec) error {
+	r.prepared.Add(1)
+	return nil
+}
+
+// Prepared implements agent.Runtime.
+func (r *runtime) Prepared() int { return int(r.prepared.Load()) }
+
 // Create implements agent.Runtime.
 func (r *runtime) Create(_ context.Context, spec agent.ContainerSpec) (agent.Container, error) {
 	root := spec.User.UID != nil && *spec.User.UID == 0 || spec.User.UID == nil && (spec.User.Image == "" || spec.User.Image == "0" || spec.User.Image == "root")
@@ -40,6 +49,9 @@ func (r *runtime) Create(_ context.Context, spec agent.ContainerSpec) (agent.Con
 	}
 	if err := known(spec.Args); err != nil {
 		return nil, err
+	}
+	if n := r.prepared.Load(); n > 0 {
+		r.prepared.CompareAndSwap(n, n-1)
 	}
 	c := &simContainer{r: r, spec: spec, execs: map[*simProcess]struct{}{}}
 	c.simProcess = r.newProcess(&c.spec, spec.Args, spec.Env, spec.WorkingDir, spec.Stdin, spec.TTY)

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -49,6 +50,8 @@ type order struct {
 // await is the first process of a prepared container until it is released. It does not
 // return.
 func await() {
+	// Groups belong to a thread, and the thread that has them must be the one that executes.
+	runtime.LockOSThread()
 	unix.CloseOnExec(awaitSocket)
 	_ = unix.Close(awaitSelf)
 	if _, err := unix.Write(awaitSocket, []byte{1}); err != nil {

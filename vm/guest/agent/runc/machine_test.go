@@ -7,11 +7,6 @@ package runc_test
 
 import (
 	"context"
-	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -20,198 +15,22 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/vk-firkin/vk-firkin/vm"
-	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process"
-	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
-	"github.com/vk-firkin/vk-firkin/vm/qemu"
 )
 
-// patience is for an emulated machine on a busy host.
-const patience = 2 * time.Minute
-
-// pod is a machine with the real agent and a busybox image in slot 0.
-type pod struct {
-	t *testing.T
-	*guest.Client
-	machine vm.Machine
-}
-
-func bootPod(t *testing.T) *pod {
-	t.Helper()
-	root := os.Getenv("FIRKIN_KIT_DIR")
-	if root == "" {
-		t.Fatal("FIRKIN_KIT_DIR is not set: run make guest, then set it to bin/guest")
-	}
-	k, err := kit.Load(filepath.Join(root, runtime.GOARCH))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Socket paths are short, t.TempDir's are not.
-	state, err := os.MkdirTemp("", "fk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(state) })
-	d, err := qemu.Open(t.Context(), qemu.Options{StateDir: state, Kit: k})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = d.Close() })
-	m, err := d.Create(t.Context(), "pod", vm.Config{
-		Shape: vm.Shape{VCPUs: 2, MemoryBytes: 256 << 20}, Kit: k, Images: []string{busyboxImage(t, state, d.Features().SlotBytes)},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if c, ok := m.(vm.Consoler); ok && t.Failed() {
-			b, err := c.Console(context.WithoutCancel(t.Context()))
-			t.Logf("console (%v):\n%s", err, b)
-		}
-		_ = m.Delete(context.WithoutCancel(t.Context()))
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	conn, err := m.DialGuest(ctx, vm.AgentPort)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := guest.Dial(ctx, conn, guest.Options{DialTimeout: patience, CallTimeout: patience})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	p := &pod{t: t, Client: c, machine: m}
-	if _, err := c.Agent.Refresh(t.Context(), connect.NewRequest(&agentv1.RefreshRequest{
-		TimeUnixNano: time.Now().UnixNano(), Entropy: make([]byte, 32), MachineId: strings.Repeat("ab", 16), Hostname: "machine", Challenge: make([]byte, 32),
-		Network: &agentv1.Network{Address: "10.0.2.15/24", Gateway: "10.0.2.2", Nameservers: []string{"10.0.2.3"}},
-	})); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Containers.SetupPod(t.Context(), connect.NewRequest(&agentv1.SetupPodRequest{
-		Hostname: "the-pod", Hosts: []byte("127.0.0.1 localhost\n10.0.2.15 the-pod\n"), ResolvConf: []byte("nameserver 10.0.2.3\n"),
-	})); err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-// busyboxImage is a disk as vm/image makes them, with users and a link out of the image.
-func busyboxImage(t *testing.T, dir string, size int64) string {
-	t.Helper()
-	root := filepath.Join(dir, "image")
-	for _, d := range []string{"bin", "etc", "tmp", "root", "data"} {
-		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatalf("busybox is missing: install the Debian package busybox-static: %v", err)
-	}
-	run(t, "cp", busybox, filepath.Join(root, "bin/busybox"))
-	for _, name := range strings.Fields("sh cat echo id ls mount env pwd sleep true false dd hostname readlink mknod touch wc stty tty ps kill tail head grep yes chmod mkdir nslookup") {
-		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, data := range map[string]string{
-		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:app:/data:/bin/sh\n",
-		"etc/group":  "root:x:0:\napp:x:1001:\nextra:x:2000:app\n",
-		"bin/broken": "this is no program\n",
-		"bin/noexec": "#!/bin/sh\n",
-	} {
-		if err := os.WriteFile(filepath.Join(root, name), []byte(data), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Chmod(filepath.Join(root, "bin/broken"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	disk := filepath.Join(dir, "image.ext4")
-	run(t, "mkfs.ext4", "-q", "-d", root, disk, "32M")
-	if err := os.Truncate(disk, size); err != nil {
-		t.Fatal(err)
-	}
-	return disk
-}
-
-func run(t *testing.T, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
-	}
-}
-
-// result is how a container ended.
-type result struct {
-	out, err string
-	*agentv1.ContainerStatus
-}
-
-// try runs a container to its end and removes it.
-func (p *pod) try(t *testing.T, m *agentv1.CreateContainerRequest) (result, error) {
-	t.Helper()
-	m.Id = "try"
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if _, err := p.Containers.CreateContainer(ctx, connect.NewRequest(m)); err != nil {
-		return result{}, err
-	}
-	defer p.remove(t, "try")
-	if _, err := p.Containers.StartContainer(ctx, connect.NewRequest(&agentv1.StartContainerRequest{Id: m.Id})); err != nil {
-		return result{}, err
-	}
-	var r result
-	s, err := p.Containers.ReadOutput(ctx, connect.NewRequest(&agentv1.ReadOutputRequest{Id: m.Id, Follow: true}))
-	if err != nil {
-		return result{}, err
-	}
-	defer func() { _ = s.Close() }()
-	for s.Receive() {
-		for _, rec := range s.Msg().GetRecords() {
-			text := string(rec.GetData())
-			if !rec.GetPartial() {
-				text += "\n"
-			}
-			if rec.GetStream() == agentv1.OutputStream_OUTPUT_STREAM_STDERR {
-				r.err += text
-			} else {
-				r.out += text
-			}
-		}
-	}
-	if err := s.Err(); err != nil {
-		return r, err
-	}
-	w, err := p.Containers.WatchContainers(ctx, connect.NewRequest(&agentv1.WatchContainersRequest{}))
-	if err != nil {
-		return r, err
-	}
-	defer func() { _ = w.Close() }()
-	for w.Receive() {
-		if st := w.Msg().GetStatus(); st.GetId() == m.Id && st.GetState() == agentv1.ContainerState_CONTAINER_STATE_EXITED {
-			r.ContainerStatus = st
-			return r, nil
-		}
-	}
-	return r, w.Err()
-}
-
-func (p *pod) remove(t *testing.T, id string) {
-	t.Helper()
-	if _, err := p.Containers.RemoveContainer(context.WithoutCancel(t.Context()), connect.NewRequest(&agentv1.RemoveContainerRequest{Id: id})); err != nil {
-		t.Errorf("remove %s: %v", id, err)
-	}
-}
-
-func sh(script string) *agentv1.CreateContainerRequest {
-	return &agentv1.CreateContainerRequest{Args: []string{"/bin/sh", "-c", script}}
-}
-
+// TestRuntimeInMachine: a container is what its request says, whether it was made for it
+// or taken from those that waited.
 func TestRuntimeInMachine(t *testing.T) {
-	p := bootPod(t)
+	t.Run("Made", func(t *testing.T) { testRuntime(t, bootPod(t)) })
+	t.Run("Prepared", func(t *testing.T) {
+		p := bootPod(t)
+		p.prepared = true
+		testRuntime(t, p)
+	})
+}
+
+func testRuntime(t *testing.T, p *pod) {
 	i64 := func(n int64) *int64 { return &n }
 
 	t.Run("Defaults", func(t *testing.T) {
@@ -367,7 +186,7 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 
 	t.Run("Exec", func(t *testing.T) {
 		create := &agentv1.CreateContainerRequest{Id: "main", Args: []string{"sleep", "1000"}, Env: []string{"FOO=bar"}, WorkingDir: "/data", User: &agentv1.User{ImageUser: "app"}}
-		if _, err := p.Containers.CreateContainer(t.Context(), connect.NewRequest(create)); err != nil {
+		if err := p.create(t.Context(), create); err != nil {
 			t.Fatal(err)
 		}
 		defer p.remove(t, "main")
@@ -400,7 +219,7 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 	t.Run("SignalsAndStats", func(t *testing.T) {
 		create := sh(`trap 'echo got; exit 9' TERM; echo ready; while true; do sleep 0.1; done`)
 		create.Id = "sig"
-		if _, err := p.Containers.CreateContainer(t.Context(), connect.NewRequest(create)); err != nil {
+		if err := p.create(t.Context(), create); err != nil {
 			t.Fatal(err)
 		}
 		defer p.remove(t, "sig")
@@ -420,9 +239,9 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 		}
 		for s.Receive() {
 		}
-		list, err := p.Containers.ListContainers(t.Context(), connect.NewRequest(&agentv1.ListContainersRequest{}))
-		if err != nil || list.Msg.GetContainers()[0].GetExitCode() != 9 {
-			t.Errorf("%v %v", list, err)
+		// The output may end before the exit is known.
+		if st, err := p.exit(t, "sig"); err != nil || st.GetExitCode() != 9 {
+			t.Errorf("%v %v", st, err)
 		}
 	})
 
@@ -431,7 +250,7 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 			t.Fatal(err)
 		}
 		for _, id := range []string{"one", "two"} {
-			if _, err := p.Containers.CreateContainer(t.Context(), connect.NewRequest(&agentv1.CreateContainerRequest{Id: id, Args: []string{"sleep", "77" + id[:0]}})); err != nil {
+			if err := p.create(t.Context(), &agentv1.CreateContainerRequest{Id: id, Args: []string{"sleep", "77" + id[:0]}}); err != nil {
 				t.Fatal(err)
 			}
 			defer p.remove(t, id)
@@ -452,7 +271,7 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 		var creates, starts, execs []time.Duration
 		for range 5 {
 			before := time.Now()
-			if _, err := p.Containers.CreateContainer(t.Context(), connect.NewRequest(&agentv1.CreateContainerRequest{Id: "main", Args: []string{"sleep", "100"}})); err != nil {
+			if err := p.create(t.Context(), &agentv1.CreateContainerRequest{Id: "main", Args: []string{"sleep", "100"}}); err != nil {
 				t.Fatal(err)
 			}
 			created := time.Now()
@@ -472,6 +291,8 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 		t.Logf("median: create %v, start %v, exec %v", creates[2], starts[2], execs[2])
 	})
 
+	t.Run("Alike", func(t *testing.T) { alike(t, p) })
+
 	t.Run("NothingLeft", func(t *testing.T) {
 		// A container sees the machine's mounts and cgroups only through the agent, so
 		// ask for what the agent holds: removal would have failed otherwise.
@@ -490,32 +311,37 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 	})
 }
 
-// exec runs a process in the container "main" and returns its output.
-func (p *pod) exec(t *testing.T, m *process.StartRequest) (string, *process.ProcessEvent_EndEvent, error) {
-	t.Helper()
-	req := connect.NewRequest(m)
-	req.Header().Set(guest.HeaderContainer, "main")
-	s, err := p.Process.Start(t.Context(), req)
-	if err != nil {
-		return "", nil, err
-	}
-	defer func() { _ = s.Close() }()
-	var out strings.Builder
-	var end *process.ProcessEvent_EndEvent
-	for s.Receive() {
-		e := s.Msg().GetEvent()
-		out.Write(e.GetData().GetStdout())
-		out.Write(e.GetData().GetStderr())
-		out.Write(e.GetData().GetPty())
-		if e.GetEnd() != nil {
-			end = e.GetEnd()
+// alike compares what a program finds in a container that was made for it and in one that
+// had waited.
+func alike(t *testing.T, p *pod) {
+	const look = `umask; ulimit -a; env | sort; ls -l /proc/self/fd | sed 's/.* \([0-9]* -> [^:]*\).*/\1/'; cat /proc/1/comm /proc/1/oom_score_adj
+cut -d' ' -f4- /proc/self/mountinfo | sed 's/upperdir=.*//; s/[^ ]*prepared-[0-9]*//g' | grep -v ' / / ' | sort
+grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig(Blk|Ign))' /proc/self/status; ls -la / /dev | awk '{print $1,$3,$4,$NF}'; echo $$; cat /proc/self/cgroup; pwd`
+	for _, v := range []string{"disk", "cfg"} {
+		if _, err := p.Volumes.PutVolume(t.Context(), connect.NewRequest(&agentv1.PutVolumeRequest{Name: v})); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := s.Err(); err != nil {
-		return out.String(), end, err
+	for name, m := range map[string]*agentv1.CreateContainerRequest{
+		"root":    {Env: []string{"A=1", "A=2"}, WorkingDir: "/made/here"},
+		"user":    {User: &agentv1.User{ImageUser: "app", SupplementalGroups: []int64{77}}, Stdin: true},
+		"volumes": {Mounts: []*agentv1.Mount{{Volume: "disk", Target: "/a/b"}, {Volume: "cfg", Target: "/a/b/c", ReadOnly: true}}},
+	} {
+		m.Args = []string{"/bin/sh", "-c", look}
+		made := *p
+		made.prepared = false
+		waited := *p
+		waited.prepared = true
+		x, err := made.try(t, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		y, err := waited.try(t, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if x.out != y.out || x.err != y.err || x.GetExitCode() != y.GetExitCode() {
+			t.Errorf("%s: made:\n%s%s\nwaited:\n%s%s", name, x.out, x.err, y.out, y.err)
+		}
 	}
-	if end == nil {
-		return out.String(), nil, errors.New("no end event")
-	}
-	return out.String(), end, nil
 }

@@ -135,6 +135,13 @@ func (r *Runtime) Prepare(_ context.Context, spec agent.PreparedSpec) (err error
 	return nil
 }
 
+// Prepared implements agent.Runtime.
+func (r *Runtime) Prepared() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.prepared)
+}
+
 // bindable tells whether a prepared container can become what spec says. Terminals,
 // read-only roots and shared PID namespaces are decided earlier in a container's life than
 // where a prepared one stands, and what lies over the kernel's own file systems is left

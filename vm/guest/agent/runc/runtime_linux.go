@@ -70,6 +70,11 @@ func New(o Options) (*Runtime, error) {
 	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
 		return nil, err
 	}
+	// Loading the rules about devices raises this limit for the agent, and so for every
+	// container but the first: better all alike.
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err != nil {
+		return nil, fmt.Errorf("runc: raise the limit of locked memory: %w", err)
+	}
 	return &Runtime{opts: o}, nil
 }
 

@@ -26,13 +26,13 @@ func TestLookUpUser(t *testing.T) {
 		want user
 		err  error
 	}{
-		{name: "nobody said", want: user{groups: []int{0}}},
-		{name: "name", user: agent.User{Image: "app"}, want: user{uid: 1000, gid: 1001, groups: []int{1001, 2000}}},
-		{name: "name and group", user: agent.User{Image: "app:extra"}, want: user{uid: 1000, gid: 2000, groups: []int{2000}}},
-		{name: "numbers", user: agent.User{Image: "12:34"}, want: user{uid: 12, gid: 34, groups: []int{34}}},
-		{name: "the pod's uid", user: agent.User{Image: "app", UID: id(7)}, want: user{uid: 7, groups: []int{0}}},
-		{name: "the pod's gid", user: agent.User{Image: "app", GID: id(9)}, want: user{uid: 1000, gid: 9, groups: []int{9, 2000}}},
-		{name: "supplemental", user: agent.User{Groups: []int64{5, 0, 5}}, want: user{groups: []int{0, 5}}},
+		{name: "nobody said", want: user{groups: []int{0}, home: "/root"}},
+		{name: "name", user: agent.User{Image: "app"}, want: user{uid: 1000, gid: 1001, groups: []int{1001, 2000}, home: "/data"}},
+		{name: "name and group", user: agent.User{Image: "app:extra"}, want: user{uid: 1000, gid: 2000, groups: []int{2000}, home: "/data"}},
+		{name: "numbers", user: agent.User{Image: "12:34"}, want: user{uid: 12, gid: 34, groups: []int{34}, home: "/"}},
+		{name: "the pod's uid", user: agent.User{Image: "app", UID: id(7)}, want: user{uid: 7, groups: []int{0}, home: "/"}},
+		{name: "the pod's gid", user: agent.User{Image: "app", GID: id(9)}, want: user{uid: 1000, gid: 9, groups: []int{9, 2000}, home: "/data"}},
+		{name: "supplemental", user: agent.User{Groups: []int64{5, 0, 5}}, want: user{groups: []int{0, 5}, home: "/root"}},
 		{name: "unknown", user: agent.User{Image: "who"}, err: agent.ErrPrecondition},
 		{name: "root refused", user: agent.User{Image: "root", RequireNonRoot: true}, err: agent.ErrPrecondition},
 		{name: "root refused by default", user: agent.User{RequireNonRoot: true}, err: agent.ErrPrecondition},

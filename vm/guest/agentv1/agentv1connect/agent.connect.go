@@ -63,6 +63,9 @@ const (
 	// ContainerServiceSetupPodProcedure is the fully-qualified name of the ContainerService's SetupPod
 	// RPC.
 	ContainerServiceSetupPodProcedure = "/firkin.agent.v1.ContainerService/SetupPod"
+	// ContainerServicePrepareContainerProcedure is the fully-qualified name of the ContainerService's
+	// PrepareContainer RPC.
+	ContainerServicePrepareContainerProcedure = "/firkin.agent.v1.ContainerService/PrepareContainer"
 	// ContainerServiceCreateContainerProcedure is the fully-qualified name of the ContainerService's
 	// CreateContainer RPC.
 	ContainerServiceCreateContainerProcedure = "/firkin.agent.v1.ContainerService/CreateContainer"
@@ -361,6 +364,11 @@ type ContainerServiceClient interface {
 	// CreateContainer and may be repeated with the same content; with another while
 	// there are no containers but a template's, whose ids begin with "template.".
 	SetupPod(context.Context, *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error)
+	// PrepareContainer makes a container of these layers that waits for what it is to
+	// run. A later CreateContainer that fits takes it, and is quicker by most of its work.
+	// It needs no SetupPod, is saved with the machine, and counts as no container. At most
+	// 8 wait: resource_exhausted. Errors are otherwise those of CreateContainer.
+	PrepareContainer(context.Context, *connect.Request[agentv1.PrepareContainerRequest]) (*connect.Response[agentv1.PrepareContainerResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
 	// process, stopped before the user's program. already_exists if the id is taken;
 	// invalid_argument names the field; not_found a volume or a layer; failed_precondition
@@ -407,6 +415,12 @@ func NewContainerServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+ContainerServiceSetupPodProcedure,
 			connect.WithSchema(containerServiceMethods.ByName("SetupPod")),
+			connect.WithClientOptions(opts...),
+		),
+		prepareContainer: connect.NewClient[agentv1.PrepareContainerRequest, agentv1.PrepareContainerResponse](
+			httpClient,
+			baseURL+ContainerServicePrepareContainerProcedure,
+			connect.WithSchema(containerServiceMethods.ByName("PrepareContainer")),
 			connect.WithClientOptions(opts...),
 		),
 		createContainer: connect.NewClient[agentv1.CreateContainerRequest, agentv1.CreateContainerResponse](
@@ -462,20 +476,26 @@ func NewContainerServiceClient(httpClient connect.HTTPClient, baseURL string, op
 
 // containerServiceClient implements ContainerServiceClient.
 type containerServiceClient struct {
-	setupPod        *connect.Client[agentv1.SetupPodRequest, agentv1.SetupPodResponse]
-	createContainer *connect.Client[agentv1.CreateContainerRequest, agentv1.CreateContainerResponse]
-	startContainer  *connect.Client[agentv1.StartContainerRequest, agentv1.StartContainerResponse]
-	listContainers  *connect.Client[agentv1.ListContainersRequest, agentv1.ListContainersResponse]
-	watchContainers *connect.Client[agentv1.WatchContainersRequest, agentv1.WatchContainersResponse]
-	signalContainer *connect.Client[agentv1.SignalContainerRequest, agentv1.SignalContainerResponse]
-	removeContainer *connect.Client[agentv1.RemoveContainerRequest, agentv1.RemoveContainerResponse]
-	readOutput      *connect.Client[agentv1.ReadOutputRequest, agentv1.ReadOutputResponse]
-	ackOutput       *connect.Client[agentv1.AckOutputRequest, agentv1.AckOutputResponse]
+	setupPod         *connect.Client[agentv1.SetupPodRequest, agentv1.SetupPodResponse]
+	prepareContainer *connect.Client[agentv1.PrepareContainerRequest, agentv1.PrepareContainerResponse]
+	createContainer  *connect.Client[agentv1.CreateContainerRequest, agentv1.CreateContainerResponse]
+	startContainer   *connect.Client[agentv1.StartContainerRequest, agentv1.StartContainerResponse]
+	listContainers   *connect.Client[agentv1.ListContainersRequest, agentv1.ListContainersResponse]
+	watchContainers  *connect.Client[agentv1.WatchContainersRequest, agentv1.WatchContainersResponse]
+	signalContainer  *connect.Client[agentv1.SignalContainerRequest, agentv1.SignalContainerResponse]
+	removeContainer  *connect.Client[agentv1.RemoveContainerRequest, agentv1.RemoveContainerResponse]
+	readOutput       *connect.Client[agentv1.ReadOutputRequest, agentv1.ReadOutputResponse]
+	ackOutput        *connect.Client[agentv1.AckOutputRequest, agentv1.AckOutputResponse]
 }
 
 // SetupPod calls firkin.agent.v1.ContainerService.SetupPod.
 func (c *containerServiceClient) SetupPod(ctx context.Context, req *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error) {
 	return c.setupPod.CallUnary(ctx, req)
+}
+
+// PrepareContainer calls firkin.agent.v1.ContainerService.PrepareContainer.
+func (c *containerServiceClient) PrepareContainer(ctx context.Context, req *connect.Request[agentv1.PrepareContainerRequest]) (*connect.Response[agentv1.PrepareContainerResponse], error) {
+	return c.prepareContainer.CallUnary(ctx, req)
 }
 
 // CreateContainer calls firkin.agent.v1.ContainerService.CreateContainer.
@@ -524,6 +544,11 @@ type ContainerServiceHandler interface {
 	// CreateContainer and may be repeated with the same content; with another while
 	// there are no containers but a template's, whose ids begin with "template.".
 	SetupPod(context.Context, *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error)
+	// PrepareContainer makes a container of these layers that waits for what it is to
+	// run. A later CreateContainer that fits takes it, and is quicker by most of its work.
+	// It needs no SetupPod, is saved with the machine, and counts as no container. At most
+	// 8 wait: resource_exhausted. Errors are otherwise those of CreateContainer.
+	PrepareContainer(context.Context, *connect.Request[agentv1.PrepareContainerRequest]) (*connect.Response[agentv1.PrepareContainerResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
 	// process, stopped before the user's program. already_exists if the id is taken;
 	// invalid_argument names the field; not_found a volume or a layer; failed_precondition
@@ -566,6 +591,12 @@ func NewContainerServiceHandler(svc ContainerServiceHandler, opts ...connect.Han
 		ContainerServiceSetupPodProcedure,
 		svc.SetupPod,
 		connect.WithSchema(containerServiceMethods.ByName("SetupPod")),
+		connect.WithHandlerOptions(opts...),
+	)
+	containerServicePrepareContainerHandler := connect.NewUnaryHandler(
+		ContainerServicePrepareContainerProcedure,
+		svc.PrepareContainer,
+		connect.WithSchema(containerServiceMethods.ByName("PrepareContainer")),
 		connect.WithHandlerOptions(opts...),
 	)
 	containerServiceCreateContainerHandler := connect.NewUnaryHandler(
@@ -620,6 +651,8 @@ func NewContainerServiceHandler(svc ContainerServiceHandler, opts ...connect.Han
 		switch r.URL.Path {
 		case ContainerServiceSetupPodProcedure:
 			containerServiceSetupPodHandler.ServeHTTP(w, r)
+		case ContainerServicePrepareContainerProcedure:
+			containerServicePrepareContainerHandler.ServeHTTP(w, r)
 		case ContainerServiceCreateContainerProcedure:
 			containerServiceCreateContainerHandler.ServeHTTP(w, r)
 		case ContainerServiceStartContainerProcedure:
@@ -647,6 +680,10 @@ type UnimplementedContainerServiceHandler struct{}
 
 func (UnimplementedContainerServiceHandler) SetupPod(context.Context, *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.ContainerService.SetupPod is not implemented"))
+}
+
+func (UnimplementedContainerServiceHandler) PrepareContainer(context.Context, *connect.Request[agentv1.PrepareContainerRequest]) (*connect.Response[agentv1.PrepareContainerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.ContainerService.PrepareContainer is not implemented"))
 }
 
 func (UnimplementedContainerServiceHandler) CreateContainer(context.Context, *connect.Request[agentv1.CreateContainerRequest]) (*connect.Response[agentv1.CreateContainerResponse], error) {
