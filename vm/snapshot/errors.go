@@ -66,8 +66,13 @@ func (e *IntegrityError) Unwrap() error { return vm.ErrSnapshotInvalid }
 // BuildError says that a snapshot could not be built.
 type BuildError struct {
 	Key   string
+	Kind  Kind
 	Shape vm.Shape
-	// Step is what was being done: "create", "agent", "seal", "save", "publish" ...
+	// Template is "namespace/name"; empty for a base.
+	Template string
+	// Step is what was being done: "create machine", "boot guest", "restore base",
+	// "prepare", "seal guest", "save machine", "publish" ... In a template's "prepare" Err is,
+	// or wraps, what TemplateSpec.Prepare returned.
 	Step string
 	Err  error
 	// Console is the end of the machine's console when the guest did not come up:
@@ -78,7 +83,11 @@ type BuildError struct {
 // Error has the last lines of the console in it.
 func (e *BuildError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "build base snapshot of shape %s: %s: %v", e.Shape, e.Step, e.Err)
+	if e.Template != "" {
+		fmt.Fprintf(&b, "build snapshot of template %s: %s: %v", e.Template, e.Step, e.Err)
+	} else {
+		fmt.Fprintf(&b, "build %s snapshot of shape %s: %s: %v", e.Kind, e.Shape, e.Step, e.Err)
+	}
 	if e.Console != "" {
 		const most = 512 // an event's message is at most 1 KiB
 		tail := e.Console
