@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 )
 
 // Kinds of errors. Those of package vm come through as well: vm.ErrSnapshotInvalid
@@ -88,15 +89,24 @@ func (e *BuildError) Error() string {
 	} else {
 		fmt.Fprintf(&b, "build %s snapshot of shape %s: %s: %v", e.Kind, e.Shape, e.Step, e.Err)
 	}
+	var step *recipe.StepError
+	if errors.As(e.Err, &step) && step.Output != "" {
+		fmt.Fprintf(&b, "; its output ends: %q", end(step.Output))
+	}
 	if e.Console != "" {
-		const most = 512 // an event's message is at most 1 KiB
-		tail := e.Console
-		if len(tail) > most {
-			tail = tail[len(tail)-most:]
-		}
-		fmt.Fprintf(&b, "; the guest's console ends: %q", tail)
+		fmt.Fprintf(&b, "; the guest's console ends: %q", end(e.Console))
 	}
 	return b.String()
+}
+
+// end is as much of the end of a text as goes into an event, whose message has at most
+// 1 KiB. Pure.
+func end(s string) string {
+	const most = 384
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[len(s)-most:], "")
+	}
+	return s
 }
 
 // Unwrap gives the cause.
