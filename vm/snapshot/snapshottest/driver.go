@@ -119,7 +119,7 @@ func (d *Driver) Create(ctx context.Context, id string, cfg vm.Config) (vm.Machi
 	if err := d.check("create", id); err != nil {
 		return nil, err
 	}
-	return d.add(ctx, id, vm.StateRunning, nil)
+	return d.add(ctx, id, cfg, vm.StateRunning, nil)
 }
 
 // Restore implements vm.Driver.
@@ -138,12 +138,12 @@ func (d *Driver) Restore(ctx context.Context, id, dir string, cfg vm.Config) (vm
 	if json.Unmarshal(data, &memory) != nil {
 		return nil, fmt.Errorf("%w: memory", vm.ErrSnapshotInvalid)
 	}
-	return d.add(ctx, id, vm.StatePaused, memory.SealKey)
+	return d.add(ctx, id, cfg, vm.StatePaused, memory.SealKey)
 }
 
 type memory struct{ SealKey []byte }
 
-func (d *Driver) add(ctx context.Context, id string, state vm.State, key []byte) (vm.Machine, error) {
+func (d *Driver) add(ctx context.Context, id string, cfg vm.Config, state vm.State, key []byte) (vm.Machine, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ func (d *Driver) add(ctx context.Context, id string, state vm.State, key []byte)
 	if d.machines[id] != nil {
 		return nil, vm.ErrAlreadyExists
 	}
-	m := &Machine{driver: d, id: id, state: state, exited: make(chan struct{}), agent: &Agent{sealKey: key}}
+	m := &Machine{driver: d, id: id, cfg: cfg, state: state, exited: make(chan struct{}), agent: &Agent{sealKey: key}}
 	m.agent.machine = m
 	if d.bend != nil {
 		d.bend(m.agent)
@@ -194,6 +194,7 @@ func (d *Driver) Count() (creates, restores int) {
 type Machine struct {
 	driver *Driver
 	id     string
+	cfg    vm.Config
 	agent  *Agent
 	exited chan struct{}
 
@@ -204,6 +205,9 @@ type Machine struct {
 
 // Agent is the machine's agent.
 func (m *Machine) Agent() *Agent { return m.agent }
+
+// Config is what the machine was made of.
+func (m *Machine) Config() vm.Config { return m.cfg }
 
 // Exit ends the machine from inside.
 func (m *Machine) Exit() { _ = m.set("", vm.StateExited) }
@@ -260,7 +264,7 @@ func (m *Machine) Save(_ context.Context, dir string) ([]string, error) {
 	if s, _ := m.State(context.Background()); s != vm.StatePaused {
 		return nil, vm.ErrInvalidState
 	}
-	data, err := json.Marshal(memory{SealKey: m.agent.key()})
+	data, err := json.Marshal(memory{SealKey: m.agent.Key()})
 	if err != nil {
 		return nil, err
 	}
@@ -373,10 +377,18 @@ func (a *Agent) PowerOff(context.Context, *connect.Request[agentv1.PowerOffReque
 	return connect.NewResponse(&agentv1.PowerOffResponse{}), nil
 }
 
-func (a *Agent) key() []byte {
+// Key is the seal key that the machine carries; nil when it was never sealed.
+func (a *Agent) Key() []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.sealKey
+}
+
+// SetKey makes it another machine, as far as its proof goes.
+func (a *Agent) SetKey(key []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sealKey = key
 }
 
 func (a *Agent) serve(conn net.Conn) {
