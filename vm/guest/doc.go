@@ -31,6 +31,11 @@
 // generated from it by hack/generate.sh.
 package guest
 
+// TemplatePrefix begins the ids of containers that belong to what a machine was restored
+// from and were saved with it. They are not the pod's, and its containers' ids must not
+// begin like that.
+const TemplatePrefix = "template."
+
 // ProtocolVersion is the version of the host's own services. A host refuses to
 // talk to an agent of another version: the kit and the host are built together,
 // but snapshots of an older kit may still be on disk.

@@ -5,7 +5,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -39,7 +38,6 @@ const (
 // running, exited.
 type container struct {
 	id    string
-	slot  int
 	tty   bool
 	spool *spool
 
@@ -182,7 +180,7 @@ func shorten(s string) string {
 
 // remove kills what is left and releases everything. It may be called again after
 // an error. lifecycle is held.
-func (c *container) remove(ctx context.Context, unmount func(slot int) error) error {
+func (c *container) remove(ctx context.Context) error {
 	run := c.runtime()
 	if run != nil {
 		if err := run.Remove(ctx); err != nil {
@@ -193,5 +191,5 @@ func (c *container) remove(ctx context.Context, unmount func(slot int) error) er
 	// Ends the captures that wait for room.
 	err := c.spool.close()
 	c.work.Wait()
-	return errors.Join(err, unmount(c.slot))
+	return err
 }

@@ -18,6 +18,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1/agentv1connect"
 )
@@ -35,6 +36,7 @@ type containersOptions struct {
 	system     System
 	runtime    Runtime
 	volumes    *volumes
+	layers     *layers
 	log        *slog.Logger
 	spoolDir   string
 	spoolBytes int64
@@ -76,10 +78,21 @@ func (cs *containers) changed(id string) {
 	}
 }
 
-func (cs *containers) count() int {
+// podContainers is the number of containers that are the pod's.
+func (cs *containers) podContainers() int {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	return len(cs.table)
+	return cs.podContainersLocked()
+}
+
+func (cs *containers) podContainersLocked() int {
+	n := 0
+	for id := range cs.table {
+		if !strings.HasPrefix(id, guest.TemplatePrefix) {
+			n++
+		}
+	}
+	return n
 }
 
 // all returns the containers by id.
@@ -117,7 +130,7 @@ func (cs *containers) SetupPod(_ context.Context, req *connect.Request[agentv1.S
 	pod := &Pod{Hostname: m.GetHostname(), Hosts: m.GetHosts(), ResolvConf: m.GetResolvConf(), SharePIDs: m.GetShareProcessNamespace()}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if cs.pod != nil && len(cs.table) > 0 && !samePod(cs.pod, pod) {
+	if cs.pod != nil && cs.podContainersLocked() > 0 && !samePod(cs.pod, pod) {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("the pod is set up otherwise and has containers"))
 	}
 	cs.pod = pod
@@ -178,9 +191,12 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 	if spec.Lower, err = cs.system.MountImage(ctx, int(m.GetImageSlot())); err != nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("%s: mount image slot %d: %w", doing, m.GetImageSlot(), err))
 	}
+	if spec.Upper, spec.LowerLayers, err = cs.layers.acquire(spec.ID, m.GetWritableLayer(), m.GetLowerLayers()); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
-			cs.unmount(int(m.GetImageSlot()))
+			cs.layers.release(spec.ID)
 		}
 	}()
 	output, err := newSpool(filepath.Join(cs.spoolDir, spec.ID), cs.spoolBytes)
@@ -188,7 +204,7 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 		return nil, internal(doing, err)
 	}
 	c := &container{
-		id: spec.ID, slot: int(m.GetImageSlot()), tty: spec.TTY, spool: output,
+		id: spec.ID, tty: spec.TTY, spool: output,
 		state: agentv1.ContainerState_CONTAINER_STATE_CREATED, created: time.Now(), exited: make(chan struct{}),
 	}
 	run, err := cs.runtime.Create(ctx, spec)
@@ -206,12 +222,6 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 	c.run = run
 	c.watch(run, func() { cs.changed(c.id) })
 	return c, nil
-}
-
-func (cs *containers) unmount(slot int) {
-	if err := cs.system.UnmountImage(slot); err != nil {
-		cs.log.Error("Unmounting an image failed", "slot", slot, "error", err)
-	}
 }
 
 func (cs *containers) StartContainer(ctx context.Context, req *connect.Request[agentv1.StartContainerRequest]) (*connect.Response[agentv1.StartContainerResponse], error) {
@@ -369,9 +379,10 @@ func (cs *containers) remove(ctx context.Context, c *container) error {
 	if gone {
 		return nil
 	}
-	if err := c.remove(ctx, cs.system.UnmountImage); err != nil {
+	if err := c.remove(ctx); err != nil {
 		return err
 	}
+	cs.layers.release(c.id)
 	cs.mu.Lock()
 	delete(cs.table, c.id)
 	cs.mu.Unlock()

@@ -93,15 +93,12 @@ func (s *machineService) Seal(ctx context.Context, req *connect.Request[agentv1.
 	}
 	s.seal.mu.Lock()
 	defer s.seal.mu.Unlock()
-	if s.seal.key != nil {
-		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("machine was sealed before"))
-	}
-	if n := s.containers.count(); n > 0 {
+	if n := s.containers.podContainers(); n > 0 {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("machine has %d containers", n))
 	}
 	// The agent's own garbage would be saved with every snapshot.
 	debug.FreeOSMemory()
-	if err := s.system.Quiesce(context.WithoutCancel(ctx)); err != nil {
+	if err := s.system.Quiesce(context.WithoutCancel(ctx), req.Msg.GetKeepCaches()); err != nil {
 		return nil, internal("prepare for a save", err)
 	}
 	s.seal.key = bytes.Clone(req.Msg.GetKey())

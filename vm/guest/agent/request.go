@@ -93,6 +93,9 @@ func containerSpec(m *agentv1.CreateContainerRequest) (ContainerSpec, error) {
 		}
 		mounts = append(mounts, Mount{SubPath: mount.GetSubPath(), Target: target, ReadOnly: mount.GetReadOnly()})
 	}
+	if err := checkLayers(m.GetWritableLayer(), m.GetLowerLayers()); err != nil {
+		errs = append(errs, err)
+	}
 	u := m.GetUser()
 	checkID := func(field string, id *int64) {
 		if id != nil && (*id < 0 || *id > 1<<31-1) {

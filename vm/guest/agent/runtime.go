@@ -101,6 +101,11 @@ type ContainerSpec struct {
 	ID string
 	// Lower is the directory of the image: the read-only lower layer.
 	Lower string
+	// LowerLayers are directories that lie above Lower, read-only, uppermost first.
+	LowerLayers []string
+	// Upper is the directory that keeps what the container writes, also after Remove;
+	// empty is one of the container's own. It has no other user while the container is.
+	Upper string
 	Pod   Pod
 	Args  []string
 	Env   []string

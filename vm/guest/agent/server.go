@@ -90,12 +90,16 @@ func NewServer(o Options) (*Server, error) {
 			return nil, fmt.Errorf("prepare scratch disk: %w", err)
 		}
 	}
+	layers, err := newLayers(filepath.Join(scratch, "layers"))
+	if err != nil {
+		return nil, fmt.Errorf("prepare scratch disk: %w", err)
+	}
 	s := &Server{
 		system: o.System, runtime: o.Runtime, log: o.Logger, version: o.Version, seal: o.Seal, started: time.Now(),
 		volumes: newVolumes(filepath.Join(scratch, "volumes"), o.Runtime),
 	}
 	s.containers = newContainers(containersOptions{
-		system: o.System, runtime: o.Runtime, volumes: s.volumes, log: o.Logger,
+		system: o.System, runtime: o.Runtime, volumes: s.volumes, layers: layers, log: o.Logger,
 		spoolDir: filepath.Join(scratch, "output"), spoolBytes: o.SpoolBytes,
 	})
 	s.processes = newProcesses(s.containers, o.Logger)

@@ -24,15 +24,15 @@ type System interface {
 	// Identity is what the machine has now.
 	Identity() (Identity, error)
 	// MountImage mounts the disk in an image slot read-only and returns the
-	// directory. Calls are counted: the same slot mounted twice is one mount. An
+	// directory. It stays mounted as long as the machine lives: what a slot holds does
+	// not change, and unmounting would throw away what was read of it, which every
+	// machine that is restored from this one would have to read again. Idempotent. An
 	// empty slot, or a disk without a file system that the kernel knows, is an error.
 	MountImage(ctx context.Context, slot int) (dir string, err error)
-	// UnmountImage undoes one MountImage; the last one unmounts.
-	UnmountImage(slot int) error
 	// ScratchDir is a directory on the scratch disk, empty at first boot.
 	ScratchDir() string
-	// Quiesce prepares for a save: flush disks, drop clean caches.
-	Quiesce(ctx context.Context) error
+	// Quiesce prepares for a save: flush disks and, unless keepCaches, drop clean caches.
+	Quiesce(ctx context.Context, keepCaches bool) error
 	// PowerOff syncs and ends the machine. It returns only when it could not.
 	PowerOff() error
 	// Stats measures the machine; containers are not in it.

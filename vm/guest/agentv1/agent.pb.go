@@ -379,7 +379,9 @@ func (x *PingResponse) GetPayload() []byte {
 type SealRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 32 random bytes that only this snapshot's machines will know.
-	Key           []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Leave the page cache as it is: it was filled on purpose.
+	KeepCaches    bool `protobuf:"varint,2,opt,name=keep_caches,json=keepCaches,proto3" json:"keep_caches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -419,6 +421,13 @@ func (x *SealRequest) GetKey() []byte {
 		return x.Key
 	}
 	return nil
+}
+
+func (x *SealRequest) GetKeepCaches() bool {
+	if x != nil {
+		return x.KeepCaches
+	}
+	return false
 }
 
 type SealResponse struct {
@@ -946,6 +955,338 @@ func (x *ContainerStats) GetWritableBytes() int64 {
 	return 0
 }
 
+type ProbeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ProbeRequest_Tcp
+	//	*ProbeRequest_Http
+	Kind isProbeRequest_Kind `protobuf_oneof:"kind"`
+	// 1 ms to 60 s.
+	TimeoutNano   int64 `protobuf:"varint,3,opt,name=timeout_nano,json=timeoutNano,proto3" json:"timeout_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeRequest) Reset() {
+	*x = ProbeRequest{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeRequest) ProtoMessage() {}
+
+func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
+func (*ProbeRequest) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ProbeRequest) GetKind() isProbeRequest_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ProbeRequest) GetTcp() *TCPProbe {
+	if x != nil {
+		if x, ok := x.Kind.(*ProbeRequest_Tcp); ok {
+			return x.Tcp
+		}
+	}
+	return nil
+}
+
+func (x *ProbeRequest) GetHttp() *HTTPProbe {
+	if x != nil {
+		if x, ok := x.Kind.(*ProbeRequest_Http); ok {
+			return x.Http
+		}
+	}
+	return nil
+}
+
+func (x *ProbeRequest) GetTimeoutNano() int64 {
+	if x != nil {
+		return x.TimeoutNano
+	}
+	return 0
+}
+
+type isProbeRequest_Kind interface {
+	isProbeRequest_Kind()
+}
+
+type ProbeRequest_Tcp struct {
+	Tcp *TCPProbe `protobuf:"bytes,1,opt,name=tcp,proto3,oneof"`
+}
+
+type ProbeRequest_Http struct {
+	Http *HTTPProbe `protobuf:"bytes,2,opt,name=http,proto3,oneof"`
+}
+
+func (*ProbeRequest_Tcp) isProbeRequest_Kind() {}
+
+func (*ProbeRequest_Http) isProbeRequest_Kind() {}
+
+// TCPProbe succeeds when a connection is accepted.
+type TCPProbe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TCPProbe) Reset() {
+	*x = TCPProbe{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCPProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCPProbe) ProtoMessage() {}
+
+func (x *TCPProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCPProbe.ProtoReflect.Descriptor instead.
+func (*TCPProbe) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TCPProbe) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// HTTPProbe succeeds when a GET is answered with a status from 200 to 399.
+// Redirections are not followed.
+type HTTPProbe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Path with query, begins with a slash.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// The Host header; empty is localhost.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// HTTPS; the certificate is not verified.
+	Tls bool `protobuf:"varint,4,opt,name=tls,proto3" json:"tls,omitempty"`
+	// At most 64.
+	Headers       []*HTTPHeader `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPProbe) Reset() {
+	*x = HTTPProbe{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPProbe) ProtoMessage() {}
+
+func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPProbe.ProtoReflect.Descriptor instead.
+func (*HTTPProbe) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HTTPProbe) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HTTPProbe) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPProbe) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *HTTPProbe) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
+func (x *HTTPProbe) GetHeaders() []*HTTPHeader {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+type HTTPHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPHeader) Reset() {
+	*x = HTTPHeader{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPHeader) ProtoMessage() {}
+
+func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPHeader.ProtoReflect.Descriptor instead.
+func (*HTTPHeader) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *HTTPHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HTTPHeader) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type ProbeResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Success bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	// Why not, for people, at most 1 KiB.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// 0 when there was no answer.
+	HttpStatus    int32 `protobuf:"varint,3,opt,name=http_status,json=httpStatus,proto3" json:"http_status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeResponse) Reset() {
+	*x = ProbeResponse{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeResponse) ProtoMessage() {}
+
+func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
+func (*ProbeResponse) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ProbeResponse) GetSuccess() bool {
+	if x != nil {
+		return x.Success
+	}
+	return false
+}
+
+func (x *ProbeResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ProbeResponse) GetHttpStatus() int32 {
+	if x != nil {
+		return x.HttpStatus
+	}
+	return 0
+}
+
 type SetupPodRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Hostname string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
@@ -960,7 +1301,7 @@ type SetupPodRequest struct {
 
 func (x *SetupPodRequest) Reset() {
 	*x = SetupPodRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1313,7 @@ func (x *SetupPodRequest) String() string {
 func (*SetupPodRequest) ProtoMessage() {}
 
 func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1326,7 @@ func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodRequest.ProtoReflect.Descriptor instead.
 func (*SetupPodRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetupPodRequest) GetHostname() string {
@@ -1024,7 +1365,7 @@ type SetupPodResponse struct {
 
 func (x *SetupPodResponse) Reset() {
 	*x = SetupPodResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1377,7 @@ func (x *SetupPodResponse) String() string {
 func (*SetupPodResponse) ProtoMessage() {}
 
 func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1390,7 @@ func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodResponse.ProtoReflect.Descriptor instead.
 func (*SetupPodResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type CreateContainerRequest struct {
@@ -1068,16 +1409,23 @@ type CreateContainerRequest struct {
 	Mounts     []*Mount `protobuf:"bytes,7,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	Tty        bool     `protobuf:"varint,8,opt,name=tty,proto3" json:"tty,omitempty"`
 	// Keep standard input open; otherwise it is /dev/null.
-	Stdin         bool       `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	ReadOnlyRoot  bool       `protobuf:"varint,10,opt,name=read_only_root,json=readOnlyRoot,proto3" json:"read_only_root,omitempty"`
-	Resources     *Resources `protobuf:"bytes,11,opt,name=resources,proto3" json:"resources,omitempty"`
+	Stdin        bool       `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	ReadOnlyRoot bool       `protobuf:"varint,10,opt,name=read_only_root,json=readOnlyRoot,proto3" json:"read_only_root,omitempty"`
+	Resources    *Resources `protobuf:"bytes,11,opt,name=resources,proto3" json:"resources,omitempty"`
+	// Name of a layer that keeps what the container writes, also after it is removed,
+	// until the machine ends; made when absent. 1 to 128 bytes of [a-zA-Z0-9_.-]. Empty
+	// is a layer of the container's own. While a container writes a layer no other may
+	// have it.
+	WritableLayer string `protobuf:"bytes,12,opt,name=writable_layer,json=writableLayer,proto3" json:"writable_layer,omitempty"`
+	// Names of layers that lie, read-only, above the image, uppermost first; at most 8.
+	LowerLayers   []string `protobuf:"bytes,13,rep,name=lower_layers,json=lowerLayers,proto3" json:"lower_layers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1437,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1450,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1182,6 +1530,20 @@ func (x *CreateContainerRequest) GetResources() *Resources {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetWritableLayer() string {
+	if x != nil {
+		return x.WritableLayer
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetLowerLayers() []string {
+	if x != nil {
+		return x.LowerLayers
+	}
+	return nil
+}
+
 // User as the image writes it ("uid", "name", "uid:gid", "name:group"), with the
 // pod's numeric overrides. Names are looked up in the image.
 type User struct {
@@ -1198,7 +1560,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1572,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1585,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *User) GetImageUser() string {
@@ -1276,7 +1638,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1650,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1663,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Mount) GetVolume() string {
@@ -1345,7 +1707,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1719,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1732,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Resources) GetMemoryMaxBytes() int64 {
@@ -1402,7 +1764,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1776,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1789,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 type StartContainerRequest struct {
@@ -1439,7 +1801,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1813,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1826,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -1483,7 +1845,7 @@ type StartContainerResponse struct {
 
 func (x *StartContainerResponse) Reset() {
 	*x = StartContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1857,7 @@ func (x *StartContainerResponse) String() string {
 func (*StartContainerResponse) ProtoMessage() {}
 
 func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1870,7 @@ func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerResponse.ProtoReflect.Descriptor instead.
 func (*StartContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartContainerResponse) GetStatus() *ContainerStatus {
@@ -1542,7 +1904,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1916,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1929,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ContainerStatus) GetId() string {
@@ -1655,7 +2017,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +2029,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +2042,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type ListContainersResponse struct {
@@ -1692,7 +2054,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +2066,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +2079,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListContainersResponse) GetContainers() []*ContainerStatus {
@@ -1735,7 +2097,7 @@ type WatchContainersRequest struct {
 
 func (x *WatchContainersRequest) Reset() {
 	*x = WatchContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +2109,7 @@ func (x *WatchContainersRequest) String() string {
 func (*WatchContainersRequest) ProtoMessage() {}
 
 func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +2122,7 @@ func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersRequest.ProtoReflect.Descriptor instead.
 func (*WatchContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type WatchContainersResponse struct {
@@ -1777,7 +2139,7 @@ type WatchContainersResponse struct {
 
 func (x *WatchContainersResponse) Reset() {
 	*x = WatchContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +2151,7 @@ func (x *WatchContainersResponse) String() string {
 func (*WatchContainersResponse) ProtoMessage() {}
 
 func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2164,7 @@ func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersResponse.ProtoReflect.Descriptor instead.
 func (*WatchContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchContainersResponse) GetEvent() isWatchContainersResponse_Event {
@@ -1871,7 +2233,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2245,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2258,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type KeepAlive struct {
@@ -1907,7 +2269,7 @@ type KeepAlive struct {
 
 func (x *KeepAlive) Reset() {
 	*x = KeepAlive{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2281,7 @@ func (x *KeepAlive) String() string {
 func (*KeepAlive) ProtoMessage() {}
 
 func (x *KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2294,7 @@ func (x *KeepAlive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAlive.ProtoReflect.Descriptor instead.
 func (*KeepAlive) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type SignalContainerRequest struct {
@@ -1948,7 +2310,7 @@ type SignalContainerRequest struct {
 
 func (x *SignalContainerRequest) Reset() {
 	*x = SignalContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2322,7 @@ func (x *SignalContainerRequest) String() string {
 func (*SignalContainerRequest) ProtoMessage() {}
 
 func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2335,7 @@ func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerRequest.ProtoReflect.Descriptor instead.
 func (*SignalContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SignalContainerRequest) GetId() string {
@@ -2005,7 +2367,7 @@ type SignalContainerResponse struct {
 
 func (x *SignalContainerResponse) Reset() {
 	*x = SignalContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2379,7 @@ func (x *SignalContainerResponse) String() string {
 func (*SignalContainerResponse) ProtoMessage() {}
 
 func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2392,7 @@ func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerResponse.ProtoReflect.Descriptor instead.
 func (*SignalContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type RemoveContainerRequest struct {
@@ -2042,7 +2404,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2416,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2429,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -2085,7 +2447,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2459,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2472,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type ReadOutputRequest struct {
@@ -2125,7 +2487,7 @@ type ReadOutputRequest struct {
 
 func (x *ReadOutputRequest) Reset() {
 	*x = ReadOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2499,7 @@ func (x *ReadOutputRequest) String() string {
 func (*ReadOutputRequest) ProtoMessage() {}
 
 func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2512,7 @@ func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputRequest.ProtoReflect.Descriptor instead.
 func (*ReadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReadOutputRequest) GetId() string {
@@ -2183,7 +2545,7 @@ type ReadOutputResponse struct {
 
 func (x *ReadOutputResponse) Reset() {
 	*x = ReadOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2557,7 @@ func (x *ReadOutputResponse) String() string {
 func (*ReadOutputResponse) ProtoMessage() {}
 
 func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2570,7 @@ func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputResponse.ProtoReflect.Descriptor instead.
 func (*ReadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReadOutputResponse) GetRecords() []*OutputRecord {
@@ -2235,7 +2597,7 @@ type OutputRecord struct {
 
 func (x *OutputRecord) Reset() {
 	*x = OutputRecord{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2247,7 +2609,7 @@ func (x *OutputRecord) String() string {
 func (*OutputRecord) ProtoMessage() {}
 
 func (x *OutputRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2260,7 +2622,7 @@ func (x *OutputRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRecord.ProtoReflect.Descriptor instead.
 func (*OutputRecord) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *OutputRecord) GetSeq() uint64 {
@@ -2308,7 +2670,7 @@ type AckOutputRequest struct {
 
 func (x *AckOutputRequest) Reset() {
 	*x = AckOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2682,7 @@ func (x *AckOutputRequest) String() string {
 func (*AckOutputRequest) ProtoMessage() {}
 
 func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2695,7 @@ func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputRequest.ProtoReflect.Descriptor instead.
 func (*AckOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AckOutputRequest) GetId() string {
@@ -2358,7 +2720,7 @@ type AckOutputResponse struct {
 
 func (x *AckOutputResponse) Reset() {
 	*x = AckOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2732,7 @@ func (x *AckOutputResponse) String() string {
 func (*AckOutputResponse) ProtoMessage() {}
 
 func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2745,7 @@ func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputResponse.ProtoReflect.Descriptor instead.
 func (*AckOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 type PutVolumeRequest struct {
@@ -2402,7 +2764,7 @@ type PutVolumeRequest struct {
 
 func (x *PutVolumeRequest) Reset() {
 	*x = PutVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2776,7 @@ func (x *PutVolumeRequest) String() string {
 func (*PutVolumeRequest) ProtoMessage() {}
 
 func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2789,7 @@ func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PutVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PutVolumeRequest) GetName() string {
@@ -2466,7 +2828,7 @@ type PutVolumeResponse struct {
 
 func (x *PutVolumeResponse) Reset() {
 	*x = PutVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2840,7 @@ func (x *PutVolumeResponse) String() string {
 func (*PutVolumeResponse) ProtoMessage() {}
 
 func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2853,7 @@ func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PutVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type WriteFilesRequest struct {
@@ -2504,7 +2866,7 @@ type WriteFilesRequest struct {
 
 func (x *WriteFilesRequest) Reset() {
 	*x = WriteFilesRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2878,7 @@ func (x *WriteFilesRequest) String() string {
 func (*WriteFilesRequest) ProtoMessage() {}
 
 func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2891,7 @@ func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesRequest.ProtoReflect.Descriptor instead.
 func (*WriteFilesRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WriteFilesRequest) GetVolume() string {
@@ -2560,7 +2922,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +2934,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +2947,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *File) GetPath() string {
@@ -2625,7 +2987,7 @@ type WriteFilesResponse struct {
 
 func (x *WriteFilesResponse) Reset() {
 	*x = WriteFilesResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2637,7 +2999,7 @@ func (x *WriteFilesResponse) String() string {
 func (*WriteFilesResponse) ProtoMessage() {}
 
 func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2650,7 +3012,7 @@ func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesResponse.ProtoReflect.Descriptor instead.
 func (*WriteFilesResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WriteFilesResponse) GetChanged() bool {
@@ -2669,7 +3031,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +3043,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +3056,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -2712,7 +3074,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +3086,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +3099,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 var File_firkin_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2763,9 +3125,11 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\vPingRequest\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\"(\n" +
 	"\fPingResponse\x12\x18\n" +
-	"\apayload\x18\x01 \x01(\fR\apayload\"\x1f\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\"@\n" +
 	"\vSealRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\"\x0e\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1f\n" +
+	"\vkeep_caches\x18\x02 \x01(\bR\n" +
+	"keepCaches\"\x0e\n" +
 	"\fSealResponse\"\xdd\x01\n" +
 	"\x0eRefreshRequest\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x18\n" +
@@ -2801,14 +3165,36 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x127\n" +
 	"\x18memory_working_set_bytes\x18\x04 \x01(\x03R\x15memoryWorkingSetBytes\x12\x12\n" +
 	"\x04pids\x18\x05 \x01(\x03R\x04pids\x12%\n" +
-	"\x0ewritable_bytes\x18\x06 \x01(\x03R\rwritableBytes\"\x9c\x01\n" +
+	"\x0ewritable_bytes\x18\x06 \x01(\x03R\rwritableBytes\"\x9a\x01\n" +
+	"\fProbeRequest\x12-\n" +
+	"\x03tcp\x18\x01 \x01(\v2\x19.firkin.agent.v1.TCPProbeH\x00R\x03tcp\x120\n" +
+	"\x04http\x18\x02 \x01(\v2\x1a.firkin.agent.v1.HTTPProbeH\x00R\x04http\x12!\n" +
+	"\ftimeout_nano\x18\x03 \x01(\x03R\vtimeoutNanoB\x06\n" +
+	"\x04kind\"\x1e\n" +
+	"\bTCPProbe\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\"\x90\x01\n" +
+	"\tHTTPProbe\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x10\n" +
+	"\x03tls\x18\x04 \x01(\bR\x03tls\x125\n" +
+	"\aheaders\x18\x05 \x03(\v2\x1b.firkin.agent.v1.HTTPHeaderR\aheaders\"6\n" +
+	"\n" +
+	"HTTPHeader\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"d\n" +
+	"\rProbeResponse\x12\x18\n" +
+	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
+	"\vhttp_status\x18\x03 \x01(\x05R\n" +
+	"httpStatus\"\x9c\x01\n" +
 	"\x0fSetupPodRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05hosts\x18\x02 \x01(\fR\x05hosts\x12\x1f\n" +
 	"\vresolv_conf\x18\x03 \x01(\fR\n" +
 	"resolvConf\x126\n" +
 	"\x17share_process_namespace\x18\x04 \x01(\bR\x15shareProcessNamespace\"\x12\n" +
-	"\x10SetupPodResponse\"\xf1\x02\n" +
+	"\x10SetupPodResponse\"\xbb\x03\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -2823,7 +3209,9 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x05stdin\x18\t \x01(\bR\x05stdin\x12$\n" +
 	"\x0eread_only_root\x18\n" +
 	" \x01(\bR\freadOnlyRoot\x128\n" +
-	"\tresources\x18\v \x01(\v2\x1a.firkin.agent.v1.ResourcesR\tresources\"\xbe\x01\n" +
+	"\tresources\x18\v \x01(\v2\x1a.firkin.agent.v1.ResourcesR\tresources\x12%\n" +
+	"\x0ewritable_layer\x18\f \x01(\tR\rwritableLayer\x12!\n" +
+	"\flower_layers\x18\r \x03(\tR\vlowerLayers\"\xbe\x01\n" +
 	"\x04User\x12\x1d\n" +
 	"\n" +
 	"image_user\x18\x01 \x01(\tR\timageUser\x12\x15\n" +
@@ -2929,14 +3317,15 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\fOutputStream\x12\x1d\n" +
 	"\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n" +
-	"\x14OUTPUT_STREAM_STDERR\x10\x022\xc4\x03\n" +
+	"\x14OUTPUT_STREAM_STDERR\x10\x022\x8c\x04\n" +
 	"\fAgentService\x12C\n" +
 	"\x04Info\x12\x1c.firkin.agent.v1.InfoRequest\x1a\x1d.firkin.agent.v1.InfoResponse\x12C\n" +
 	"\x04Ping\x12\x1c.firkin.agent.v1.PingRequest\x1a\x1d.firkin.agent.v1.PingResponse\x12C\n" +
 	"\x04Seal\x12\x1c.firkin.agent.v1.SealRequest\x1a\x1d.firkin.agent.v1.SealResponse\x12L\n" +
 	"\aRefresh\x12\x1f.firkin.agent.v1.RefreshRequest\x1a .firkin.agent.v1.RefreshResponse\x12O\n" +
 	"\bPowerOff\x12 .firkin.agent.v1.PowerOffRequest\x1a!.firkin.agent.v1.PowerOffResponse\x12F\n" +
-	"\x05Stats\x12\x1d.firkin.agent.v1.StatsRequest\x1a\x1e.firkin.agent.v1.StatsResponse2\xf0\x06\n" +
+	"\x05Stats\x12\x1d.firkin.agent.v1.StatsRequest\x1a\x1e.firkin.agent.v1.StatsResponse\x12F\n" +
+	"\x05Probe\x12\x1d.firkin.agent.v1.ProbeRequest\x1a\x1e.firkin.agent.v1.ProbeResponse2\xf0\x06\n" +
 	"\x10ContainerService\x12O\n" +
 	"\bSetupPod\x12 .firkin.agent.v1.SetupPodRequest\x1a!.firkin.agent.v1.SetupPodResponse\x12d\n" +
 	"\x0fCreateContainer\x12'.firkin.agent.v1.CreateContainerRequest\x1a(.firkin.agent.v1.CreateContainerResponse\x12a\n" +
@@ -2967,7 +3356,7 @@ func file_firkin_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_firkin_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_firkin_agent_v1_agent_proto_goTypes = []any{
 	(ContainerState)(0),             // 0: firkin.agent.v1.ContainerState
 	(OutputStream)(0),               // 1: firkin.agent.v1.OutputStream
@@ -2985,95 +3374,105 @@ var file_firkin_agent_v1_agent_proto_goTypes = []any{
 	(*StatsRequest)(nil),            // 13: firkin.agent.v1.StatsRequest
 	(*StatsResponse)(nil),           // 14: firkin.agent.v1.StatsResponse
 	(*ContainerStats)(nil),          // 15: firkin.agent.v1.ContainerStats
-	(*SetupPodRequest)(nil),         // 16: firkin.agent.v1.SetupPodRequest
-	(*SetupPodResponse)(nil),        // 17: firkin.agent.v1.SetupPodResponse
-	(*CreateContainerRequest)(nil),  // 18: firkin.agent.v1.CreateContainerRequest
-	(*User)(nil),                    // 19: firkin.agent.v1.User
-	(*Mount)(nil),                   // 20: firkin.agent.v1.Mount
-	(*Resources)(nil),               // 21: firkin.agent.v1.Resources
-	(*CreateContainerResponse)(nil), // 22: firkin.agent.v1.CreateContainerResponse
-	(*StartContainerRequest)(nil),   // 23: firkin.agent.v1.StartContainerRequest
-	(*StartContainerResponse)(nil),  // 24: firkin.agent.v1.StartContainerResponse
-	(*ContainerStatus)(nil),         // 25: firkin.agent.v1.ContainerStatus
-	(*ListContainersRequest)(nil),   // 26: firkin.agent.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),  // 27: firkin.agent.v1.ListContainersResponse
-	(*WatchContainersRequest)(nil),  // 28: firkin.agent.v1.WatchContainersRequest
-	(*WatchContainersResponse)(nil), // 29: firkin.agent.v1.WatchContainersResponse
-	(*Synced)(nil),                  // 30: firkin.agent.v1.Synced
-	(*KeepAlive)(nil),               // 31: firkin.agent.v1.KeepAlive
-	(*SignalContainerRequest)(nil),  // 32: firkin.agent.v1.SignalContainerRequest
-	(*SignalContainerResponse)(nil), // 33: firkin.agent.v1.SignalContainerResponse
-	(*RemoveContainerRequest)(nil),  // 34: firkin.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 35: firkin.agent.v1.RemoveContainerResponse
-	(*ReadOutputRequest)(nil),       // 36: firkin.agent.v1.ReadOutputRequest
-	(*ReadOutputResponse)(nil),      // 37: firkin.agent.v1.ReadOutputResponse
-	(*OutputRecord)(nil),            // 38: firkin.agent.v1.OutputRecord
-	(*AckOutputRequest)(nil),        // 39: firkin.agent.v1.AckOutputRequest
-	(*AckOutputResponse)(nil),       // 40: firkin.agent.v1.AckOutputResponse
-	(*PutVolumeRequest)(nil),        // 41: firkin.agent.v1.PutVolumeRequest
-	(*PutVolumeResponse)(nil),       // 42: firkin.agent.v1.PutVolumeResponse
-	(*WriteFilesRequest)(nil),       // 43: firkin.agent.v1.WriteFilesRequest
-	(*File)(nil),                    // 44: firkin.agent.v1.File
-	(*WriteFilesResponse)(nil),      // 45: firkin.agent.v1.WriteFilesResponse
-	(*RemoveVolumeRequest)(nil),     // 46: firkin.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),    // 47: firkin.agent.v1.RemoveVolumeResponse
+	(*ProbeRequest)(nil),            // 16: firkin.agent.v1.ProbeRequest
+	(*TCPProbe)(nil),                // 17: firkin.agent.v1.TCPProbe
+	(*HTTPProbe)(nil),               // 18: firkin.agent.v1.HTTPProbe
+	(*HTTPHeader)(nil),              // 19: firkin.agent.v1.HTTPHeader
+	(*ProbeResponse)(nil),           // 20: firkin.agent.v1.ProbeResponse
+	(*SetupPodRequest)(nil),         // 21: firkin.agent.v1.SetupPodRequest
+	(*SetupPodResponse)(nil),        // 22: firkin.agent.v1.SetupPodResponse
+	(*CreateContainerRequest)(nil),  // 23: firkin.agent.v1.CreateContainerRequest
+	(*User)(nil),                    // 24: firkin.agent.v1.User
+	(*Mount)(nil),                   // 25: firkin.agent.v1.Mount
+	(*Resources)(nil),               // 26: firkin.agent.v1.Resources
+	(*CreateContainerResponse)(nil), // 27: firkin.agent.v1.CreateContainerResponse
+	(*StartContainerRequest)(nil),   // 28: firkin.agent.v1.StartContainerRequest
+	(*StartContainerResponse)(nil),  // 29: firkin.agent.v1.StartContainerResponse
+	(*ContainerStatus)(nil),         // 30: firkin.agent.v1.ContainerStatus
+	(*ListContainersRequest)(nil),   // 31: firkin.agent.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),  // 32: firkin.agent.v1.ListContainersResponse
+	(*WatchContainersRequest)(nil),  // 33: firkin.agent.v1.WatchContainersRequest
+	(*WatchContainersResponse)(nil), // 34: firkin.agent.v1.WatchContainersResponse
+	(*Synced)(nil),                  // 35: firkin.agent.v1.Synced
+	(*KeepAlive)(nil),               // 36: firkin.agent.v1.KeepAlive
+	(*SignalContainerRequest)(nil),  // 37: firkin.agent.v1.SignalContainerRequest
+	(*SignalContainerResponse)(nil), // 38: firkin.agent.v1.SignalContainerResponse
+	(*RemoveContainerRequest)(nil),  // 39: firkin.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil), // 40: firkin.agent.v1.RemoveContainerResponse
+	(*ReadOutputRequest)(nil),       // 41: firkin.agent.v1.ReadOutputRequest
+	(*ReadOutputResponse)(nil),      // 42: firkin.agent.v1.ReadOutputResponse
+	(*OutputRecord)(nil),            // 43: firkin.agent.v1.OutputRecord
+	(*AckOutputRequest)(nil),        // 44: firkin.agent.v1.AckOutputRequest
+	(*AckOutputResponse)(nil),       // 45: firkin.agent.v1.AckOutputResponse
+	(*PutVolumeRequest)(nil),        // 46: firkin.agent.v1.PutVolumeRequest
+	(*PutVolumeResponse)(nil),       // 47: firkin.agent.v1.PutVolumeResponse
+	(*WriteFilesRequest)(nil),       // 48: firkin.agent.v1.WriteFilesRequest
+	(*File)(nil),                    // 49: firkin.agent.v1.File
+	(*WriteFilesResponse)(nil),      // 50: firkin.agent.v1.WriteFilesResponse
+	(*RemoveVolumeRequest)(nil),     // 51: firkin.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),    // 52: firkin.agent.v1.RemoveVolumeResponse
 }
 var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	10, // 0: firkin.agent.v1.RefreshRequest.network:type_name -> firkin.agent.v1.Network
 	15, // 1: firkin.agent.v1.StatsResponse.containers:type_name -> firkin.agent.v1.ContainerStats
-	19, // 2: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
-	20, // 3: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
-	21, // 4: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	25, // 5: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	0,  // 6: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
-	25, // 7: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
-	25, // 8: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	30, // 9: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
-	31, // 10: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
-	38, // 11: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
-	1,  // 12: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
-	44, // 13: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
-	2,  // 14: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
-	4,  // 15: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
-	6,  // 16: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
-	8,  // 17: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
-	11, // 18: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
-	13, // 19: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
-	16, // 20: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
-	18, // 21: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
-	23, // 22: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
-	26, // 23: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
-	28, // 24: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
-	32, // 25: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
-	34, // 26: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
-	36, // 27: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
-	39, // 28: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
-	41, // 29: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
-	43, // 30: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
-	46, // 31: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
-	3,  // 32: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
-	5,  // 33: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
-	7,  // 34: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
-	9,  // 35: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
-	12, // 36: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
-	14, // 37: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
-	17, // 38: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
-	22, // 39: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
-	24, // 40: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
-	27, // 41: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
-	29, // 42: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
-	33, // 43: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
-	35, // 44: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
-	37, // 45: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
-	40, // 46: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
-	42, // 47: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
-	45, // 48: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
-	47, // 49: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
-	32, // [32:50] is the sub-list for method output_type
-	14, // [14:32] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	17, // 2: firkin.agent.v1.ProbeRequest.tcp:type_name -> firkin.agent.v1.TCPProbe
+	18, // 3: firkin.agent.v1.ProbeRequest.http:type_name -> firkin.agent.v1.HTTPProbe
+	19, // 4: firkin.agent.v1.HTTPProbe.headers:type_name -> firkin.agent.v1.HTTPHeader
+	24, // 5: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
+	25, // 6: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
+	26, // 7: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	30, // 8: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	0,  // 9: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
+	30, // 10: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
+	30, // 11: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	35, // 12: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
+	36, // 13: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
+	43, // 14: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
+	1,  // 15: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
+	49, // 16: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
+	2,  // 17: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
+	4,  // 18: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
+	6,  // 19: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
+	8,  // 20: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
+	11, // 21: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
+	13, // 22: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
+	16, // 23: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
+	21, // 24: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
+	23, // 25: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
+	28, // 26: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
+	31, // 27: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
+	33, // 28: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
+	37, // 29: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
+	39, // 30: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
+	41, // 31: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
+	44, // 32: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
+	46, // 33: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
+	48, // 34: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
+	51, // 35: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
+	3,  // 36: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
+	5,  // 37: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
+	7,  // 38: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
+	9,  // 39: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
+	12, // 40: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
+	14, // 41: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
+	20, // 42: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
+	22, // 43: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
+	27, // 44: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
+	29, // 45: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
+	32, // 46: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
+	34, // 47: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
+	38, // 48: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
+	40, // 49: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
+	42, // 50: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
+	45, // 51: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
+	47, // 52: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
+	50, // 53: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
+	52, // 54: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
+	36, // [36:55] is the sub-list for method output_type
+	17, // [17:36] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_firkin_agent_v1_agent_proto_init() }
@@ -3081,21 +3480,25 @@ func file_firkin_agent_v1_agent_proto_init() {
 	if File_firkin_agent_v1_agent_proto != nil {
 		return
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
+		(*ProbeRequest_Tcp)(nil),
+		(*ProbeRequest_Http)(nil),
+	}
+	file_firkin_agent_v1_agent_proto_msgTypes[22].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[32].OneofWrappers = []any{
 		(*WatchContainersResponse_Status)(nil),
 		(*WatchContainersResponse_Synced)(nil),
 		(*WatchContainersResponse_Keepalive)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[39].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[42].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[44].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[47].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firkin_agent_v1_agent_proto_rawDesc), len(file_firkin_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   46,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

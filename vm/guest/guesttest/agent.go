@@ -12,9 +12,11 @@ import (
 	"context"
 	"crypto/rand"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/vk-firkin/vk-firkin/vm/guest"
@@ -81,10 +83,7 @@ func boot(o Options, seal *agent.Seal, id identity) *Agent {
 	a.ctx, a.die = context.WithCancel(context.Background())
 	dir := o.Dir
 	if dir == "" {
-		var err error
-		if dir, err = os.MkdirTemp("", "guesttest-"); err != nil {
-			panic(err)
-		}
+		dir = tempDir()
 		a.ownDir = true
 	}
 	a.system = newSystem(dir, o, id, func() {
@@ -128,9 +127,30 @@ func (a *Agent) Dial(ctx context.Context, o guest.Options) (*guest.Client, error
 
 // Clone is what a restore makes of this guest when it was sealed: another guest
 // with the same memory, and so with the same identity and seal, and a scratch disk of
-// its own. Options are those of the clone.
+// its own with the same named layers. What runs is not cloned: a goroutine cannot be.
+// Options are those of the clone. It panics as New does.
 func (a *Agent) Clone(o Options) *Agent {
-	return boot(o, a.seal.Clone(), a.system.id())
+	own := o.Dir == ""
+	if own {
+		o.Dir = tempDir()
+	}
+	layers := os.DirFS(filepath.Join(a.system.dir, "layers"))
+	if _, err := fs.Stat(layers, "."); err == nil {
+		if err := os.CopyFS(filepath.Join(o.Dir, "layers"), layers); err != nil {
+			panic(err)
+		}
+	}
+	c := boot(o, a.seal.Clone(), a.system.id())
+	c.ownDir = own
+	return c
+}
+
+func tempDir() string {
+	dir, err := os.MkdirTemp("", "guesttest-")
+	if err != nil {
+		panic(err)
+	}
+	return dir
 }
 
 // Hang makes the guest stop answering: it neither reads nor writes, on any stream.

@@ -147,8 +147,8 @@ func TestContainerLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := a.MountedImages(); n != 0 {
-		t.Errorf("%d images are still mounted", n)
+	if n := a.MountedImages(); n != 1 {
+		t.Errorf("%d images are mounted, want the one that was used", n)
 	}
 	if _, err := c.Containers.StartContainer(t.Context(), connect.NewRequest(&agentv1.StartContainerRequest{Id: "c1"})); connect.CodeOf(err) != connect.CodeNotFound {
 		t.Errorf("start of a removed container: %v", err)
@@ -197,11 +197,23 @@ func TestExitReasons(t *testing.T) {
 func TestSealAndClone(t *testing.T) {
 	a, c := boot(t, guesttest.Options{})
 	key := bytes.Repeat([]byte{7}, 32)
-	if _, err := c.Agent.Seal(t.Context(), connect.NewRequest(&agentv1.SealRequest{Key: key})); err != nil {
+	seal := func(k []byte) error {
+		_, err := c.Agent.Seal(t.Context(), connect.NewRequest(&agentv1.SealRequest{Key: k}))
+		return err
+	}
+	setup(t, c)
+	create(t, c, &agentv1.CreateContainerRequest{Id: "template.start", Args: []string{"hang"}})
+	create(t, c, &agentv1.CreateContainerRequest{Id: "pod", Args: []string{"hang"}})
+	if err := seal(key); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("seal of a machine with a pod's container: %v", err)
+	}
+	if _, err := c.Containers.RemoveContainer(t.Context(), connect.NewRequest(&agentv1.RemoveContainerRequest{Id: "pod"})); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Agent.Seal(t.Context(), connect.NewRequest(&agentv1.SealRequest{Key: key})); connect.CodeOf(err) != connect.CodeFailedPrecondition {
-		t.Errorf("second seal: %v", err)
+	for _, k := range [][]byte{bytes.Repeat([]byte{6}, 32), key} {
+		if err := seal(k); err != nil {
+			t.Fatal(err)
+		}
 	}
 	clone := a.Clone(guesttest.Options{})
 	defer func() { _ = clone.Close() }()

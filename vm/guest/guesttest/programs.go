@@ -30,13 +30,15 @@ import (
 //	hang             wait for ever and ignore all signals but SIGKILL
 //	graceful N       wait for a signal and end with code N
 //	cat [PATH]       copy standard input, or a file of a volume
+//	write PATH WORD  write a file of the container's root file system
+//	full             fail as a write to a full disk does
 //	env, pwd, args   print the environment, the working directory, the arguments
 //	size             print the terminal's size, and again when it changes, until input ends
 //	oom              end as if the kernel had killed it for want of memory
 //	do LINE...       run each line, split at spaces, until one ends with another code than 0
 //
 // Any other program cannot be executed.
-var Programs = []string{"echo", "warn", "printn", "print", "tick", "spam", "exit", "sleep", "hang", "graceful", "cat", "env", "pwd", "args", "size", "oom", "do"}
+var Programs = []string{"echo", "warn", "printn", "print", "tick", "spam", "exit", "sleep", "hang", "graceful", "cat", "write", "full", "env", "pwd", "args", "size", "oom", "do"}
 
 func known(args []string) error {
 	if !slices.Contains(Programs, filepath.Base(args[0])) {
@@ -98,6 +100,11 @@ func (p *simProcess) run(args []string) int {
 		<-p.killed
 	case "cat":
 		return p.cat(arg(1, ""))
+	case "write":
+		err = p.write(arg(1, ""), arg(2, ""))
+	case "full":
+		_, _ = fmt.Fprintln(p.err(), "write: No space left on device")
+		return 1
 	case "env":
 		_, err = fmt.Fprintln(p.out(), strings.Join(p.env, "\n"))
 	case "pwd":
@@ -197,7 +204,7 @@ func (p *simProcess) cat(path string) int {
 	return 0
 }
 
-// file reads a file of a volume.
+// file reads a file of a volume, of the pod or of a named layer.
 func (p *simProcess) file(path string) ([]byte, error) {
 	for _, m := range p.spec.Mounts {
 		if rest, ok := strings.CutPrefix(path, m.Target); ok && (rest == "" || rest[0] == '/') {
@@ -212,7 +219,25 @@ func (p *simProcess) file(path string) ([]byte, error) {
 	case "/etc/hostname":
 		return []byte(p.spec.Pod.Hostname + "\n"), nil
 	}
+	for _, dir := range append([]string{p.spec.Upper}, p.spec.LowerLayers...) {
+		if data, err := os.ReadFile(filepath.Join(dir, path)); dir != "" && err == nil {
+			return data, nil
+		}
+	}
 	return nil, os.ErrNotExist
+}
+
+// write makes a file in the writable layer, when it is a named one: what else a
+// container writes nobody can see here.
+func (p *simProcess) write(path, word string) error {
+	if p.spec.Upper == "" {
+		return nil
+	}
+	path = filepath.Join(p.spec.Upper, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(word+"\n"), 0o600)
 }
 
 // size prints the size of the terminal until its input ends.

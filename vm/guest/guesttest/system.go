@@ -24,14 +24,14 @@ type system struct {
 
 	mu       sync.Mutex
 	identity identity // guarded by mu, like all below
-	mounted  map[int]int
+	mounted  map[int]bool
 	network  *agent.Network
 }
 
 var _ agent.System = (*system)(nil)
 
 func newSystem(dir string, o Options, id identity, powerOff func()) *system {
-	return &system{dir: dir, opts: o, identity: id, powerOff: powerOff, mounted: map[int]int{}}
+	return &system{dir: dir, opts: o, identity: id, powerOff: powerOff, mounted: map[int]bool{}}
 }
 
 func (s *system) id() identity {
@@ -64,22 +64,12 @@ func (s *system) MountImage(_ context.Context, slot int) (string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mounted[slot]++
+	s.mounted[slot] = true
 	return dir, nil
 }
 
-func (s *system) UnmountImage(slot int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.mounted[slot] == 0 {
-		return fmt.Errorf("image slot %d is not mounted", slot)
-	}
-	s.mounted[slot]--
-	return nil
-}
-
-func (s *system) ScratchDir() string            { return s.dir }
-func (s *system) Quiesce(context.Context) error { return nil }
+func (s *system) ScratchDir() string                  { return s.dir }
+func (s *system) Quiesce(context.Context, bool) error { return nil }
 
 func (s *system) PowerOff() error {
 	s.powerOff()
@@ -93,15 +83,11 @@ func (s *system) Stats() (agent.SystemStats, error) {
 	}, nil
 }
 
-// MountedImages is the number of image mounts that containers hold.
+// MountedImages is the number of image slots that are mounted.
 func (a *Agent) MountedImages() int {
 	a.system.mu.Lock()
 	defer a.system.mu.Unlock()
-	n := 0
-	for _, c := range a.system.mounted {
-		n += c
-	}
-	return n
+	return len(a.system.mounted)
 }
 
 // Network is the network of the last refresh, or nil.

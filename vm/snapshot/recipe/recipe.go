@@ -6,14 +6,19 @@
 // running, and the proof that it is ready.
 package recipe
 
-import "time"
+import (
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/guest"
+)
 
 // Layer is the name, in the machine, of the writable layer that the commands fill. Containers
 // of the template's first image have it below their own.
 const Layer = "template"
 
-// ContainerPrefix begins the ids of a recipe's containers in the machine.
-const ContainerPrefix = "template-"
+// ContainerPrefix begins the ids of a recipe's containers in the machine. No pod's has
+// it: the names of a pod's containers have no dots.
+const ContainerPrefix = guest.TemplatePrefix
 
 // Recipe is pure data; everything in it is from a user.
 type Recipe struct {

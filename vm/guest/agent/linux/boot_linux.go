@@ -79,7 +79,7 @@ func Boot() (*System, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the agent's version: %w", err)
 	}
-	s := &System{version: strings.TrimSpace(string(version)), images: map[int]*image{}}
+	s := &System{version: strings.TrimSpace(string(version)), images: map[int]string{}}
 	if s.disks, err = findDisks(); err != nil {
 		return nil, err
 	}

@@ -22,12 +22,6 @@ const (
 	slotSerial    = "slot"
 )
 
-// image is the mounted image of one slot.
-type image struct {
-	dir   string
-	count int
-}
-
 // findDisks maps the serial numbers of the virtio disks to their devices.
 func findDisks() (map[string]string, error) {
 	paths, err := filepath.Glob("/sys/block/vd*/serial")
@@ -77,9 +71,8 @@ func (s *System) ScratchDir() string { return scratchDir }
 func (s *System) MountImage(_ context.Context, slot int) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m, ok := s.images[slot]; ok {
-		m.count++
-		return m.dir, nil
+	if dir, ok := s.images[slot]; ok {
+		return dir, nil
 	}
 	dev, ok := s.disks[slotSerial+strconv.Itoa(slot)]
 	if !ok {
@@ -106,27 +99,8 @@ func (s *System) MountImage(_ context.Context, slot int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("mount image of slot %d: %w", slot, err)
 	}
-	s.images[slot] = &image{dir: dir, count: 1}
+	s.images[slot] = dir
 	return dir, nil
-}
-
-// UnmountImage implements agent.System.
-func (s *System) UnmountImage(slot int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, ok := s.images[slot]
-	if !ok {
-		return fmt.Errorf("unmount image: nothing is mounted from slot %d", slot)
-	}
-	if m.count > 1 {
-		m.count--
-		return nil
-	}
-	if err := unix.Unmount(m.dir, unix.UMOUNT_NOFOLLOW); err != nil {
-		return fmt.Errorf("unmount image of slot %d: %w", slot, err)
-	}
-	delete(s.images, slot)
-	return nil
 }
 
 func flushBuffers(dev string) error {

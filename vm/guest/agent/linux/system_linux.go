@@ -28,7 +28,7 @@ type System struct {
 	refreshing sync.Mutex // one refresh at a time
 
 	mu     sync.Mutex
-	images map[int]*image // guarded by mu
+	images map[int]string // guarded by mu; directories of mounted slots
 }
 
 var _ agent.System = (*System)(nil)
@@ -166,13 +166,16 @@ func (s *System) Identity() (agent.Identity, error) {
 // Quiesce implements agent.System. The scratch disk is not trimmed: at this point hardly
 // anything was ever freed on it, and discarding 16 GiB of free blocks makes an overlay
 // on the host larger, not smaller.
-func (s *System) Quiesce(_ context.Context) error {
+func (s *System) Quiesce(_ context.Context, keepCaches bool) error {
 	unix.Sync()
+	debug.FreeOSMemory()
+	if keepCaches {
+		return nil
+	}
 	// Both page cache and the objects that hold on to it (proc(5)).
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 		return fmt.Errorf("quiesce: %w", err)
 	}
-	debug.FreeOSMemory()
 	return nil
 }
 

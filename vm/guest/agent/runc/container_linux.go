@@ -58,9 +58,19 @@ func (c *container) mountRoot() error {
 			return fmt.Errorf("make root file system: %w", err)
 		}
 	}
+	upper := c.spec.Upper
+	if upper == "" {
+		upper = filepath.Join(c.dir, "upper")
+	}
+	var lower []string
+	for _, dir := range append(slices.Clone(c.spec.LowerLayers), c.spec.Lower) {
+		lower = append(lower, escape(dir))
+	}
 	// volatile: nothing is synced to the upper layer for the overlay's sake. The
-	// scratch disk is not meant to survive the machine.
-	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,volatile", escape(c.spec.Lower), escape(filepath.Join(c.dir, "upper")), escape(filepath.Join(c.dir, "work")))
+	// scratch disk is not meant to survive the machine. The mark that volatile leaves lies
+	// in the work directory, which is each container's own, so that a named upper layer can be
+	// mounted again.
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,volatile", strings.Join(lower, ":"), escape(upper), escape(filepath.Join(c.dir, "work")))
 	if err := mount("overlay", c.root(), "overlay", 0, data); err != nil {
 		return fmt.Errorf("mount root file system: %w", err)
 	}

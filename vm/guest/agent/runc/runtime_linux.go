@@ -79,7 +79,7 @@ func (r *Runtime) Unmount(dir string) error { return unmount(dir) }
 
 // Create implements agent.Runtime.
 func (r *Runtime) Create(_ context.Context, spec agent.ContainerSpec) (_ agent.Container, err error) {
-	u, err := resolveUser(spec.Lower, spec.User)
+	u, err := resolveUser(roots(spec), spec.User)
 	if err != nil {
 		return nil, err
 	}

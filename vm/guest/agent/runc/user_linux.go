@@ -27,18 +27,38 @@ type user struct {
 	groups   []int
 }
 
-// resolveUser finds out whom an image and a pod mean. root is the image: what it says
-// is not trusted to stay inside it.
-func resolveUser(root string, u agent.User) (user, error) {
-	passwd, err := readInRoot(root, "etc/passwd")
+// roots are the directories of a root file system, uppermost first.
+func roots(spec agent.ContainerSpec) []string {
+	var dirs []string
+	if spec.Upper != "" {
+		dirs = append(dirs, spec.Upper)
+	}
+	return append(append(dirs, spec.LowerLayers...), spec.Lower)
+}
+
+// resolveUser finds out whom an image and a pod mean. roots are the image below and the
+// layers above it: what they say is not trusted to stay inside them.
+func resolveUser(roots []string, u agent.User) (user, error) {
+	passwd, err := readInRoots(roots, "etc/passwd")
 	if err != nil {
 		return user{}, err
 	}
-	group, err := readInRoot(root, "etc/group")
+	group, err := readInRoots(roots, "etc/group")
 	if err != nil {
 		return user{}, err
 	}
 	return lookUpUser(u, passwd, group)
+}
+
+// readInRoots reads the file of the uppermost layer that has it. A layer that hides
+// it without another in its place is not thought of: a system without users has no names to look up.
+func readInRoots(roots []string, name string) (string, error) {
+	for _, root := range roots {
+		if data, err := readInRoot(root, name); err != nil || data != "" {
+			return data, err
+		}
+	}
+	return "", nil
 }
 
 // lookUpUser decides by the two files of the image. The pod's numbers win over the

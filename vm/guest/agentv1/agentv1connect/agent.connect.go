@@ -58,6 +58,8 @@ const (
 	AgentServicePowerOffProcedure = "/firkin.agent.v1.AgentService/PowerOff"
 	// AgentServiceStatsProcedure is the fully-qualified name of the AgentService's Stats RPC.
 	AgentServiceStatsProcedure = "/firkin.agent.v1.AgentService/Stats"
+	// AgentServiceProbeProcedure is the fully-qualified name of the AgentService's Probe RPC.
+	AgentServiceProbeProcedure = "/firkin.agent.v1.AgentService/Probe"
 	// ContainerServiceSetupPodProcedure is the fully-qualified name of the ContainerService's SetupPod
 	// RPC.
 	ContainerServiceSetupPodProcedure = "/firkin.agent.v1.ContainerService/SetupPod"
@@ -102,8 +104,10 @@ type AgentServiceClient interface {
 	// Ping returns the payload. It proves that the agent answers.
 	Ping(context.Context, *connect.Request[agentv1.PingRequest]) (*connect.Response[agentv1.PingResponse], error)
 	// Seal prepares the machine for being saved: it remembers the seal key in
-	// memory only, flushes disks, drops caches and collects garbage. It fails with
-	// failed_precondition when the machine was sealed before or has containers.
+	// memory only, flushes disks, collects garbage and, unless told otherwise, drops
+	// caches. May be repeated: a machine that was restored, changed and is to be saved
+	// again gets a new key. It fails with failed_precondition when the machine has
+	// containers other than a template's, whose ids begin with "template.".
 	Seal(context.Context, *connect.Request[agentv1.SealRequest]) (*connect.Response[agentv1.SealResponse], error)
 	// Refresh is the first call after every restore, and after a cold boot: it steps
 	// the clock, reseeds the kernel's entropy, and sets machine-id, hostname and
@@ -114,6 +118,10 @@ type AgentServiceClient interface {
 	PowerOff(context.Context, *connect.Request[agentv1.PowerOffRequest]) (*connect.Response[agentv1.PowerOffResponse], error)
 	// Stats measures the machine and its containers now.
 	Stats(context.Context, *connect.Request[agentv1.StatsRequest]) (*connect.Response[agentv1.StatsResponse], error)
+	// Probe looks once, from inside the machine, whether something answers on its
+	// loopback. What does not answer is a response, not an error; invalid_argument for
+	// a request that cannot be.
+	Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the firkin.agent.v1.AgentService service. By
@@ -163,6 +171,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Stats")),
 			connect.WithClientOptions(opts...),
 		),
+		probe: connect.NewClient[agentv1.ProbeRequest, agentv1.ProbeResponse](
+			httpClient,
+			baseURL+AgentServiceProbeProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Probe")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -174,6 +188,7 @@ type agentServiceClient struct {
 	refresh  *connect.Client[agentv1.RefreshRequest, agentv1.RefreshResponse]
 	powerOff *connect.Client[agentv1.PowerOffRequest, agentv1.PowerOffResponse]
 	stats    *connect.Client[agentv1.StatsRequest, agentv1.StatsResponse]
+	probe    *connect.Client[agentv1.ProbeRequest, agentv1.ProbeResponse]
 }
 
 // Info calls firkin.agent.v1.AgentService.Info.
@@ -206,6 +221,11 @@ func (c *agentServiceClient) Stats(ctx context.Context, req *connect.Request[age
 	return c.stats.CallUnary(ctx, req)
 }
 
+// Probe calls firkin.agent.v1.AgentService.Probe.
+func (c *agentServiceClient) Probe(ctx context.Context, req *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error) {
+	return c.probe.CallUnary(ctx, req)
+}
+
 // AgentServiceHandler is an implementation of the firkin.agent.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Info describes agent and machine. It changes nothing.
@@ -213,8 +233,10 @@ type AgentServiceHandler interface {
 	// Ping returns the payload. It proves that the agent answers.
 	Ping(context.Context, *connect.Request[agentv1.PingRequest]) (*connect.Response[agentv1.PingResponse], error)
 	// Seal prepares the machine for being saved: it remembers the seal key in
-	// memory only, flushes disks, drops caches and collects garbage. It fails with
-	// failed_precondition when the machine was sealed before or has containers.
+	// memory only, flushes disks, collects garbage and, unless told otherwise, drops
+	// caches. May be repeated: a machine that was restored, changed and is to be saved
+	// again gets a new key. It fails with failed_precondition when the machine has
+	// containers other than a template's, whose ids begin with "template.".
 	Seal(context.Context, *connect.Request[agentv1.SealRequest]) (*connect.Response[agentv1.SealResponse], error)
 	// Refresh is the first call after every restore, and after a cold boot: it steps
 	// the clock, reseeds the kernel's entropy, and sets machine-id, hostname and
@@ -225,6 +247,10 @@ type AgentServiceHandler interface {
 	PowerOff(context.Context, *connect.Request[agentv1.PowerOffRequest]) (*connect.Response[agentv1.PowerOffResponse], error)
 	// Stats measures the machine and its containers now.
 	Stats(context.Context, *connect.Request[agentv1.StatsRequest]) (*connect.Response[agentv1.StatsResponse], error)
+	// Probe looks once, from inside the machine, whether something answers on its
+	// loopback. What does not answer is a response, not an error; invalid_argument for
+	// a request that cannot be.
+	Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -270,6 +296,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Stats")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceProbeHandler := connect.NewUnaryHandler(
+		AgentServiceProbeProcedure,
+		svc.Probe,
+		connect.WithSchema(agentServiceMethods.ByName("Probe")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/firkin.agent.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceInfoProcedure:
@@ -284,6 +316,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServicePowerOffHandler.ServeHTTP(w, r)
 		case AgentServiceStatsProcedure:
 			agentServiceStatsHandler.ServeHTTP(w, r)
+		case AgentServiceProbeProcedure:
+			agentServiceProbeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -317,16 +351,21 @@ func (UnimplementedAgentServiceHandler) Stats(context.Context, *connect.Request[
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.AgentService.Stats is not implemented"))
 }
 
+func (UnimplementedAgentServiceHandler) Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.AgentService.Probe is not implemented"))
+}
+
 // ContainerServiceClient is a client for the firkin.agent.v1.ContainerService service.
 type ContainerServiceClient interface {
 	// SetupPod sets what all containers of the pod share. It comes before the first
-	// CreateContainer and may be repeated with the same content.
+	// CreateContainer and may be repeated with the same content; with another while
+	// there are no containers but a template's, whose ids begin with "template.".
 	SetupPod(context.Context, *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
 	// process, stopped before the user's program. already_exists if the id is taken;
-	// invalid_argument names the field; not_found a volume; failed_precondition for a
-	// user that the image does not have, for a slot without an image, and before
-	// SetupPod. A program that cannot be executed is reported by StartContainer.
+	// invalid_argument names the field; not_found a volume or a layer; failed_precondition
+	// for a user that the image does not have, for a slot without an image, for a layer
+	// that another container keeps from it, and before SetupPod. A program that cannot be executed is reported by StartContainer.
 	CreateContainer(context.Context, *connect.Request[agentv1.CreateContainerRequest]) (*connect.Response[agentv1.CreateContainerResponse], error)
 	// StartContainer lets the created process execute the user's program. A running
 	// or exited container is left as it is. When the program cannot be executed the
@@ -482,13 +521,14 @@ func (c *containerServiceClient) AckOutput(ctx context.Context, req *connect.Req
 // ContainerServiceHandler is an implementation of the firkin.agent.v1.ContainerService service.
 type ContainerServiceHandler interface {
 	// SetupPod sets what all containers of the pod share. It comes before the first
-	// CreateContainer and may be repeated with the same content.
+	// CreateContainer and may be repeated with the same content; with another while
+	// there are no containers but a template's, whose ids begin with "template.".
 	SetupPod(context.Context, *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
 	// process, stopped before the user's program. already_exists if the id is taken;
-	// invalid_argument names the field; not_found a volume; failed_precondition for a
-	// user that the image does not have, for a slot without an image, and before
-	// SetupPod. A program that cannot be executed is reported by StartContainer.
+	// invalid_argument names the field; not_found a volume or a layer; failed_precondition
+	// for a user that the image does not have, for a slot without an image, for a layer
+	// that another container keeps from it, and before SetupPod. A program that cannot be executed is reported by StartContainer.
 	CreateContainer(context.Context, *connect.Request[agentv1.CreateContainerRequest]) (*connect.Response[agentv1.CreateContainerResponse], error)
 	// StartContainer lets the created process execute the user's program. A running
 	// or exited container is left as it is. When the program cannot be executed the
