@@ -93,8 +93,12 @@ lint: ## Run golangci-lint, its version pinned in hack/tools.
 	$(GO) tool -modfile=hack/tools/go.mod golangci-lint run ./...
 
 .PHONY: generate
-generate: ## Generate the guest protocol's Go code (needs protoc).
+generate: generate-crds ## Generate the CRDs and the guest protocol's Go code (needs protoc).
 	hack/generate.sh
+
+.PHONY: generate-crds
+generate-crds: ## Generate the CRDs and their deep copies, controller-gen pinned in hack/tools.
+	hack/generate-crds.sh
 
 .PHONY: verify
 verify: verify-darwin verify-generate lint ## Check that generated code is current, darwin builds, linters are silent.
@@ -105,7 +109,7 @@ verify-darwin: ## Build everything for the product's platform, darwin/arm64.
 
 .PHONY: verify-generate
 verify-generate: generate ## Fail when generated code is stale.
-	git diff --exit-code -- '*.pb.go' '*.connect.go'
+	git diff --exit-code -- '*.pb.go' '*.connect.go' 'crds/*.yaml' '*/zz_generated.deepcopy.go'
 
 .PHONY: clean
 clean: ## Remove what was built.

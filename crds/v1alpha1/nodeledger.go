@@ -12,126 +12,248 @@ import (
 // NodeLedgerSpec is what a node is to keep ready. Only the controller writes it.
 type NodeLedgerSpec struct {
 	// Templates that the targets name, each revision once.
+	//
 	// +optional
 	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=1000
 	Templates []TemplateRevision `json:"templates,omitempty"`
 	// Targets of the node, one a pool.
+	//
 	// +optional
 	// +listType=map
 	// +listMapKey=namespace
 	// +listMapKey=pool
+	// +kubebuilder:validation:MaxItems=1000
 	Targets []PoolTarget `json:"targets,omitempty"`
 }
 
 // TemplateRevision is a template as it was when the targets were made.
 type TemplateRevision struct {
+	// Namespace of the SnapshotTemplate.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
-	// Revision is SnapshotTemplateSpec.Revision of Spec.
-	Revision string               `json:"revision"`
-	Spec     SnapshotTemplateSpec `json:"spec"`
+	// Name of the SnapshotTemplate.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+	// Revision is a digest of Spec.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=64
+	Revision string `json:"revision"`
+	// Spec of the SnapshotTemplate; kubectl explain snapshottemplate.spec describes it.
+	//
+	// +required
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=object
+	// +kubebuilder:pruning:PreserveUnknownFields
+	Spec SnapshotTemplateSpec `json:"spec"`
 }
 
 // PoolTarget is how many machines of a pool a node keeps ready.
 type PoolTarget struct {
+	// Namespace of the WarmPool.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace"`
 	// Pool is the WarmPool's name.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=253
 	Pool string `json:"pool"`
 	// UID of the WarmPool.
+	//
 	// +optional
 	UID types.UID `json:"uid,omitempty"`
 	// Template and Revision name one of Templates, in Namespace.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=253
 	Template string `json:"template"`
+	// Revision of the template.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=64
 	Revision string `json:"revision"`
 	// Replicas that the node keeps ready.
+	//
+	// +required
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100000
 	Replicas int32 `json:"replicas"`
+	// Priority of the pool.
+	//
 	// +optional
 	Priority int32 `json:"priority,omitempty"`
+	// ReclaimPolicy of the pool: OnDemand or Never.
+	//
 	// +optional
 	ReclaimPolicy ReclaimPolicy `json:"reclaimPolicy,omitempty"`
+	// MaxAge after which a ready machine is replaced; never if it is not set.
+	//
 	// +optional
 	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
+	// MaxSurge is how many machines more than Replicas there may be while outdated ones are replaced.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	MaxSurge int32 `json:"maxSurge,omitempty"`
+	// MaxUnavailable is how many machines fewer than Replicas there may be while outdated ones are replaced.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	MaxUnavailable int32 `json:"maxUnavailable,omitempty"`
 }
 
 // NodeLedgerStatus is the node's account. Only that node writes it.
 type NodeLedgerStatus struct {
+	// ObservedGeneration is the generation of the spec that the node has taken up.
+	//
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Capacity of the node for machines.
+	//
 	// +optional
 	Capacity Amounts `json:"capacity,omitempty"`
 	// Active is what pods' machines hold.
+	//
 	// +optional
 	Active Amounts `json:"active,omitempty"`
 	// Warm is what machines of pools hold that no pod has.
+	//
 	// +optional
 	Warm Amounts `json:"warm,omitempty"`
 	// Available is Capacity less Active and Warm.
+	//
 	// +optional
 	Available Amounts `json:"available,omitempty"`
-	// Machines of pods and of pools.
+	// ActiveMachines is the number of machines of pods.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	ActiveMachines int32 `json:"activeMachines"`
+	// WarmMachines is the number of machines of pools that no pod has.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	WarmMachines int32 `json:"warmMachines"`
+	// Pools that the node has a target or a machine of.
+	//
 	// +optional
 	// +listType=map
 	// +listMapKey=namespace
 	// +listMapKey=pool
+	// +kubebuilder:validation:MaxItems=1000
 	Pools []PoolStatus `json:"pools,omitempty"`
 	// Snapshots of templates on the node.
+	//
 	// +optional
 	// +listType=map
 	// +listMapKey=namespace
 	// +listMapKey=template
 	// +listMapKey=revision
+	// +kubebuilder:validation:MaxItems=1000
 	Snapshots []SnapshotStatus `json:"snapshots,omitempty"`
+	// Conditions of the node's supply.
+	//
 	// +optional
 	// +listType=map
 	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
 // Amounts are parts of a node.
 type Amounts struct {
+	// CPU in cores.
+	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="must be a quantity"
 	CPU resource.Quantity `json:"cpu,omitempty"`
+	// Memory in bytes.
+	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="must be a quantity"
 	Memory resource.Quantity `json:"memory,omitempty"`
+	// Disk in bytes.
+	//
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self))",message="must be a quantity"
 	Disk resource.Quantity `json:"disk,omitempty"`
 	// Slots are macOS guests, of which Apple's licence allows two on a host.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000
 	Slots int32 `json:"slots,omitempty"`
 }
 
 // PoolStatus is a pool on the node.
 type PoolStatus struct {
+	// Namespace of the WarmPool.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace"`
-	Pool      string `json:"pool"`
+	// Pool is the WarmPool's name.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=253
+	Pool string `json:"pool"`
+	// Revision of the template that the node keeps ready.
+	//
 	// +optional
-	Revision  string `json:"revision,omitempty"`
-	Desired   int32  `json:"desired"`
-	Ready     int32  `json:"ready"`
-	Restoring int32  `json:"restoring"`
+	// +kubebuilder:validation:MaxLength=64
+	Revision string `json:"revision,omitempty"`
+	// Desired is the target that the node has taken up.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Desired int32 `json:"desired"`
+	// Ready machines can be checked out, outdated ones included.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Ready int32 `json:"ready"`
+	// Restoring machines are on the way.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Restoring int32 `json:"restoring"`
+	// Outdated ready machines are of an earlier revision.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
 	Outdated int32 `json:"outdated,omitempty"`
+	// Active machines were checked out and run a pod.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	Active int32 `json:"active,omitempty"`
+	// SkipReason is why the node does not restore more: InsufficientCapacity, DiskPressure,
+	// SnapshotNotReady or Backoff.
+	//
 	// +optional
+	// +kubebuilder:validation:MaxLength=64
 	SkipReason string `json:"skipReason,omitempty"`
+	// Message says more about the skip reason.
+	//
 	// +optional
+	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`
 	// UnmetSince is when the pool was last as full as it should be, while it is not.
+	//
 	// +optional
 	UnmetSince *metav1.Time `json:"unmetSince,omitempty"`
 }
 
 // SnapshotPhase is where a template's snapshot is on a node.
+//
+// +kubebuilder:validation:Enum=Pending;Building;Ready;Failed
 type SnapshotPhase string
 
 // The phases.
@@ -144,41 +266,86 @@ const (
 
 // SnapshotStatus is a template's snapshot on the node.
 type SnapshotStatus struct {
-	Namespace string        `json:"namespace"`
-	Template  string        `json:"template"`
-	Revision  string        `json:"revision"`
-	Phase     SnapshotPhase `json:"phase"`
+	// Namespace of the SnapshotTemplate.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+	// Template is the SnapshotTemplate's name.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=253
+	Template string `json:"template"`
+	// Revision of the template.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=64
+	Revision string `json:"revision"`
+	// Phase is Pending, Building, Ready or Failed.
+	//
+	// +required
+	Phase SnapshotPhase `json:"phase"`
 	// Key names the snapshot in `vk-firkin snapshot list`.
+	//
 	// +optional
+	// +kubebuilder:validation:MaxLength=128
 	Key string `json:"key,omitempty"`
-	// Step, Message and Output of a build that failed.
+	// Step of the build that failed: Pull, Checkout, Setup, WarmCache, Start, Readiness, Save.
+	//
 	// +optional
+	// +kubebuilder:validation:MaxLength=64
 	Step string `json:"step,omitempty"`
+	// Message says what went wrong.
+	//
 	// +optional
+	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`
+	// Output is the end of what the failing command wrote.
+	//
 	// +optional
+	// +kubebuilder:validation:MaxLength=4096
 	Output string `json:"output,omitempty"`
 	// RetryAt is when the node tries again.
+	//
 	// +optional
 	RetryAt *metav1.Time `json:"retryAt,omitempty"`
-	// BuildSeconds and SaveSeconds are what the last build took, and the save in it.
+	// BuildMillis is what the last build took, in milliseconds.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	BuildMillis int64 `json:"buildMillis,omitempty"`
+	// SaveMillis is what the save in it took, in milliseconds.
+	//
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	SaveMillis int64 `json:"saveMillis,omitempty"`
 }
 
-// NodeLedger is the account of one node, named like it and owned by it.
+// NodeLedger is the account of one node, named like it and owned by it: the controller
+// writes what the node is to keep ready, the node what it has.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Cluster,shortName=nl
+// +kubebuilder:resource:scope=Cluster,shortName=nl,categories=firkin
+// +kubebuilder:printcolumn:name="Active",type=integer,JSONPath=`.status.activeMachines`,description="Machines of pods"
+// +kubebuilder:printcolumn:name="Warm",type=integer,JSONPath=`.status.warmMachines`,description="Machines of pools that no pod has"
+// +kubebuilder:printcolumn:name="CPU",type=string,JSONPath=`.status.capacity.cpu`
+// +kubebuilder:printcolumn:name="CPU-Free",type=string,JSONPath=`.status.available.cpu`
+// +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.status.capacity.memory`
+// +kubebuilder:printcolumn:name="Memory-Active",type=string,JSONPath=`.status.active.memory`,priority=1
+// +kubebuilder:printcolumn:name="Memory-Warm",type=string,JSONPath=`.status.warm.memory`
+// +kubebuilder:printcolumn:name="Memory-Free",type=string,JSONPath=`.status.available.memory`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type NodeLedger struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// Spec is what the node is to keep ready.
+	//
 	// +optional
 	Spec NodeLedgerSpec `json:"spec,omitempty"`
+	// Status is what the node has.
+	//
 	// +optional
 	Status NodeLedgerStatus `json:"status,omitempty"`
 }
