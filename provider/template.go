@@ -36,8 +36,8 @@ var ErrInvalidTemplate = errors.New("invalid template")
 
 // NodePool is what the node offers of one warm pool.
 type NodePool struct {
-	// Key names the pool behind the prefixes of labels and resources:
-	// "NAMESPACE.POOL", or a digest of it when that is too long for a label.
+	// Key is the pool's label and its extended resource: warm.firkin.dev/NAMESPACE.POOL.
+	// Empty when that is too long for either.
 	Key string
 	// Ready is how many machines can be checked out, Desired how many should.
 	Ready, Desired int

@@ -6,8 +6,6 @@ package nodeledger
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +15,6 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 	"github.com/vk-firkin/vk-firkin/provider"
@@ -160,8 +157,13 @@ func (k *Keeper) Pools() []provider.NodePool {
 	}
 	pools := make([]provider.NodePool, 0, len(targets))
 	for _, t := range targets {
+		namespace, name, _ := strings.Cut(t.Pool, "/")
+		key, fits := v1alpha1.WarmName(namespace, name)
+		if !fits {
+			key = ""
+		}
 		pools = append(pools, provider.NodePool{
-			Key: PoolKey(t.Pool), Ready: ready[t.Pool], Desired: t.Desired, Reserved: t.Reclaim == warmpool.ReclaimNever,
+			Key: key, Ready: ready[t.Pool], Desired: t.Desired, Reserved: t.Reclaim == warmpool.ReclaimNever,
 			Each: provider.Budget{MilliCPU: t.Active.MilliCPU, MemoryBytes: t.Active.MemoryBytes, DiskBytes: t.Active.DiskBytes},
 		})
 	}
@@ -171,21 +173,6 @@ func (k *Keeper) Pools() []provider.NodePool {
 
 // Changes is part of provider.Pools.
 func (k *Keeper) Changes() <-chan struct{} { return k.changes }
-
-// keyDigits keep the keys of pools with long names apart.
-const keyDigits = 10
-
-// PoolKey is the name of a pool, given as "namespace/name", in labels and resources:
-// "namespace.name". A name may be longer than a label allows; then a digest stands for
-// its end. Pure.
-func PoolKey(pool string) string {
-	key := strings.Replace(pool, "/", ".", 1)
-	if len(key) <= validation.LabelValueMaxLength { // as long as the name part of a key may be
-		return key
-	}
-	sum := sha256.Sum256([]byte(pool))
-	return strings.TrimRight(key[:validation.LabelValueMaxLength-keyDigits-1], "-.") + "-" + hex.EncodeToString(sum[:])[:keyDigits]
-}
 
 // Template is part of provider.Templates.
 func (k *Keeper) Template(namespace, name string) (provider.Template, error) {

@@ -117,7 +117,7 @@ func TestCreatesItsLedgerAndKeepsTargets(t *testing.T) {
 				t.Errorf("condition %+v", c)
 			}
 		}
-		if got := sc.k.Pools(); len(got) != 1 || got[0] != (provider.NodePool{Key: "team.app", Ready: 1, Desired: 2, Each: provider.Budget{MilliCPU: 250, MemoryBytes: 256 << 20}}) {
+		if got := sc.k.Pools(); len(got) != 1 || got[0] != (provider.NodePool{Key: "warm.firkin.dev/team.app", Ready: 1, Desired: 2, Each: provider.Budget{MilliCPU: 250, MemoryBytes: 256 << 20}}) {
 			t.Errorf("pools offered: %+v", got)
 		}
 	})
@@ -129,7 +129,9 @@ func TestReportsAtMostOnceASecond(t *testing.T) {
 		before := sc.m.statusWrites()
 		began := time.Now()
 		for i := range 500 { // in five seconds
-			sc.s.change(func(s *warmpool.Status) { s.Pools = []warmpool.PoolStatus{{Pool: "team/app", Ready: i + 1, Desired: 500}} })
+			sc.s.change(func(s *warmpool.Status) {
+				s.Pools = []warmpool.PoolStatus{{Pool: "team/app", Ready: i + 1, Desired: 500}}
+			})
 			time.Sleep(10 * time.Millisecond)
 		}
 		sc.wait(3 * time.Second)

@@ -22,23 +22,8 @@ import (
 // SkipInvalidTarget is the skip reason of a pool whose numbers the node does not take.
 const SkipInvalidTarget = "InvalidTarget"
 
-// Reasons of the ledger's conditions.
-const (
-	reasonPoolsReady    = "PoolsReady"
-	reasonPoolsNotReady = "PoolsNotReady"
-	reasonRestoring     = "Restoring"
-	reasonBuilding      = "BuildingSnapshots"
-	reasonAtRest        = "AtRest"
-	reasonPoolsSkipped  = "PoolsSkipped"
-	reasonAsExpected    = "AsExpected"
-)
-
-// Bounds of what a status holds: what failed may have written anything.
-const (
-	maxMessageBytes = 1024
-	maxOutputBytes  = 4096
-	maxSnapshots    = 1000
-)
+// maxStepBytes is what the API server takes as the name of a step.
+const maxStepBytes = 64
 
 // report is everything that a status is computed from.
 type report struct {
@@ -91,21 +76,21 @@ func poolStatuses(r *report) []v1alpha1.PoolStatus {
 		namespace, name, _ := strings.Cut(p.Pool, "/")
 		st := v1alpha1.PoolStatus{
 			Namespace: namespace, Pool: name, Revision: p.Revision, Desired: small(p.Desired), Ready: small(p.Ready), Restoring: small(p.Restoring),
-			Outdated: small(p.Outdated), Active: small(p.Active), SkipReason: string(p.Skip), Message: bound(p.Message, maxMessageBytes),
+			Outdated: small(p.Outdated), Active: small(p.Active), SkipReason: string(p.Skip), Message: bound(p.Message, v1alpha1.MaxMessage),
 		}
 		if !p.UnmetSince.IsZero() {
 			since := seconds(p.UnmetSince)
 			st.UnmetSince = &since
 		}
 		if f, ok := faults[p.Pool]; ok {
-			st.SkipReason, st.Message = f.reason(), bound("The former target is kept: "+f.Message, maxMessageBytes)
+			st.SkipReason, st.Message = f.reason(), bound("The former target is kept: "+f.Message, v1alpha1.MaxMessage)
 			delete(faults, p.Pool)
 		}
 		list = append(list, st)
 	}
 	for _, f := range faults {
 		list = append(list, v1alpha1.PoolStatus{Namespace: f.Namespace, Pool: f.Pool, Revision: f.Revision, Desired: small(f.Desired),
-			SkipReason: f.reason(), Message: bound(f.Message, maxMessageBytes)})
+			SkipReason: f.reason(), Message: bound(f.Message, v1alpha1.MaxMessage)})
 	}
 	slices.SortFunc(list, func(a, b v1alpha1.PoolStatus) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pool, b.Pool))
@@ -126,13 +111,13 @@ func snapshotStatuses(r *report) []v1alpha1.SnapshotStatus {
 	for _, f := range r.faults {
 		if f.OfTemplate {
 			byKey[templateKey{f.Namespace, f.Template, f.Revision}] = v1alpha1.SnapshotStatus{
-				Namespace: f.Namespace, Template: f.Template, Revision: f.Revision, Phase: v1alpha1.SnapshotFailed, Message: bound(f.Message, maxMessageBytes)}
+				Namespace: f.Namespace, Template: f.Template, Revision: f.Revision, Phase: v1alpha1.SnapshotFailed, Message: bound(f.Message, v1alpha1.MaxMessage)}
 		}
 	}
 	for _, t := range r.status.Templates {
 		st := v1alpha1.SnapshotStatus{
 			Namespace: t.Namespace, Template: t.Name, Revision: t.Revision, Phase: v1alpha1.SnapshotPhase(t.Phase), Key: t.Key,
-			Step: bound(t.Step, maxMessageBytes), Message: bound(t.Message, maxMessageBytes), Output: bound(t.Output, maxOutputBytes),
+			Step: bound(t.Step, maxStepBytes), Message: bound(t.Message, v1alpha1.MaxMessage), Output: bound(t.Output, v1alpha1.MaxOutput),
 			BuildMillis: t.Build.Milliseconds(), SaveMillis: t.Save.Milliseconds(),
 		}
 		if !t.RetryAt.IsZero() {
@@ -148,7 +133,7 @@ func snapshotStatuses(r *report) []v1alpha1.SnapshotStatus {
 	slices.SortFunc(list, func(a, b v1alpha1.SnapshotStatus) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Template, b.Template), cmp.Compare(a.Revision, b.Revision))
 	})
-	return list[:min(len(list), maxSnapshots)]
+	return list[:min(len(list), v1alpha1.MaxNodeEntries)]
 }
 
 // conditions say in a word how the node does. Messages name pools and templates.
@@ -174,26 +159,29 @@ func conditions(s *v1alpha1.NodeLedgerStatus) []metav1.Condition {
 		default:
 		}
 	}
-	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonPoolsReady}
+	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady}
 	if len(short) > 0 {
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, reasonPoolsNotReady, joined(short)
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, v1alpha1.ReasonFilling, joined(short)
+		if restoring == 0 && len(skipped) > 0 {
+			ready.Reason = v1alpha1.ReasonNodeSkipped
+		}
 	}
-	progressing := metav1.Condition{Type: v1alpha1.ConditionProgressing, Status: metav1.ConditionFalse, Reason: reasonAtRest}
+	progressing := metav1.Condition{Type: v1alpha1.ConditionProgressing, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonComplete}
 	switch {
 	case restoring > 0:
-		progressing.Status, progressing.Reason, progressing.Message = metav1.ConditionTrue, reasonRestoring, fmt.Sprintf("%d machines are on the way", restoring)
+		progressing.Status, progressing.Reason, progressing.Message = metav1.ConditionTrue, v1alpha1.ReasonFilling, fmt.Sprintf("%d machines are on the way", restoring)
 	case len(building) > 0:
-		progressing.Status, progressing.Reason, progressing.Message = metav1.ConditionTrue, reasonBuilding, joined(building)
+		progressing.Status, progressing.Reason, progressing.Message = metav1.ConditionTrue, v1alpha1.ReasonBuilding, joined(building)
 	}
-	degraded := metav1.Condition{Type: v1alpha1.ConditionDegraded, Status: metav1.ConditionFalse, Reason: reasonAsExpected}
+	degraded := metav1.Condition{Type: v1alpha1.ConditionDegraded, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonAsExpected}
 	if len(skipped) > 0 {
-		degraded.Status, degraded.Reason, degraded.Message = metav1.ConditionTrue, reasonPoolsSkipped, joined(skipped)
+		degraded.Status, degraded.Reason, degraded.Message = metav1.ConditionTrue, v1alpha1.ReasonNodeSkipped, joined(skipped)
 	}
 	return []metav1.Condition{ready, progressing, degraded}
 }
 
 // joined is a list for people, cut where it gets long.
-func joined(list []string) string { return bound(strings.Join(list, "; "), maxMessageBytes) }
+func joined(list []string) string { return bound(strings.Join(list, "; "), v1alpha1.MaxMessage) }
 
 // seconds is a time as the API server keeps it: what was written must compare equal to
 // what comes back.

@@ -24,9 +24,8 @@ import (
 // Bounds of what the API server may ask of one node. They only keep absurd numbers
 // away from the supply: what really fits, its ledger says.
 const (
-	maxPools        = 1000
 	maxReplicas     = 1000
-	minAge          = 10 * time.Second // an entry needs about as long to be made
+	minAge          = time.Second
 	maxAge          = 10 * 365 * 24 * time.Hour
 	maxBuildTimeout = 24 * time.Hour
 	maxReadyTimeout = 24 * time.Hour
@@ -72,7 +71,7 @@ func Targets(spec *v1alpha1.NodeLedgerSpec, before []warmpool.Target, limits Lim
 	for i := range spec.Targets {
 		p := &spec.Targets[i]
 		pool := p.Namespace + "/" + p.Pool
-		if seen[pool] || len(seen) >= maxPools {
+		if seen[pool] || len(seen) >= v1alpha1.MaxNodeEntries {
 			continue // the API server's schema knows neither
 		}
 		seen[pool] = true
@@ -159,6 +158,8 @@ func targetOf(p *v1alpha1.PoolTarget, template func(templateKey) (provider.Templ
 // provider.ErrInvalidTemplate. Pure: targets and pods get the same from the same.
 func TemplateOf(namespace, name, revision string, spec *v1alpha1.SnapshotTemplateSpec, limits Limits) (provider.Template, error) {
 	t := provider.Template{Template: warmpool.Template{Namespace: namespace, Name: name, Revision: revision}}
+	spec = spec.DeepCopy()
+	spec.Default() // the revision does not tell a default from its absence, so neither may the recipe
 	var errs []error
 	if len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
 		errs = append(errs, errors.New("namespace or name is not one that Kubernetes allows"))

@@ -149,7 +149,8 @@ func TestTargets(t *testing.T) {
 	if len(faults) != 0 || len(got) != 2 {
 		t.Fatalf("%d targets, faults %v", len(got), faults)
 	}
-	tpl := warmpool.Template{Namespace: "team", Name: "app", Revision: "aa", Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20}, Images: []string{"example.test/app:1"}}
+	tpl := warmpool.Template{Namespace: "team", Name: "app", Revision: "aa", Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20},
+		Images: []string{"example.test/app:1"}, Recipe: recipe.Recipe{Timeout: 30 * time.Minute}}
 	warm, active := warmpool.Budget{MemoryBytes: 256 << 20}, warmpool.Budget{MilliCPU: 250, MemoryBytes: 256 << 20}
 	want := []warmpool.Target{
 		{Pool: "team/a", Template: tpl, Desired: 2, Reclaim: warmpool.ReclaimOnDemand, MaxSurge: 1, Warm: warm, Active: active},
@@ -226,15 +227,4 @@ func FuzzTargets(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestPoolKey(t *testing.T) {
-	if got := nodeledger.PoolKey("team/app"); got != "team.app" {
-		t.Error(got)
-	}
-	long := "namespace/" + strings.Repeat("p", 80)
-	a, b := nodeledger.PoolKey(long+"a"), nodeledger.PoolKey(long+"b")
-	if a == b || len(a) > 63 || len(b) > 63 || !strings.HasPrefix(a, "namespace.ppp") {
-		t.Errorf("%q and %q", a, b)
-	}
 }
