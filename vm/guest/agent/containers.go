@@ -26,6 +26,8 @@ import (
 const (
 	// maxContainers bounds the table: more than any pod has.
 	maxContainers = 256
+	// lossySpoolBytes bounds the output kept of a container with lossy output.
+	lossySpoolBytes = 1 << 20
 	// outputBatchBytes is the data of one message of output.
 	outputBatchBytes = 128 << 10
 	// keepAliveEvery is the silence after which a watch sends a keepalive.
@@ -199,10 +201,15 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 			cs.layers.release(spec.ID)
 		}
 	}()
-	output, err := newSpool(filepath.Join(cs.spoolDir, spec.ID), cs.spoolBytes)
+	spoolBytes := cs.spoolBytes
+	if m.GetLossyOutput() {
+		spoolBytes = min(spoolBytes, lossySpoolBytes)
+	}
+	output, err := newSpool(filepath.Join(cs.spoolDir, spec.ID), spoolBytes)
 	if err != nil {
 		return nil, internal(doing, err)
 	}
+	output.lossy = m.GetLossyOutput()
 	c := &container{
 		id: spec.ID, tty: spec.TTY, spool: output,
 		state: agentv1.ContainerState_CONTAINER_STATE_CREATED, created: time.Now(), exited: make(chan struct{}),

@@ -70,6 +70,8 @@ type spool struct {
 	dir string
 	max int64 // bytes of all segments
 	seg int64 // bytes of one
+	// lossy drops the oldest output instead of letting append wait.
+	lossy bool
 
 	mu       sync.Mutex
 	segments []*segment // guarded by mu, like all below; the last is being written
@@ -118,9 +120,15 @@ func (s *spool) append(stream uint8, at time.Time, partial bool, data []byte) er
 				s.change()
 				return nil
 			}
+			if s.lossy {
+				return nil // there is no room for it, and nobody waits for it
+			}
 			// The scratch disk may be full of other things: output waits, as it does
 			// for the reader.
 			retry = time.After(spoolRetry)
+		} else if s.lossy && len(s.segments) > 1 {
+			s.dropFirst()
+			continue
 		}
 		changed := s.changed
 		s.mu.Unlock()
@@ -179,20 +187,25 @@ func (s *spool) ack(through uint64) error {
 		return fmt.Errorf("%w: output %d is not captured yet, the last is %d", ErrInvalid, through, s.last)
 	}
 	for len(s.segments) > 0 && s.segments[0].last <= through {
-		g := s.segments[0]
 		if len(s.segments) == 1 {
-			if g.size < s.seg {
+			if s.segments[0].size < s.seg {
 				break // it is still being filled
 			}
 			_ = s.file.Close()
 			s.file = nil
 		}
-		s.segments = s.segments[1:]
-		s.total -= g.size
-		_ = os.Remove(g.path)
+		s.dropFirst()
 	}
 	s.change()
 	return nil
+}
+
+// dropFirst deletes the oldest segment. mu is held.
+func (s *spool) dropFirst() {
+	g := s.segments[0]
+	s.segments = s.segments[1:]
+	s.total -= g.size
+	_ = os.Remove(g.path)
 }
 
 // close ends all readers and writers and deletes the files.

@@ -266,3 +266,28 @@ func TestCapture(t *testing.T) {
 		})
 	}
 }
+
+// TestLossySpool: it never blocks, keeps the end, and is bounded.
+func TestLossySpool(t *testing.T) {
+	s := newTestSpool(t, 64<<10)
+	s.lossy = true
+	s.max = 16 << 10
+	s.seg = 2 << 10
+	const n = 5000
+	fill(t, s, 1, n)
+	got := all(t, s.read(0), 1<<20)
+	if len(got) < 100 || got[0].seq == 1 || got[len(got)-1].seq != n {
+		t.Fatalf("%d records are left, from %d to %d", len(got), got[0].seq, got[len(got)-1].seq)
+	}
+	for i, r := range got {
+		if r.seq != got[0].seq+uint64(i) || string(r.data) != fmt.Sprintf("record %d", r.seq) {
+			t.Fatalf("record %d is %d %q", i, r.seq, r.data)
+		}
+	}
+	if s.total > s.max {
+		t.Errorf("it holds %d bytes, at most %d are allowed", s.total, s.max)
+	}
+	if err := s.ack(n); err != nil {
+		t.Error(err)
+	}
+}

@@ -1418,7 +1418,11 @@ type CreateContainerRequest struct {
 	// have it.
 	WritableLayer string `protobuf:"bytes,12,opt,name=writable_layer,json=writableLayer,proto3" json:"writable_layer,omitempty"`
 	// Names of layers that lie, read-only, above the image, uppermost first; at most 8.
-	LowerLayers   []string `protobuf:"bytes,13,rep,name=lower_layers,json=lowerLayers,proto3" json:"lower_layers,omitempty"`
+	LowerLayers []string `protobuf:"bytes,13,rep,name=lower_layers,json=lowerLayers,proto3" json:"lower_layers,omitempty"`
+	// Keep only the last 1 MiB or so of output instead of letting the container wait
+	// until somebody reads it: for one that runs on while no host is there. Sequence
+	// numbers then have a gap where output was dropped.
+	LossyOutput   bool `protobuf:"varint,14,opt,name=lossy_output,json=lossyOutput,proto3" json:"lossy_output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1542,6 +1546,13 @@ func (x *CreateContainerRequest) GetLowerLayers() []string {
 		return x.LowerLayers
 	}
 	return nil
+}
+
+func (x *CreateContainerRequest) GetLossyOutput() bool {
+	if x != nil {
+		return x.LossyOutput
+	}
+	return false
 }
 
 // User as the image writes it ("uid", "name", "uid:gid", "name:group"), with the
@@ -3194,7 +3205,7 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\vresolv_conf\x18\x03 \x01(\fR\n" +
 	"resolvConf\x126\n" +
 	"\x17share_process_namespace\x18\x04 \x01(\bR\x15shareProcessNamespace\"\x12\n" +
-	"\x10SetupPodResponse\"\xbb\x03\n" +
+	"\x10SetupPodResponse\"\xde\x03\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -3211,7 +3222,8 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	" \x01(\bR\freadOnlyRoot\x128\n" +
 	"\tresources\x18\v \x01(\v2\x1a.firkin.agent.v1.ResourcesR\tresources\x12%\n" +
 	"\x0ewritable_layer\x18\f \x01(\tR\rwritableLayer\x12!\n" +
-	"\flower_layers\x18\r \x03(\tR\vlowerLayers\"\xbe\x01\n" +
+	"\flower_layers\x18\r \x03(\tR\vlowerLayers\x12!\n" +
+	"\flossy_output\x18\x0e \x01(\bR\vlossyOutput\"\xbe\x01\n" +
 	"\x04User\x12\x1d\n" +
 	"\n" +
 	"image_user\x18\x01 \x01(\tR\timageUser\x12\x15\n" +

@@ -388,7 +388,7 @@ type ContainerServiceClient interface {
 	ReadOutput(context.Context, *connect.Request[agentv1.ReadOutputRequest]) (*connect.ServerStreamForClient[agentv1.ReadOutputResponse], error)
 	// AckOutput lets the agent forget output up to and including a sequence number.
 	// What is not acknowledged is kept, and when the spool is full the container's
-	// writes block: output is never dropped.
+	// writes block: output is never dropped, but that of a container with lossy_output.
 	AckOutput(context.Context, *connect.Request[agentv1.AckOutputRequest]) (*connect.Response[agentv1.AckOutputResponse], error)
 }
 
@@ -551,7 +551,7 @@ type ContainerServiceHandler interface {
 	ReadOutput(context.Context, *connect.Request[agentv1.ReadOutputRequest], *connect.ServerStream[agentv1.ReadOutputResponse]) error
 	// AckOutput lets the agent forget output up to and including a sequence number.
 	// What is not acknowledged is kept, and when the spool is full the container's
-	// writes block: output is never dropped.
+	// writes block: output is never dropped, but that of a container with lossy_output.
 	AckOutput(context.Context, *connect.Request[agentv1.AckOutputRequest]) (*connect.Response[agentv1.AckOutputResponse], error)
 }
 
