@@ -24,14 +24,10 @@ import (
 // Bounds of what the API server may ask of one node. They only keep absurd numbers
 // away from the supply: what really fits, its ledger says.
 const (
-	maxReplicas     = 1000
-	minAge          = time.Second
-	maxAge          = 10 * 365 * 24 * time.Hour
-	maxBuildTimeout = 24 * time.Hour
-	maxReadyTimeout = 24 * time.Hour
-	maxCommands     = 256
-	maxRecipeBytes  = 256 << 10
-	maxImageBytes   = 512
+	maxReplicas   = 1000
+	minAge        = time.Second
+	maxAge        = 10 * 365 * 24 * time.Hour
+	maxImageBytes = 512
 )
 
 // Limits are what a machine of this node can have.
@@ -175,7 +171,8 @@ func TemplateOf(namespace, name, revision string, spec *v1alpha1.SnapshotTemplat
 	t.Recipe, err = recipeOf(spec)
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
-		return provider.Template{}, fmt.Errorf("%w: %s", provider.ErrInvalidTemplate, strings.ReplaceAll(err.Error(), "\n", "; "))
+		text := strings.ReplaceAll(err.Error(), recipe.ErrInvalid.Error()+": ", "")
+		return provider.Template{}, fmt.Errorf("%w: %s", provider.ErrInvalidTemplate, strings.ReplaceAll(text, "\n", "; "))
 	}
 	return t, nil
 }
@@ -221,14 +218,9 @@ func shapeOf(s v1alpha1.MachineShape) (vm.Shape, int64, error) {
 // text is a quantity for a message, whatever its length.
 func text(q resource.Quantity) string { return fmt.Sprintf("%.32s", q.String()) }
 
-// recipeOf translates the commands. What they may be, recipe.Validate says; here is
-// only what must hold before numbers and sizes may be handed on.
+// recipeOf translates the commands. What they may be, recipe.Validate says.
 func recipeOf(spec *v1alpha1.SnapshotTemplateSpec) (recipe.Recipe, error) {
 	r := recipe.Recipe{Timeout: time.Duration(spec.BuildTimeoutSeconds) * time.Second}
-	var errs []error
-	if r.Timeout < 0 || r.Timeout > maxBuildTimeout {
-		errs = append(errs, fmt.Errorf("buildTimeoutSeconds is %d, want at most %d", spec.BuildTimeoutSeconds, int(maxBuildTimeout.Seconds())))
-	}
 	for _, e := range spec.Env {
 		r.Env = append(r.Env, e.Name+"="+e.Value)
 	}
@@ -246,70 +238,27 @@ func recipeOf(spec *v1alpha1.SnapshotTemplateSpec) (recipe.Recipe, error) {
 		c := commandOf(*spec.Start)
 		r.Start = &c
 	}
-	if n := len(r.Setup) + len(r.WarmCache); n > maxCommands {
-		errs = append(errs, fmt.Errorf("%d commands, at most %d", n, maxCommands))
-	}
 	if spec.Readiness != nil {
-		ready, err := readinessOf(spec.Readiness)
-		r.Readiness = ready
-		errs = append(errs, err)
+		r.Readiness = readinessOf(spec.Readiness)
 	}
-	if n := sizeOf(&r); n > maxRecipeBytes {
-		errs = append(errs, fmt.Errorf("commands and environment have %d bytes, at most %d", n, maxRecipeBytes))
-	}
-	return r, errors.Join(errs...)
+	return r, r.Validate()
 }
 
 func commandOf(c v1alpha1.Command) recipe.Command {
 	return recipe.Command{Args: slices.Clone(c.Command), WorkingDir: c.WorkingDir}
 }
 
-func readinessOf(c *v1alpha1.ReadinessCheck) (*recipe.Readiness, error) {
+func readinessOf(c *v1alpha1.ReadinessCheck) *recipe.Readiness {
 	r := &recipe.Readiness{Timeout: time.Duration(c.TimeoutSeconds) * time.Second, Period: time.Duration(c.PeriodSeconds) * time.Second}
-	n := 0
 	if c.Exec != nil {
 		exec := commandOf(*c.Exec)
 		r.Exec = &exec
-		n++
 	}
 	if c.HTTPGet != nil {
 		r.HTTP = &recipe.HTTP{Port: int(c.HTTPGet.Port), Path: c.HTTPGet.Path}
-		n++
 	}
 	if c.TCPSocket != nil {
 		r.TCP = &recipe.TCP{Port: int(c.TCPSocket.Port)}
-		n++
 	}
-	switch {
-	case n != 1:
-		return nil, fmt.Errorf("readiness has %d of exec, httpGet and tcpSocket, want one", n)
-	case r.Timeout < 0 || r.Timeout > maxReadyTimeout || r.Period < 0 || r.Period > maxReadyTimeout:
-		return nil, fmt.Errorf("readiness: timeoutSeconds and periodSeconds want 0 to %d", int(maxReadyTimeout.Seconds()))
-	}
-	return r, nil
-}
-
-// sizeOf is the length of all text in a recipe.
-func sizeOf(r *recipe.Recipe) int {
-	n := 0
-	commands := append(slices.Clone(r.Setup), r.WarmCache...)
-	if r.Start != nil {
-		commands = append(commands, *r.Start)
-	}
-	if r.Readiness != nil && r.Readiness.Exec != nil {
-		commands = append(commands, *r.Readiness.Exec)
-	}
-	for _, c := range commands {
-		n += len(c.WorkingDir)
-		for _, a := range c.Args {
-			n += len(a)
-		}
-	}
-	for _, e := range r.Env {
-		n += len(e)
-	}
-	if c := r.Checkout; c != nil {
-		n += len(c.Repository) + len(c.Ref) + len(c.Directory)
-	}
-	return n
+	return r
 }

@@ -83,20 +83,20 @@ func TestTemplateOfRefuses(t *testing.T) {
 		{"too little memory", func(s *v1alpha1.SnapshotTemplateSpec) { s.Shape.Memory = resource.MustParse("2Mi") }, "shape"},
 		{"absurd memory", func(s *v1alpha1.SnapshotTemplateSpec) { s.Shape.Memory = resource.MustParse("1e300") }, "shape.memory"},
 		{"odd memory", func(s *v1alpha1.SnapshotTemplateSpec) { s.Shape.Memory = resource.MustParse("257Mi") }, "multiple of 2 MiB"},
-		{"negative timeout", func(s *v1alpha1.SnapshotTemplateSpec) { s.BuildTimeoutSeconds = -1 }, "buildTimeoutSeconds"},
-		{"absurd timeout", func(s *v1alpha1.SnapshotTemplateSpec) { s.BuildTimeoutSeconds = math.MaxInt32 }, "buildTimeoutSeconds"},
+		{"negative timeout", func(s *v1alpha1.SnapshotTemplateSpec) { s.BuildTimeoutSeconds = -1 }, "timeout"},
+		{"absurd timeout", func(s *v1alpha1.SnapshotTemplateSpec) { s.BuildTimeoutSeconds = math.MaxInt32 }, "timeout"},
 		{"no check in readiness", func(s *v1alpha1.SnapshotTemplateSpec) { s.Readiness = &v1alpha1.ReadinessCheck{} }, "readiness"},
 		{"two checks in readiness", func(s *v1alpha1.SnapshotTemplateSpec) {
 			s.Readiness = &v1alpha1.ReadinessCheck{HTTPGet: &v1alpha1.HTTPGetCheck{Port: 1}, TCPSocket: &v1alpha1.TCPSocketCheck{Port: 1}}
 		}, "readiness"},
 		{"absurd period", func(s *v1alpha1.SnapshotTemplateSpec) {
 			s.Readiness = &v1alpha1.ReadinessCheck{TCPSocket: &v1alpha1.TCPSocketCheck{Port: 1}, PeriodSeconds: math.MaxInt32}
-		}, "periodSeconds"},
+		}, "period"},
 		{"too many commands", func(s *v1alpha1.SnapshotTemplateSpec) {
 			for range 257 {
 				s.Setup = append(s.Setup, v1alpha1.Command{Command: []string{"x"}})
 			}
-		}, "257 commands"},
+		}, "257"},
 		{"too much text", func(s *v1alpha1.SnapshotTemplateSpec) {
 			s.Setup = []v1alpha1.Command{{Command: []string{"echo", strings.Repeat("x", 1<<20)}}}
 		}, "bytes"},
