@@ -14,16 +14,14 @@ import (
 	"strings"
 	"time"
 
-	"connectrpc.com/connect"
-
 	"github.com/vk-firkin/vk-firkin/vm"
-	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
-// build makes the set of a key: it boots a machine, lets the agent prepare itself,
-// saves, and publishes. What fails leaves neither machine nor directory; what even
-// that cannot delete is deleted when the store is opened next.
-func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, err error) {
+// build makes the set of a key: it boots a machine, or for a template restores one from
+// base and prepares it, lets the agent get ready, saves, and publishes. What fails
+// leaves neither machine nor directory; what even that cannot delete is deleted when
+// the store is opened next.
+func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (built *set, err error) {
 	started := s.opts.Now()
 	step := "check disk"
 	var console string
@@ -32,13 +30,24 @@ func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, e
 			if noSpace(err) && !errors.Is(err, vm.ErrNoSpace) {
 				err = fmt.Errorf("%w: %w", vm.ErrNoSpace, err)
 			}
-			err = &BuildError{Key: key, Shape: spec.Shape, Step: step, Err: err, Console: console}
+			about := spec.about(key)
+			err = &BuildError{Key: key, Kind: spec.Kind, Shape: spec.Shape, Template: about.Template, Step: step, Err: err, Console: console}
 		}
 	}()
-	if err := s.checkDisk(); err != nil {
+	expected := int64(0)
+	if spec.Template != nil {
+		expected = spec.Shape.MemoryBytes // the commands may touch all of it
+	}
+	if err := s.checkDisk(expected); err != nil {
 		return nil, err
 	}
-	s.opts.Logger.Info("Building snapshot", "snapshot", shortKey(key), "kind", spec.Kind, "shape", spec.Shape.String())
+	s.opts.Logger.Info("Building snapshot", "snapshot", shortKey(key), "of", spec.String(), "shape", spec.Shape.String())
+
+	step = "identify images"
+	template, err := spec.Template.manifestOf()
+	if err != nil {
+		return nil, err
+	}
 
 	// The directory's name is the record of the machine's id, so it comes first.
 	step = "make directory"
@@ -62,31 +71,33 @@ func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, e
 		return nil, err
 	}
 
-	step = "create machine"
-	machine, err := within(ctx, s.opts.Timeouts.Create, func(ctx context.Context) (vm.Machine, error) {
-		cfg := spec.config()
-		cfg.Saveable = true
-		return s.driver.Create(ctx, id, cfg)
-	})
-	if err != nil {
-		return nil, err
-	}
-	machineGone = false
-	defer func() {
-		if machineGone {
-			return
-		}
-		if derr := s.deleteMachine(ctx, machine); derr != nil {
-			err = errors.Join(err, derr)
-			return
-		}
-		machineGone = true
-	}()
-
 	sealKey := make([]byte, sealKeyBytes)
 	_, _ = rand.Read(sealKey) // never fails: it ends the process instead
-	if step, err = s.seal(ctx, machine, sealKey); err != nil {
-		console = s.console(ctx, machine)
+	cfg := spec.config()
+	cfg.Saveable = true
+	var machine vm.Machine
+	if base == nil {
+		machine, step, err = s.bootBuilder(ctx, id, cfg, sealKey)
+	} else {
+		machine, step, err = s.prepareBuilder(ctx, id, cfg, sealKey, spec, base)
+	}
+	if machine != nil {
+		machineGone = false
+		defer func() {
+			if machineGone {
+				return
+			}
+			if derr := s.deleteMachine(ctx, machine); derr != nil {
+				err = errors.Join(err, derr)
+				return
+			}
+			machineGone = true
+		}()
+	}
+	if err != nil {
+		if machine != nil && (step != stepPrepare || errors.Is(err, vm.ErrInvalidState)) {
+			console = s.console(ctx, machine) // else the commands' output says more
+		}
 		return nil, err
 	}
 
@@ -111,12 +122,14 @@ func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, e
 		return nil, err
 	}
 	step = "save machine"
+	saving := time.Now()
 	names, err := within(ctx, s.opts.Timeouts.Save, func(ctx context.Context) ([]string, error) {
 		return saver.Save(ctx, saved)
 	})
 	if err != nil {
 		return nil, err
 	}
+	saveTook := time.Since(saving)
 	created := s.opts.Now().UTC()
 
 	// Before the files are read: a file that the driver shares between machine and
@@ -139,6 +152,7 @@ func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, e
 		Compatibility: s.features.Compatibility,
 		KitDigest:     spec.Kit.Digest,
 		Shape:         spec.Shape,
+		Template:      template,
 	}
 	if err := s.publish(ctx, dir, names, sealKey, &manifest); err != nil {
 		return nil, err
@@ -146,44 +160,14 @@ func (s *Store) build(ctx context.Context, key string, spec Spec) (built *set, e
 	published = true
 	took := s.opts.Now().Sub(started)
 	s.opts.Logger.Info("Built snapshot", "snapshot", shortKey(key), "shape", spec.Shape.String(), "duration", took)
-	s.emit(Event{
-		Type: EventBuilt, Key: key, Shape: spec.Shape, Duration: took,
-		Message: fmt.Sprintf("Built %s snapshot %s of shape %s in %s", spec.Kind, shortKey(key), spec.Shape, took.Round(time.Millisecond)),
-	})
+	done := spec.about(key)
+	done.Type, done.Duration, done.Save = EventBuilt, took, saveTook
+	done.Message = fmt.Sprintf("Built %s snapshot %s of shape %s in %s", spec.Kind, shortKey(key), spec.Shape, took.Round(time.Millisecond))
+	if spec.Template != nil {
+		done.Message = fmt.Sprintf("Built snapshot %s of template %s in %s", shortKey(key), spec.Template.ID(), took.Round(time.Millisecond))
+	}
+	s.emit(done)
 	return &set{dir: filepath.Join(s.dir, key), manifest: manifest, sealKey: sealKey}, nil
-}
-
-// seal waits for the agent of a booting machine and lets it prepare for the save.
-// The connection is closed when it returns. step is what failed.
-func (s *Store) seal(ctx context.Context, m vm.Machine, key []byte) (step string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Boot)
-	defer cancel()
-	client, err := s.Dial(ctx, m)
-	if err != nil {
-		return "boot guest", err
-	}
-	defer func() { err = errors.Join(err, ignoreClosed(client.Close())) }()
-	random := make([]byte, entropyBytes+challengeBytes)
-	_, _ = rand.Read(random) // never fails: it ends the process instead
-	// No network: what is in force now would be in every machine's memory.
-	err = s.call(ctx, func(ctx context.Context) error {
-		_, err := client.Agent.Refresh(ctx, connect.NewRequest(&agentv1.RefreshRequest{
-			TimeUnixNano: s.opts.Now().UnixNano(),
-			Entropy:      random[:entropyBytes],
-			MachineId:    randomHex(machineIDDigits),
-			Hostname:     "firkin",
-			Challenge:    random[entropyBytes:], // the protocol wants one; nothing is sealed yet
-		}))
-		return err
-	})
-	if err != nil {
-		return "refresh guest", err
-	}
-	err = s.call(ctx, func(ctx context.Context) error {
-		_, err := client.Agent.Seal(ctx, connect.NewRequest(&agentv1.SealRequest{Key: key}))
-		return err
-	})
-	return "seal guest", err
 }
 
 // publish hashes and syncs the files of dir, adds seal key and manifest, and

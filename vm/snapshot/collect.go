@@ -131,10 +131,9 @@ func (s *Store) remove(ctx context.Context, info Info) error {
 		// Only goes when empty, which is what is meant.
 		_ = os.Remove(filepath.Join(s.dir, refsDir, info.Key))
 	}
-	s.emit(Event{
-		Type: EventRemoved, Key: info.Key, Shape: info.Manifest.Shape,
-		Message: fmt.Sprintf("Removed unused snapshot %s", shortKey(info.Name)),
-	})
+	removed := info.Manifest.about(info.Key)
+	removed.Type, removed.Message = EventRemoved, fmt.Sprintf("Removed unused snapshot %s", shortKey(info.Name))
+	s.emit(removed)
 	if err := s.opts.fs.RemoveAll(trash); err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
 	}

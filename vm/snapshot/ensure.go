@@ -133,11 +133,19 @@ func (s *Store) prepare(ctx context.Context, key string, spec Spec) (build bool,
 		if !errors.Is(err, vm.ErrSnapshotInvalid) {
 			return false, fmt.Errorf("load snapshot %s: %w", shortKey(key), err)
 		}
-		if err := s.moveToQuarantine(key, "", spec.Shape, err.Error()); err != nil {
+		if err := s.moveToQuarantine(key, "", spec.about(key), err.Error()); err != nil {
 			return false, err
 		}
 	} else if !isNotExist(err) {
 		return false, fmt.Errorf("load snapshot %s: %w", shortKey(key), err)
+	}
+	var base *Ref
+	if spec.Kind == KindTemplate {
+		// Before the turn to build is taken: the base may have to be built first.
+		if base, _, err = s.Ensure(ctx, spec.base()); err != nil {
+			return true, fmt.Errorf("build snapshot of %s: %w", spec, err)
+		}
+		defer base.Release()
 	}
 	select {
 	case s.builds <- struct{}{}:
@@ -145,12 +153,14 @@ func (s *Store) prepare(ctx context.Context, key string, spec Spec) (build bool,
 		return true, ErrClosed
 	}
 	defer func() { <-s.builds }()
-	set, err := s.build(ctx, key, spec)
+	set, err := s.build(ctx, key, spec, base)
 	if err != nil {
 		if ctx.Err() != nil {
 			return true, fmt.Errorf("%w: %w", ErrClosed, err)
 		}
-		s.emit(Event{Type: EventBuildFailed, Key: key, Shape: spec.Shape, Message: err.Error()})
+		failed := spec.about(key)
+		failed.Type, failed.Message, failed.Err = EventBuildFailed, err.Error(), err
+		s.emit(failed)
 		return true, err
 	}
 	s.publishKnown(key, set)

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 )
 
 // Kinds of errors. Those of package vm come through as well: vm.ErrSnapshotInvalid
@@ -66,8 +67,13 @@ func (e *IntegrityError) Unwrap() error { return vm.ErrSnapshotInvalid }
 // BuildError says that a snapshot could not be built.
 type BuildError struct {
 	Key   string
+	Kind  Kind
 	Shape vm.Shape
-	// Step is what was being done: "create", "agent", "seal", "save", "publish" ...
+	// Template is "namespace/name"; empty for a base.
+	Template string
+	// Step is what was being done: "create machine", "boot guest", "restore base",
+	// "prepare", "seal guest", "save machine", "publish" ... In a template's "prepare" Err is,
+	// or wraps, what TemplateSpec.Prepare returned.
 	Step string
 	Err  error
 	// Console is the end of the machine's console when the guest did not come up:
@@ -78,16 +84,29 @@ type BuildError struct {
 // Error has the last lines of the console in it.
 func (e *BuildError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "build base snapshot of shape %s: %s: %v", e.Shape, e.Step, e.Err)
+	if e.Template != "" {
+		fmt.Fprintf(&b, "build snapshot of template %s: %s: %v", e.Template, e.Step, e.Err)
+	} else {
+		fmt.Fprintf(&b, "build %s snapshot of shape %s: %s: %v", e.Kind, e.Shape, e.Step, e.Err)
+	}
+	var step *recipe.StepError
+	if errors.As(e.Err, &step) && step.Output != "" {
+		fmt.Fprintf(&b, "; its output ends: %q", end(step.Output))
+	}
 	if e.Console != "" {
-		const most = 512 // an event's message is at most 1 KiB
-		tail := e.Console
-		if len(tail) > most {
-			tail = tail[len(tail)-most:]
-		}
-		fmt.Fprintf(&b, "; the guest's console ends: %q", tail)
+		fmt.Fprintf(&b, "; the guest's console ends: %q", end(e.Console))
 	}
 	return b.String()
+}
+
+// end is as much of the end of a text as goes into an event, whose message has at most
+// 1 KiB. Pure.
+func end(s string) string {
+	const most = 384
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[len(s)-most:], "")
+	}
+	return s
 }
 
 // Unwrap gives the cause.

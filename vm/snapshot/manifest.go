@@ -32,6 +32,8 @@ const (
 	maxNameBytes     = 255     // of the common file systems
 	maxMemberBytes   = 1 << 46 // 64 TiB
 	maxTextBytes     = 1 << 10
+
+	maxTemplateImages = 64 // more than any driver has slots
 )
 
 // Manifest describes one set: what it was made from and every file in it.
@@ -47,6 +49,8 @@ type Manifest struct {
 	Compatibility string    `json:"compatibility"`
 	KitDigest     string    `json:"kitDigest"`
 	Shape         vm.Shape  `json:"shape"`
+	// Template is there for KindTemplate only.
+	Template *Template `json:"template,omitempty"`
 	// Members are all files of the set but the manifest, sorted by name.
 	Members []Member `json:"members"`
 }
@@ -72,6 +76,15 @@ func (m Manifest) Bytes() int64 {
 		n += f.Size
 	}
 	return n
+}
+
+// about begins an event about the snapshot.
+func (m Manifest) about(key string) Event {
+	e := Event{Key: key, Kind: m.Kind, Shape: m.Shape}
+	if m.Template != nil {
+		e.Template = m.Template.ID()
+	}
+	return e
 }
 
 // encodeManifest gives the manifest's bytes on disk.
@@ -128,7 +141,13 @@ func (m Manifest) validate() error {
 	if m.Version != FormatVersion {
 		bad("version %d, want %d", m.Version, FormatVersion)
 	}
-	if m.Kind != KindBase {
+	switch {
+	case m.Kind == KindBase && m.Template == nil:
+	case m.Kind == KindTemplate && m.Template != nil:
+		if err := m.Template.validate(); err != nil {
+			errs = append(errs, err)
+		}
+	default:
 		bad("kind %.64q", m.Kind)
 	}
 	if !isHex(m.Key, keyLength) {
@@ -209,6 +228,8 @@ func (m Manifest) matches(key string, s Spec, driver string, f vm.Features) erro
 		return differs("guest kit", m.KitDigest, s.Kit.Digest)
 	case m.Shape != s.Shape:
 		return differs("shape", m.Shape, s.Shape)
+	case !m.Template.same(s.Template):
+		return differs("template", m.Template, s.Template)
 	}
 	return nil
 }

@@ -40,6 +40,9 @@ type Timeouts struct {
 	Agent time.Duration
 	// Call is for one small call to driver or agent. Default 20 seconds.
 	Call time.Duration
+	// Wake is for all of Store.Wake: a machine that does not answer in this time is not worth
+	// more of a pod's. Default 5 seconds.
+	Wake time.Duration
 	// Delete is for deleting a machine on a way out. Default 30 seconds.
 	Delete time.Duration
 }
@@ -57,6 +60,7 @@ func (t Timeouts) withDefaults() Timeouts {
 	set(&t.Restore, time.Minute)
 	set(&t.Agent, 30*time.Second)
 	set(&t.Call, 20*time.Second)
+	set(&t.Wake, 5*time.Second)
 	set(&t.Delete, 30*time.Second)
 	return t
 }
@@ -76,11 +80,16 @@ const (
 type Event struct {
 	Type  EventType
 	Key   string
+	Kind  Kind     // empty when the manifest could not be read
 	Shape vm.Shape // zero when the manifest could not be read
+	// Template is "namespace/name"; empty for a base.
+	Template string
 	// Message tells cause and consequence.
 	Message string
-	// Duration of a build.
-	Duration time.Duration
+	// Duration of a build, and Save that of the driver's save in it.
+	Duration, Save time.Duration
+	// Err is why a build failed, a *BuildError.
+	Err error
 }
 
 // Options of a store.

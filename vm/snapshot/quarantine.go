@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/vk-firkin/vk-firkin/vm"
 )
 
 // quarantineTime is the time in the name of a quarantined set. It sorts.
@@ -53,9 +51,9 @@ func (s *Store) quarantine(ctx context.Context, key, instance, reason string) er
 	s.mu.Lock()
 	known := s.sets[key]
 	s.mu.Unlock()
-	var shape vm.Shape
+	about := Event{Key: key}
 	if known != nil {
-		shape = known.manifest.Shape
+		about = known.manifest.about(key)
 		if instance != "" && known.manifest.Instance != instance {
 			s.land(key, f, false, nil)
 			return nil
@@ -67,7 +65,7 @@ func (s *Store) quarantine(ctx context.Context, key, instance, reason string) er
 		s.land(key, f, false, nil) // somebody else has quarantined it
 		return nil
 	}
-	err = s.moveToQuarantine(key, instance, shape, reason)
+	err = s.moveToQuarantine(key, instance, about, reason)
 	s.land(key, f, false, nil) // those who wait look again
 	return err
 }
@@ -97,7 +95,7 @@ func (s *Store) claim(ctx context.Context, key string) (*flight, error) {
 }
 
 // moveToQuarantine does it, for the one who may change the key.
-func (s *Store) moveToQuarantine(key, instance string, shape vm.Shape, reason string) error {
+func (s *Store) moveToQuarantine(key, instance string, about Event, reason string) error {
 	s.drop(key)
 	if len(reason) > maxReason {
 		reason = reason[:maxReason]
@@ -118,10 +116,9 @@ func (s *Store) moveToQuarantine(key, instance string, shape vm.Shape, reason st
 		return fmt.Errorf("quarantine snapshot %s: %w", shortKey(key), err)
 	}
 	s.opts.Logger.Warn("Quarantined snapshot", "snapshot", shortKey(key), "reason", reason)
-	s.emit(Event{
-		Type: EventQuarantined, Key: key, Shape: shape,
-		Message: fmt.Sprintf("Quarantined snapshot %s, it will be built again: %s", shortKey(key), reason),
-	})
+	about.Type = EventQuarantined
+	about.Message = fmt.Sprintf("Quarantined snapshot %s, it will be built again: %s", shortKey(key), reason)
+	s.emit(about)
 	data, err := json.MarshalIndent(quarantineRecord{Key: key, Instance: instance, Time: now, Reason: reason}, "", "  ")
 	if err == nil {
 		err = s.opts.fs.WriteFile(filepath.Join(to, reasonName), append(data, '\n'))

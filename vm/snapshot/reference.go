@@ -49,6 +49,7 @@ func (s *Store) Forget(machine string) error {
 		return fmt.Errorf("forget reference of machine %q: %w", machine, err)
 	}
 	delete(s.refs, machine)
+	s.dropSealKey(r.Instance)
 	return nil
 }
 

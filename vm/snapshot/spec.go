@@ -19,27 +19,63 @@ const FormatVersion = 1
 // Kind tells what a snapshot holds.
 type Kind string
 
-// KindBase is kernel and agent up and nothing else: any pod can start from it.
-const KindBase Kind = "base"
+// The kinds.
+const (
+	// KindBase is kernel and agent up and nothing else: any pod can start from it.
+	KindBase Kind = "base"
+	// KindTemplate is a base with images in its slots and a template's commands carried
+	// out: pods that use those images can start from it.
+	KindTemplate Kind = "template"
+)
 
 // Spec is what a snapshot is to be made of.
 type Spec struct {
 	Kind  Kind
 	Shape vm.Shape
 	Kit   vm.Kit
+	// Template is there for KindTemplate only.
+	Template *TemplateSpec
 }
 
 // Validate checks the spec against a driver's features without touching the disk.
 // The error is vm.ErrInvalidConfig.
 func (s Spec) Validate(f vm.Features) error {
-	if s.Kind != KindBase {
-		return fmt.Errorf("%w: snapshot kind %q, want %q", vm.ErrInvalidConfig, s.Kind, KindBase)
+	switch {
+	case s.Kind == KindBase && s.Template == nil:
+	case s.Kind == KindTemplate && s.Template != nil:
+		if err := s.Template.validate(); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("%w: snapshot kind %q, want %q, or %q with a template", vm.ErrInvalidConfig, s.Kind, KindBase, KindTemplate)
 	}
 	return s.config().Validate(f)
 }
 
 func (s Spec) config() vm.Config {
-	return vm.Config{Shape: s.Shape, Kit: s.Kit}
+	return vm.Config{Shape: s.Shape, Kit: s.Kit, Images: s.Template.paths()}
+}
+
+// base is the spec of the snapshot that this one begins with.
+func (s Spec) base() Spec {
+	return Spec{Kind: KindBase, Shape: s.Shape, Kit: s.Kit}
+}
+
+// about begins an event about the snapshot.
+func (s Spec) about(key string) Event {
+	e := Event{Key: key, Kind: s.Kind, Shape: s.Shape}
+	if s.Template != nil {
+		e.Template = s.Template.ID()
+	}
+	return e
+}
+
+// String names the spec for people.
+func (s Spec) String() string {
+	if s.Template != nil {
+		return fmt.Sprintf("template %s/%s", s.Template.Namespace, s.Template.Name)
+	}
+	return fmt.Sprintf("%s snapshot of shape %s", s.Kind, s.Shape)
 }
 
 // keyInput is everything that must be equal at restore. The order of the fields
@@ -55,6 +91,10 @@ type keyInput struct {
 	KitDigest     string `json:"kitDigest"`
 	VCPUs         int    `json:"vcpus"`
 	MemoryBytes   int64  `json:"memoryBytes"`
+
+	Template string   `json:"template,omitempty"`
+	Revision string   `json:"revision,omitempty"`
+	Images   []string `json:"images,omitempty"`
 }
 
 // Key is the name of the snapshot that this spec leads to on a driver with these
@@ -73,6 +113,12 @@ func Key(s Spec, f vm.Features) string {
 		KitDigest:     s.Kit.Digest,
 		VCPUs:         s.Shape.VCPUs,
 		MemoryBytes:   s.Shape.MemoryBytes,
+	}
+	if t := s.Template; t != nil {
+		in.Template, in.Revision = t.Namespace+"/"+t.Name, t.Revision
+		for _, i := range t.Images {
+			in.Images = append(in.Images, i.Digest)
+		}
 	}
 	data, err := json.Marshal(in)
 	if err != nil { // strings and numbers only: cannot happen

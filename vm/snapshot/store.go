@@ -47,7 +47,8 @@ type Store struct {
 	sets     map[string]*set    // guarded by mu; verified in this process, by key
 	flights  map[string]*flight // guarded by mu; at most one change of a key at a time
 	refs     map[string]Reference
-	builders map[string]bool // guarded by mu; machines of builds under way
+	builders map[string]bool   // guarded by mu; machines of builds under way
+	sealKeys map[string][]byte // guarded by mu; of the sets that machines came from, by instance
 }
 
 // set is a published set that this process has verified.
@@ -124,6 +125,7 @@ func newStore(dir string, opts Options) *Store {
 		flights:  make(map[string]*flight),
 		refs:     make(map[string]Reference),
 		builders: make(map[string]bool),
+		sealKeys: make(map[string][]byte),
 	}
 	if s.driver != nil {
 		s.features = s.driver.Features()
@@ -212,8 +214,9 @@ func (s *Store) removeBuilding(ctx context.Context, name string) error {
 	return s.opts.fs.RemoveAll(filepath.Join(s.dir, name))
 }
 
-// checkDisk is the disk floor: exactly the floor passes.
-func (s *Store) checkDisk() error {
+// checkDisk is the disk floor, of which what is expected to be written must not take
+// anything: exactly as much passes.
+func (s *Store) checkDisk(expected int64) error {
 	if s.opts.MinFreeBytes < 0 {
 		return nil
 	}
@@ -221,8 +224,8 @@ func (s *Store) checkDisk() error {
 	if err != nil {
 		return err
 	}
-	if free < s.opts.MinFreeBytes {
-		return &DiskPressureError{Free: free, Floor: s.opts.MinFreeBytes}
+	if floor := s.opts.MinFreeBytes + expected; free < floor {
+		return &DiskPressureError{Free: free, Floor: floor}
 	}
 	return nil
 }
