@@ -8,6 +8,8 @@ package v1alpha1
 const (
 	// MaxMessage of skip reasons and failures.
 	MaxMessage = 1024
+	// MaxReplicas of a pool.
+	MaxReplicas = 100000
 	// MaxOutput of a command that failed.
 	MaxOutput = 4096
 	// MaxNodeEntries is how many pools, snapshots, targets and templates a NodeLedger has.

@@ -32,6 +32,9 @@ const (
 	LabelWarmPrefix = "warm.firkin.dev/"
 	// ResourceWarmPrefix, with NAMESPACE.POOL behind it, is the extended resource of a pool with reclaim policy Never.
 	ResourceWarmPrefix = "warm.firkin.dev/"
+	// LabelMachine, with the value "true", is on every node whose pods run in machines; the
+	// taint that keeps other pods away has the same key.
+	LabelMachine = "firkin.dev/machine"
 	// RuntimeHandler of the RuntimeClasses of templates.
 	RuntimeHandler = "firkin"
 )
