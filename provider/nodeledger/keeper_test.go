@@ -96,7 +96,8 @@ func TestCreatesItsLedgerAndKeepsTargets(t *testing.T) {
 		}
 		sc.s.change(func(s *warmpool.Status) {
 			s.Account.Capacity = warmpool.Budget{MilliCPU: 2000, MemoryBytes: 4 << 30, DiskBytes: 10 << 30}
-			s.Account.Machines = []warmpool.Entry{{Machine: "warm-1", State: "warm", Budget: warmpool.Budget{MemoryBytes: 256 << 20}}, {Machine: "pod-1", State: warmpool.StateActive}}
+			s.Account.Warm.MemoryBytes = 256 << 20
+			s.Account.Machines = []warmpool.Entry{{Machine: "warm-1", State: warmpool.StateWarm, Warm: true}, {Machine: "pod-1", State: warmpool.StateActive}}
 			s.Pools = []warmpool.PoolStatus{{Pool: "team/app", Template: "team/app", Revision: "aa", Desired: 2, Ready: 1, Restoring: 1, UnmetSince: time.Now()}}
 			s.Templates = []warmpool.TemplateStatus{{Namespace: "team", Name: "app", Revision: "aa", Phase: warmpool.TemplateReady, Key: "k", Build: 1500 * time.Millisecond}}
 		})

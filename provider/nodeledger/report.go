@@ -38,10 +38,10 @@ func statusOf(r report, before *v1alpha1.NodeLedgerStatus, now time.Time) v1alph
 	account := &r.status.Account
 	s := v1alpha1.NodeLedgerStatus{
 		ObservedGeneration: r.generation,
-		Capacity:           amounts(account.Capacity), Active: amounts(account.Active), Warm: amounts(warmBudget(account)), Available: amounts(account.Available),
+		Capacity:           amounts(account.Capacity), Active: amounts(account.Active), Warm: amounts(account.Warm), Available: amounts(account.Available),
 	}
 	for _, m := range account.Machines {
-		if m.State == stateWarm {
+		if m.Warm {
 			s.WarmMachines++
 		} else {
 			s.ActiveMachines++
