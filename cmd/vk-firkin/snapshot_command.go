@@ -267,18 +267,21 @@ func writeSnapshots(w io.Writer, infos []snapshot.Info, now time.Time) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "NAME\tKIND\tSHAPE\tSTATUS\tON DISK\tMACHINES\tAGE\tUNUSED")
+	fmt.Fprintln(t, "NAME\tKIND\tSHAPE\tSTATUS\tON DISK\tMACHINES\tAGE\tUNUSED\tTEMPLATE")
 	for _, i := range infos {
 		kind, shape, age := "-", "-", "-"
 		if i.Manifest.Version != 0 {
 			kind, shape = string(i.Manifest.Kind), i.Manifest.Shape.String()
 			age = span(now.Sub(i.Manifest.Created))
 		}
-		unused := "-"
+		unused, template := "-", "-"
+		if i.Manifest.Template != nil {
+			template = i.Manifest.Template.ID()
+		}
 		if len(i.Machines) == 0 {
 			unused = span(now.Sub(i.LastUsed))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", shortName(i.Name), kind, shape, i.Status, mib(i.AllocatedBytes), len(i.Machines), age, unused)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", shortName(i.Name), kind, shape, i.Status, mib(i.AllocatedBytes), len(i.Machines), age, unused, template)
 	}
 	if err := t.Flush(); err != nil {
 		return err

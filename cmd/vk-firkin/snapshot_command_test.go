@@ -103,6 +103,40 @@ func TestSnapshotCommandBesideANode(t *testing.T) {
 	}
 }
 
+func TestSnapshotCommandShowsTemplates(t *testing.T) {
+	h := newSnapshotHost(t, false)
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, []byte("disk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ref, _, err := h.store.Ensure(t.Context(), snapshot.Spec{
+		Kind:  snapshot.KindTemplate,
+		Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20},
+		Kit:   vm.Kit{Arch: "amd64", Digest: "sha256:" + strings.Repeat("a", 64), Kernel: "/k", Initramfs: "/i", Scratch: "/s"},
+		Template: &snapshot.TemplateSpec{Namespace: "team", Name: "web", Revision: "r1", Images: []snapshot.TemplateImage{
+			{Ref: "app:1", Digest: "sha256:" + strings.Repeat("b", 64), Path: disk},
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref.Release()
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"ls"}, []string{ref.Key()[:12] + "   template   1x256Mi   ready", "team/web"}},
+		{[]string{"inspect", ref.Key()}, []string{`"namespace": "team"`, `"ref": "app:1"`, `"revision": "r1"`}},
+	} {
+		out, err := h.run(t, c.args...)
+		for _, want := range c.want {
+			if err != nil || !strings.Contains(out, want) {
+				t.Errorf("%v: %v, want %q in\n%s", c.args, err, want, out)
+			}
+		}
+	}
+}
+
 func TestSnapshotCommandChanges(t *testing.T) {
 	h := newSnapshotHost(t, true)
 	if err := h.store.Close(); err != nil {

@@ -79,30 +79,46 @@ func testManifest() Manifest {
 	}
 }
 
-func TestManifestGolden(t *testing.T) {
-	got, err := encodeManifest(testManifest())
-	if err != nil {
-		t.Fatal(err)
+func templateManifest() Manifest {
+	m := testManifest()
+	m.Kind = KindTemplate
+	m.Template = &Template{
+		Namespace: "team", Name: "web", Revision: strings.Repeat("2c", 32),
+		Images: []ManifestImage{
+			{Ref: "registry.example.com/app:1", Digest: "sha256:" + strings.Repeat("3d", 32), Disk: DiskIdentity{Size: 64 << 30, Head: strings.Repeat("4e", 32)}},
+			{Ref: "registry.example.com/proxy@sha256:" + strings.Repeat("5f", 32), Digest: "sha256:" + strings.Repeat("5f", 32), Disk: DiskIdentity{Size: 64 << 30, Head: strings.Repeat("60", 32)}},
+		},
 	}
-	path := filepath.Join("testdata", "manifest.json")
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
+	return m
+}
+
+// TestManifestGolden: what was written before there were templates is still read.
+func TestManifestGolden(t *testing.T) {
+	for name, m := range map[string]Manifest{"manifest.json": testManifest(), "manifest-template.json": templateManifest()} {
+		got, err := encodeManifest(m)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("manifest on disk changed (-want +got):\n%s", diff)
-	}
-	back, err := DecodeManifest(bytes.NewReader(want))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(testManifest(), back); diff != "" {
-		t.Error(diff)
+		path := filepath.Join("testdata", name)
+		if *update {
+			if err := os.WriteFile(path, got, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("manifest on disk changed (-want +got):\n%s", diff)
+		}
+		back, err := DecodeManifest(bytes.NewReader(want))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(m, back); diff != "" {
+			t.Error(diff)
+		}
 	}
 }
 
@@ -140,6 +156,26 @@ func TestManifestRefusals(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for name, change := range map[string]func(*Manifest){
+		"no template":       func(m *Manifest) { m.Template = nil },
+		"base with one":     func(m *Manifest) { m.Kind = KindBase },
+		"no name":           func(m *Manifest) { m.Template.Name = "" },
+		"escape in name":    func(m *Manifest) { m.Template.Namespace = "a\x1b[2J" },
+		"long revision":     func(m *Manifest) { m.Template.Revision = strings.Repeat("x", 2000) },
+		"no images":         func(m *Manifest) { m.Template.Images = nil },
+		"too many images":   func(m *Manifest) { m.Template.Images = make([]ManifestImage, maxTemplateImages+1) },
+		"no ref":            func(m *Manifest) { m.Template.Images[0].Ref = "" },
+		"no digest":         func(m *Manifest) { m.Template.Images[1].Digest = "" },
+		"negative disk":     func(m *Manifest) { m.Template.Images[0].Disk.Size = -1 },
+		"no head of disk":   func(m *Manifest) { m.Template.Images[0].Disk.Head = "" },
+		"head is no digest": func(m *Manifest) { m.Template.Images[0].Disk.Head = strings.Repeat("Z", 64) },
+	} {
+		m := templateManifest()
+		change(&m)
+		if _, err := encodeManifest(m); !errors.Is(err, ErrManifest) {
+			t.Errorf("template, %s: %v", name, err)
+		}
+	}
 	for name, text := range map[string]string{
 		"empty":         "",
 		"not JSON":      "hello",
@@ -161,6 +197,11 @@ func FuzzManifest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(seed)
+	if seed, err = encodeManifest(templateManifest()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add(bytes.ReplaceAll(seed, []byte(`"team"`), []byte(`null`)))
 	f.Add([]byte(`{"version":1}`))
 	f.Add([]byte("{"))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -172,6 +213,9 @@ func FuzzManifest(f *testing.F) {
 			if !filepath.IsLocal(filepath.FromSlash(member.Name)) || len(member.Name) > maxNameBytes+len("machine/") {
 				t.Errorf("accepted member %q", member.Name)
 			}
+		}
+		if (m.Template != nil) != (m.Kind == KindTemplate) || m.Template != nil && (len(m.Template.Images) == 0 || len(m.Template.Images) > maxTemplateImages) {
+			t.Errorf("accepted template %+v of kind %q", m.Template, m.Kind)
 		}
 		again, err := encodeManifest(m)
 		if err != nil {

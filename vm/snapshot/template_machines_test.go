@@ -11,6 +11,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,7 +68,7 @@ func newRig(t *testing.T) *rig {
 		}
 		_ = r.driver.Close()
 	})
-	r.image = r.busybox()
+	r.image = r.busybox("images")
 	r.store, err = snapshot.Open(t.Context(), filepath.Join(r.state, "snapshots"), snapshot.Options{
 		Driver: r.driver, MinFreeBytes: 1 << 30, OnEvent: func(e snapshot.Event) { r.events = append(r.events, e) },
 		Network: &agentv1.Network{Address: "10.0.2.15/24", Gateway: "10.0.2.2", Nameservers: []string{"10.0.2.3"}},
@@ -89,7 +90,7 @@ func (r *rig) machines() []string {
 }
 
 // busybox converts a busybox image as the node does.
-func (r *rig) busybox() *image.Image {
+func (r *rig) busybox(cache string) *image.Image {
 	r.t.Helper()
 	busybox, err := images.Busybox(r.t.Context(), r.t.TempDir())
 	if err != nil {
@@ -103,7 +104,7 @@ func (r *rig) busybox() *image.Image {
 	if _, err := registry.Push("busybox:1", busybox); err != nil {
 		r.t.Fatal(err)
 	}
-	store, err := image.Open(filepath.Join(r.state, "images"), image.Options{SlotBytes: r.driver.Features().SlotBytes, InsecureRegistries: []string{registry.Addr()}})
+	store, err := image.Open(filepath.Join(r.state, cache), image.Options{SlotBytes: r.driver.Features().SlotBytes, InsecureRegistries: []string{registry.Addr()}})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -255,6 +256,30 @@ func TestTemplateMachines(t *testing.T) {
 		t.Error("two machines share identity or entropy")
 	}
 
+	// An image that is converted again comes out the same, so that a cache that was emptied
+	// costs no template.
+	again := r.busybox("again")
+	for i, img := range []*image.Image{r.image, again} {
+		f, err := os.Open(img.DiskPath)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, err := kit.SparseDigest(f, r.driver.Features().SlotBytes)
+		_ = f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := snapshot.IdentifyDisk(img.DiskPath)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("conversion %d: %s, %+v", i, sum, id)
+		random[sum] = true
+	}
+	if len(random) != 3 {
+		t.Error("two conversions of an image differ")
+	}
+
 	// What is to be restored with another disk is refused, and built again.
 	other := filepath.Join(r.state, "other.ext4")
 	head := bytes.Repeat([]byte{1}, 4096)
@@ -319,13 +344,13 @@ func TestTemplateMachinesFail(t *testing.T) {
 	}{
 		{"fails", recipe.Recipe{Setup: []recipe.Command{sh("echo to stdout; echo to stderr >&2; exit 7")}}, recipe.StepSetup, "ended with exit code 7", "to stderr", false},
 		{"no program", recipe.Recipe{Setup: []recipe.Command{{Args: []string{"/bin/nothing"}}}}, recipe.StepSetup, "cannot be executed", "", false},
-		{"hangs", recipe.Recipe{Setup: []recipe.Command{sh("echo working; sleep 1000")}, Timeout: 4 * time.Second}, recipe.StepSetup, "timeout of 4s is over", "working", false},
+		{"hangs", recipe.Recipe{Setup: []recipe.Command{sh("echo working; sleep 1000")}, Timeout: 15 * time.Second}, recipe.StepSetup, "timeout of 15s is over", "working", false},
 		{"fills the disk", recipe.Recipe{Setup: []recipe.Command{sh("fallocate -l 15G /a; echo next; fallocate -l 8G /b && dd if=/dev/zero of=/c bs=1M count=100")}}, recipe.StepSetup, "no space is left on the machine's disk", "", false},
 		{"wants memory", recipe.Recipe{Setup: []recipe.Command{sh("x=0123456789abcdef; while :; do x=$x$x; done")}}, recipe.StepSetup, "", "", false},
 		{"start ends", recipe.Recipe{Start: &recipe.Command{Args: []string{"sh", "-c", "echo no config >&2; exit 2"}}, Readiness: &recipe.Readiness{TCP: &recipe.TCP{Port: 8080}}}, recipe.StepStart, "ended with exit code 2", "no config", false},
 		{"not ready", recipe.Recipe{Start: &recipe.Command{Args: []string{"sleep", "1000"}}, Readiness: &recipe.Readiness{TCP: &recipe.TCP{Port: 8080}, Timeout: 2 * time.Second}}, recipe.StepReadiness, "not ready within 2s", "", false},
 		{"no git", recipe.Recipe{Checkout: &recipe.Checkout{Repository: "https://git.example.com/r.git", Ref: "main", Directory: "/src"}}, recipe.StepCheckout, "must have git", "", false},
-		{"machine is killed", recipe.Recipe{Setup: []recipe.Command{sh("echo working; sleep 1000")}}, recipe.StepSetup, "the machine ended", "", true},
+		{"machine is killed", recipe.Recipe{Setup: []recipe.Command{sh("echo working; sleep 1000")}, Timeout: 2 * time.Minute}, recipe.StepSetup, "the machine ended", "", true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r.events = nil
@@ -367,7 +392,7 @@ func TestTemplateMachinesFail(t *testing.T) {
 	}
 }
 
-// qemuPIDs are the processes whose arguments name a machine's directory.
+// qemuPIDs are the processes that work in a machine's directory.
 func qemuPIDs(t *testing.T, state, id string) []int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
@@ -376,15 +401,13 @@ func qemuPIDs(t *testing.T, state, id string) []int {
 	}
 	var pids []int
 	for _, e := range entries {
-		args, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || !bytes.Contains(args, []byte(state)) || !bytes.Contains(args, []byte(id)) || !bytes.Contains(args, []byte("qemu-system")) {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
 			continue
 		}
-		pid := 0
-		for _, c := range e.Name() {
-			pid = 10*pid + int(c-'0')
+		if dir, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd")); err == nil && dir == filepath.Join(state, "machines", id) {
+			pids = append(pids, pid)
 		}
-		pids = append(pids, pid)
 	}
 	if len(pids) == 0 {
 		t.Errorf("no process of machine %q", id)

@@ -39,14 +39,7 @@ func (s *Store) Wake(ctx context.Context, m vm.Machine, client *guest.Client, ho
 			woken, err = nil, fmt.Errorf("wake machine %q: %w", m.ID(), err)
 		}
 	}()
-	ref, ok := s.Reference(m.ID())
-	if !ok {
-		return nil, fmt.Errorf("%w: it was not restored from any", ErrNotFound)
-	}
-	if !ref.Proven {
-		return nil, fmt.Errorf("%w: its restore did not end well", vm.ErrInvalidState)
-	}
-	sealKey, err := s.sealKeyOf(ref)
+	sealKey, err := s.sealKeyOf(m.ID())
 	if err != nil {
 		return nil, err
 	}
@@ -68,9 +61,31 @@ func (s *Store) Wake(ctx context.Context, m vm.Machine, client *guest.Client, ho
 	return client, s.refresh(ctx, client, sealKey, m.ID(), hostname)
 }
 
+// Refresh is the part of Wake for a machine that runs and whose agent answers on client,
+// which stays the caller's. It takes no longer than Timeouts.Wake; errors are those of Wake.
+func (s *Store) Refresh(ctx context.Context, m vm.Machine, client *guest.Client, hostname string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Wake)
+	defer cancel()
+	sealKey, err := s.sealKeyOf(m.ID())
+	if err == nil {
+		err = s.refresh(ctx, client, sealKey, m.ID(), hostname)
+	}
+	if err != nil {
+		return fmt.Errorf("refresh machine %q: %w", m.ID(), err)
+	}
+	return nil
+}
+
 // sealKeyOf finds the seal key of the set that a machine was restored from; nil for a
 // machine that was booted.
-func (s *Store) sealKeyOf(r Reference) ([]byte, error) {
+func (s *Store) sealKeyOf(machine string) ([]byte, error) {
+	r, ok := s.Reference(machine)
+	if !ok {
+		return nil, fmt.Errorf("%w: it was not restored from any", ErrNotFound)
+	}
+	if !r.Proven {
+		return nil, fmt.Errorf("%w: its restore did not end well", vm.ErrInvalidState)
+	}
 	if r.Cold() {
 		return nil, nil
 	}

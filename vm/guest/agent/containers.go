@@ -4,7 +4,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +17,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1/agentv1connect"
 )
@@ -80,23 +78,6 @@ func (cs *containers) changed(id string) {
 	}
 }
 
-// podContainers is the number of containers that are the pod's.
-func (cs *containers) podContainers() int {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	return cs.podContainersLocked()
-}
-
-func (cs *containers) podContainersLocked() int {
-	n := 0
-	for id := range cs.table {
-		if !strings.HasPrefix(id, guest.TemplatePrefix) {
-			n++
-		}
-	}
-	return n
-}
-
 // all returns the containers by id.
 func (cs *containers) all() []*container {
 	cs.mu.Lock()
@@ -120,29 +101,7 @@ func (cs *containers) get(id string) (*container, error) {
 	return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("container %q does not exist", id))
 }
 
-// SetupPod implements agentv1connect.ContainerServiceHandler, like the methods below.
-func (cs *containers) SetupPod(_ context.Context, req *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error) {
-	m := req.Msg
-	if err := checkHostname(m.GetHostname()); err != nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, err)
-	}
-	if n := max(len(m.GetHosts()), len(m.GetResolvConf())); n > maxPodFileBytes {
-		return nil, invalid("hosts or resolv_conf has %d bytes, at most %d are allowed", n, maxPodFileBytes)
-	}
-	pod := &Pod{Hostname: m.GetHostname(), Hosts: m.GetHosts(), ResolvConf: m.GetResolvConf(), SharePIDs: m.GetShareProcessNamespace()}
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	if cs.pod != nil && cs.podContainersLocked() > 0 && !samePod(cs.pod, pod) {
-		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("the pod is set up otherwise and has containers"))
-	}
-	cs.pod = pod
-	return connect.NewResponse(&agentv1.SetupPodResponse{}), nil
-}
-
-func samePod(a, b *Pod) bool {
-	return a.Hostname == b.Hostname && a.SharePIDs == b.SharePIDs && bytes.Equal(a.Hosts, b.Hosts) && bytes.Equal(a.ResolvConf, b.ResolvConf)
-}
-
+// CreateContainer implements agentv1connect.ContainerServiceHandler, like the methods below.
 func (cs *containers) CreateContainer(ctx context.Context, req *connect.Request[agentv1.CreateContainerRequest]) (*connect.Response[agentv1.CreateContainerResponse], error) {
 	spec, err := containerSpec(req.Msg)
 	if err != nil {

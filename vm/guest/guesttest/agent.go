@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -27,6 +28,8 @@ import (
 type Options struct {
 	// Dir is the scratch disk; empty makes a temporary directory, deleted by Close.
 	Dir string
+	// Layers are named layers that are there from the start, empty.
+	Layers []string
 	// MemoryBytes is the memory of the machine. Zero: 256 MiB.
 	MemoryBytes int64
 	// ImageSlots is how many image slots the machine has. Zero: 8.
@@ -86,6 +89,11 @@ func boot(o Options, seal *agent.Seal, id identity) *Agent {
 		dir = tempDir()
 		a.ownDir = true
 	}
+	for _, name := range o.Layers {
+		if err := os.MkdirAll(filepath.Join(dir, "layers", name, "upper"), 0o700); err != nil {
+			panic(err)
+		}
+	}
 	a.system = newSystem(dir, o, id, func() {
 		if o.OnPowerOff != nil {
 			o.OnPowerOff()
@@ -106,6 +114,23 @@ func (a *Agent) ServeConn(conn net.Conn) {
 	stop := context.AfterFunc(a.ctx, func() { _ = conn.Close() })
 	defer stop()
 	a.server.ServeConn(a.ctx, &faultyConn{Conn: conn, a: a, closed: make(chan struct{})})
+}
+
+// Handler is the agent's services without a stream, for simulations that serve some of
+// them otherwise.
+func (a *Agent) Handler() http.Handler { return a.server.Handler() }
+
+// Layers are the names of the machine's named layers, sorted.
+func (a *Agent) Layers() []string {
+	entries, err := os.ReadDir(filepath.Join(a.system.dir, "layers"))
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 // Serve serves streams of a listener until ctx ends.

@@ -3,8 +3,8 @@
 
 // Package snapshottest is the least driver that snapshots can be tested with:
 // machines in memory, saved as files, with the real protocol spoken to a minimal
-// agent whose every answer can be bent. vm/fake has the whole contract of a driver,
-// vm/guest/guesttest the whole agent.
+// agent whose every answer can be bent; containers are those of vm/guest/guesttest.
+// vm/fake has the whole contract of a driver, vm/guest/guesttest the whole agent.
 package snapshottest
 
 import (
@@ -32,6 +32,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1/agentv1connect"
+	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
 )
 
 // Driver implements vm.Driver. Safe for concurrent use.
@@ -119,7 +120,7 @@ func (d *Driver) Create(ctx context.Context, id string, cfg vm.Config) (vm.Machi
 	if err := d.check("create", id); err != nil {
 		return nil, err
 	}
-	return d.add(ctx, id, vm.StateRunning, nil)
+	return d.add(ctx, id, cfg, vm.StateRunning, memory{})
 }
 
 // Restore implements vm.Driver.
@@ -138,12 +139,16 @@ func (d *Driver) Restore(ctx context.Context, id, dir string, cfg vm.Config) (vm
 	if json.Unmarshal(data, &memory) != nil {
 		return nil, fmt.Errorf("%w: memory", vm.ErrSnapshotInvalid)
 	}
-	return d.add(ctx, id, vm.StatePaused, memory.SealKey)
+	return d.add(ctx, id, cfg, vm.StatePaused, memory)
 }
 
-type memory struct{ SealKey []byte }
+// memory is what a simulated machine remembers: containers run on in no other.
+type memory struct {
+	SealKey []byte
+	Layers  []string
+}
 
-func (d *Driver) add(ctx context.Context, id string, state vm.State, key []byte) (vm.Machine, error) {
+func (d *Driver) add(ctx context.Context, id string, cfg vm.Config, state vm.State, mem memory) (vm.Machine, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -152,7 +157,7 @@ func (d *Driver) add(ctx context.Context, id string, state vm.State, key []byte)
 	if d.machines[id] != nil {
 		return nil, vm.ErrAlreadyExists
 	}
-	m := &Machine{driver: d, id: id, state: state, exited: make(chan struct{}), agent: &Agent{sealKey: key}}
+	m := &Machine{driver: d, id: id, cfg: cfg, state: state, exited: make(chan struct{}), agent: &Agent{sealKey: mem.SealKey, layers: mem.Layers}}
 	m.agent.machine = m
 	if d.bend != nil {
 		d.bend(m.agent)
@@ -194,6 +199,7 @@ func (d *Driver) Count() (creates, restores int) {
 type Machine struct {
 	driver *Driver
 	id     string
+	cfg    vm.Config
 	agent  *Agent
 	exited chan struct{}
 
@@ -204,6 +210,9 @@ type Machine struct {
 
 // Agent is the machine's agent.
 func (m *Machine) Agent() *Agent { return m.agent }
+
+// Config is what the machine was made of.
+func (m *Machine) Config() vm.Config { return m.cfg }
 
 // Exit ends the machine from inside.
 func (m *Machine) Exit() { _ = m.set("", vm.StateExited) }
@@ -260,7 +269,7 @@ func (m *Machine) Save(_ context.Context, dir string) ([]string, error) {
 	if s, _ := m.State(context.Background()); s != vm.StatePaused {
 		return nil, vm.ErrInvalidState
 	}
-	data, err := json.Marshal(memory{SealKey: m.agent.key()})
+	data, err := json.Marshal(memory{SealKey: m.agent.Key(), Layers: m.agent.layerNames()})
 	if err != nil {
 		return nil, err
 	}
@@ -297,6 +306,7 @@ func (m *Machine) Delete(ctx context.Context) error {
 	m.mu.Lock()
 	m.gone = true
 	m.mu.Unlock()
+	m.agent.end()
 	m.driver.mu.Lock()
 	defer m.driver.mu.Unlock()
 	if m.driver.machines[m.id] == m {
@@ -345,6 +355,45 @@ type Agent struct {
 	sealKey   []byte
 	refreshes []*agentv1.RefreshRequest
 	conns     []net.Conn
+	layers    []string         // that the saved machine had
+	guest     *guesttest.Agent // nil until containers are spoken of
+	ended     bool
+}
+
+// containers is the rest of the agent: the real one over simulated containers, made
+// when it is first asked for.
+func (a *Agent) containers(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	if a.guest == nil && !a.ended {
+		a.guest = guesttest.New(guesttest.Options{Layers: a.layers})
+	}
+	g := a.guest
+	a.mu.Unlock()
+	if g == nil {
+		http.Error(w, "the machine has ended", http.StatusServiceUnavailable)
+		return
+	}
+	g.Handler().ServeHTTP(w, r)
+}
+
+func (a *Agent) layerNames() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.guest == nil {
+		return a.layers
+	}
+	return a.guest.Layers()
+}
+
+// end releases what the machine held.
+func (a *Agent) end() {
+	a.mu.Lock()
+	g := a.guest
+	a.guest, a.ended = nil, true
+	a.mu.Unlock()
+	if g != nil {
+		_ = g.Close()
+	}
 }
 
 // Refreshes returns the requests for a refresh so far.
@@ -373,10 +422,18 @@ func (a *Agent) PowerOff(context.Context, *connect.Request[agentv1.PowerOffReque
 	return connect.NewResponse(&agentv1.PowerOffResponse{}), nil
 }
 
-func (a *Agent) key() []byte {
+// Key is the seal key that the machine carries; nil when it was never sealed.
+func (a *Agent) Key() []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.sealKey
+}
+
+// SetKey makes it another machine, as far as its proof goes.
+func (a *Agent) SetKey(key []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sealKey = key
 }
 
 func (a *Agent) serve(conn net.Conn) {
@@ -394,7 +451,13 @@ func (a *Agent) serve(conn net.Conn) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(agentv1connect.NewAgentServiceHandler(a))
+	mux.HandleFunc("/", a.containers)
 	(&http2.Server{}).ServeConn(talk, &http2.ServeConnOpts{Handler: mux})
+}
+
+// Stats answers as an agent without containers does.
+func (a *Agent) Stats(context.Context, *connect.Request[agentv1.StatsRequest]) (*connect.Response[agentv1.StatsResponse], error) {
+	return connect.NewResponse(&agentv1.StatsResponse{}), nil
 }
 
 // Info answers as the agent does.

@@ -344,6 +344,8 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 		}
 	})
 
+	t.Run("Layers", func(t *testing.T) { testLayers(t, p) })
+
 	t.Run("Terminal", func(t *testing.T) {
 		m := sh(`tty; stty -a | head -1; echo done`)
 		m.Tty = true

@@ -1,0 +1,56 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/vk-firkin/vk-firkin/vm/guest"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+)
+
+// SetupPod implements agentv1connect.ContainerServiceHandler.
+func (cs *containers) SetupPod(_ context.Context, req *connect.Request[agentv1.SetupPodRequest]) (*connect.Response[agentv1.SetupPodResponse], error) {
+	m := req.Msg
+	if err := checkHostname(m.GetHostname()); err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	if n := max(len(m.GetHosts()), len(m.GetResolvConf())); n > maxPodFileBytes {
+		return nil, invalid("hosts or resolv_conf has %d bytes, at most %d are allowed", n, maxPodFileBytes)
+	}
+	pod := &Pod{Hostname: m.GetHostname(), Hosts: m.GetHosts(), ResolvConf: m.GetResolvConf(), SharePIDs: m.GetShareProcessNamespace()}
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.pod != nil && cs.podContainersLocked() > 0 && !samePod(cs.pod, pod) {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("the pod is set up otherwise and has containers"))
+	}
+	cs.pod = pod
+	return connect.NewResponse(&agentv1.SetupPodResponse{}), nil
+}
+
+func samePod(a, b *Pod) bool {
+	return a.Hostname == b.Hostname && a.SharePIDs == b.SharePIDs && bytes.Equal(a.Hosts, b.Hosts) && bytes.Equal(a.ResolvConf, b.ResolvConf)
+}
+
+// podContainers is the number of containers that are the pod's.
+func (cs *containers) podContainers() int {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	return cs.podContainersLocked()
+}
+
+func (cs *containers) podContainersLocked() int {
+	n := 0
+	for id := range cs.table {
+		if !strings.HasPrefix(id, guest.TemplatePrefix) {
+			n++
+		}
+	}
+	return n
+}
