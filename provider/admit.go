@@ -9,13 +9,19 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// admit makes the plan of the pod, or refuses it. It runs once, first in the loop.
+// admit makes the plan of the pod, or refuses it. It runs first in the loop, and again
+// while the pod waits for its template.
 func (w *worker) admit() {
 	s := &w.s
 	if s.plan != nil || s.refusal != nil {
 		return // from a record
 	}
-	p, refused := translate(s.pod, w.env.supply, w.env.allocatable)
+	p, refused, wait := translate(s.pod, w.env.supply, w.env.templates, w.env.allocatable)
+	if wait != nil {
+		w.await(wait)
+		return
+	}
+	s.waiting = nil
 	if refused != nil {
 		s.refusal = refused
 		w.env.events.pod(s.pod, true, refused.Reason, refused.Message)
@@ -33,6 +39,44 @@ func (w *worker) admit() {
 	}
 	w.dirty = true
 	w.mark.begin(w.env.observer, s.pod, s.startTime)
+}
+
+// await notes what the pod waits for, and tells its owner once. What is only not known
+// yet is told when it lasts.
+func (w *worker) await(wait *templateWait) {
+	before := w.s.waiting
+	if before != nil {
+		wait.failures = before.failures
+	}
+	wait.failures++
+	wait.retryAt = time.Now().Add(retryDelay(wait.failures, templateRetryFirst, templateRetryMax))
+	w.s.waiting = wait
+	again := before != nil && before.reason == wait.reason && before.message == wait.message
+	if wait.reason == ReasonTemplateUnknown && wait.failures != unknownTries || wait.reason != ReasonTemplateUnknown && again {
+		return
+	}
+	w.log.Info("Pod waits for its template", "reason", wait.reason, "message", wait.message)
+	w.env.events.pod(w.s.pod, true, wait.reason, wait.message)
+}
+
+// unknownTries is how often a template is looked for in vain until it is told that the
+// API server has not listed them: a node that has just started waits less.
+const unknownTries = 3
+
+// templateChanged lets the pods that wait for a template look again. Without a name it
+// is about all.
+func (p *Provider) templateChanged(namespace, name string) {
+	for _, w := range p.all() {
+		pod := w.published.Load()
+		if name != "" && (pod.Namespace != namespace || templateName(pod) != name) {
+			continue
+		}
+		w.post(func(s *state) {
+			if s.waiting != nil {
+				s.waiting.retryAt = time.Time{}
+			}
+		})
+	}
 }
 
 // newState is that of a pod that this node has not had before.
@@ -53,8 +97,12 @@ type milestones struct {
 	waiting []phaseTime
 
 	began, imaged, running time.Time
-	acquired, prepared     time.Time
-	started, reported      bool
+	prepared               time.Time
+	// resumed is when the first machine began to be restored, resumed or booted.
+	resumed           time.Time
+	started, reported bool
+	// heard: some output came.
+	heard bool
 }
 
 type phaseTime struct {

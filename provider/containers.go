@@ -22,6 +22,7 @@ type startJob struct {
 	plan  containerPlan
 	image *Image
 	slot  int
+	lower []string // layers between the container's own and its image
 	ref   ContainerRef
 	hold  *machineHold
 	// previous is the id of the run before, to be removed from the machine.
@@ -100,7 +101,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	}
 	req := &agentv1.CreateContainerRequest{
 		Id: j.ref.ID, ImageSlot: int32(j.slot), Args: args, Env: vars.list(), //nolint:gosec // slots are few
-		WorkingDir: img.WorkingDir, User: user, Tty: c.TTY, Stdin: c.Stdin, Resources: resourcesOf(c),
+		WorkingDir: img.WorkingDir, User: user, Tty: c.TTY, Stdin: c.Stdin, Resources: resourcesOf(c), LowerLayers: j.lower,
 	}
 	if c.WorkingDir != "" {
 		req.WorkingDir = c.WorkingDir

@@ -31,6 +31,7 @@ type decision struct {
 	finish    bool // the pod is over: stage finished
 	terminate bool // the pod is deleted: stage terminating
 
+	admit   bool // look again whether the pod's template is there
 	pull    []imageKey
 	acquire bool
 	adopt   bool
@@ -105,6 +106,17 @@ func decideSync(s *state, now time.Time, d *decision) {
 		decideRelease(s, now, d)
 		return
 	}
+	// A pod without a plan waits for its template.
+	if s.plan == nil {
+		switch {
+		case s.waiting == nil:
+		case now.Before(s.waiting.retryAt):
+			d.wakeAt(s.waiting.retryAt)
+		default:
+			d.admit = true
+		}
+		return
+	}
 	// 2. A machine of an earlier process is asked what it has.
 	if s.machine.adopt && s.machine.step == machineNone {
 		if now.Before(s.machine.retryAt) {
@@ -139,9 +151,13 @@ func decideSync(s *state, now time.Time, d *decision) {
 	if !next.IsZero() {
 		d.wakeAt(next)
 	}
-	// 4. All images, side by side.
+	// 4. All images, side by side. A machine of a template brings them; only when an
+	// earlier process's machine has one that is not on the node any more, it is pulled.
 	ready := true
 	for _, key := range s.plan.images {
+		if s.plan.template != nil && s.machine.step != machineHeld {
+			break
+		}
 		img := s.images[key]
 		switch {
 		case img.image != nil:

@@ -71,6 +71,39 @@ func (e envSource) environment(ctx context.Context, pod *corev1.Pod, c *corev1.C
 	return v, nil
 }
 
+// prefetch returns what reads the objects that a container's variables come from, so
+// that environment finds them there. What fails is read again by environment.
+func (e envSource) prefetch(pod *corev1.Pod, c *corev1.Container) []func(context.Context) {
+	var jobs []func(context.Context)
+	configMap := func(name string) {
+		jobs = append(jobs, func(ctx context.Context) { _, _ = e.objects.configMap(ctx, pod.Namespace, name) })
+	}
+	secret := func(name string) {
+		jobs = append(jobs, func(ctx context.Context) { _, _ = e.objects.secret(ctx, pod.Namespace, name) })
+	}
+	for _, from := range c.EnvFrom {
+		if r := from.ConfigMapRef; r != nil {
+			configMap(r.Name)
+		}
+		if r := from.SecretRef; r != nil {
+			secret(r.Name)
+		}
+	}
+	for i := range c.Env {
+		src := c.Env[i].ValueFrom
+		if src == nil {
+			continue
+		}
+		if r := src.ConfigMapKeyRef; r != nil {
+			configMap(r.Name)
+		}
+		if r := src.SecretKeyRef; r != nil {
+			secret(r.Name)
+		}
+	}
+	return jobs
+}
+
 // from reads a whole ConfigMap or Secret.
 func (e envSource) from(ctx context.Context, namespace string, from corev1.EnvFromSource) (map[string]string, error) {
 	switch {

@@ -5,7 +5,6 @@ package provider
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -33,7 +32,10 @@ func (w *worker) keep(lease Lease) {
 	h := &machineHold{lease: lease}
 	// Not below w.start: a pod that is deleted still has output to drain.
 	h.ctx, h.stop = context.WithCancel(context.Background())
-	h.volumes = &volumeKeeper{env: w.env, log: w.log, tokens: tokenCache{}, sent: map[string][sha256.Size]byte{}}
+	h.volumes, w.volumes = w.volumes, nil
+	if h.volumes == nil {
+		h.volumes = newVolumeKeeper(w.env, w.log)
+	}
 	w.hold = h
 	h.wg.Go(func() { w.watchMachine(h) })
 	h.wg.Go(func() { w.watchContainers(h) })

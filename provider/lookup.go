@@ -37,11 +37,13 @@ type Containers interface {
 // something changes.
 type podView struct {
 	targets []Target
+	// machine: the pod has a machine.
+	machine bool
 }
 
 // viewOf is the view of a state.
 func viewOf(s *state, h *machineHold) *podView {
-	v := &podView{}
+	v := &podView{machine: s.machine.step == machineHeld}
 	for i, c := range s.containers {
 		t := Target{
 			ContainerRef: ContainerRef{PodUID: s.pod.UID, Namespace: s.pod.Namespace, Pod: s.pod.Name, Container: c.name, Attempt: c.attempt, ID: c.id(s)},

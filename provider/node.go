@@ -201,8 +201,11 @@ func (k *nodeKeeper) measure(ctx context.Context) []corev1.NodeCondition {
 	return nodeConditions(p, unhealthy, k.node.Status.Conditions, time.Now())
 }
 
+// offerPause is how long changes of the pools are gathered: each report is two requests.
+const offerPause = time.Second
+
 // run measures until ctx ends, and tells only what changed: the lease keeps the node
-// alive meanwhile.
+// alive meanwhile. virtual-kubelet writes labels with the status: see offer.
 func (k *nodeKeeper) run(ctx context.Context) {
 	var notify func(*corev1.Node)
 	select {
@@ -210,9 +213,29 @@ func (k *nodeKeeper) run(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	for sleep(ctx, measureEvery) {
+	var changes <-chan struct{} // of the pools
+	if k.p.opts.Pools != nil {
+		changes = k.p.opts.Pools.Changes()
+	}
+	timer := time.NewTimer(measureEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-changes:
+			if !sleep(ctx, offerPause) {
+				return
+			}
+		}
+		timer.Reset(measureEvery)
 		conditions := k.measure(ctx)
-		if sameConditions(k.node.Status.Conditions, conditions) {
+		was := k.node.DeepCopy()
+		if k.p.opts.Pools != nil {
+			offer(k.node, k.p.opts.Node, k.p.opts.Pools.Pools(), k.p.holdings())
+		}
+		if sameConditions(k.node.Status.Conditions, conditions) && sameOffer(was, k.node) {
 			continue
 		}
 		k.node.Status.Conditions = conditions

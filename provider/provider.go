@@ -33,6 +33,10 @@ type Options struct {
 	Supply Supply
 	Images Images
 	Logs   Logs
+	// Templates that pods may name; nil for none.
+	Templates Templates
+	// Pools of warm machines that the node offers; nil for none.
+	Pools Pools
 	// Observer of pod starts; nil for none.
 	Observer Observer
 	// Node is what the node says about itself.
@@ -114,12 +118,16 @@ func New(opts Options) (*Provider, error) {
 	allocatable := opts.Node.Allocatable
 	p.env = &environment{
 		log: opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
-		records: records{dir: filepath.Join(opts.StateDir, "pods")}, objects: obj, events: ev,
+		templates: opts.Templates,
+		records:   records{dir: filepath.Join(opts.StateDir, "pods")}, objects: obj, events: ev,
 		puller:    puller{images: opts.Images, objects: obj, events: ev},
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
+	}
+	if opts.Templates != nil {
+		opts.Templates.OnChange(p.templateChanged)
 	}
 	return p, nil
 }

@@ -28,13 +28,15 @@ const recordFile = "pod.json"
 // record is what has to be known about a pod after the node process died. It is
 // written before the act it speaks of.
 type record struct {
-	Version   int           `json:"version"`
-	Pod       *corev1.Pod   `json:"pod"`
-	StartTime time.Time     `json:"startTime"`
-	Finished  bool          `json:"finished,omitempty"`
-	Refusal   *refusal      `json:"refusal,omitempty"`
-	Images    []imageRecord `json:"images,omitempty"`
-	Machine   machineRecord `json:"machine"`
+	Version   int         `json:"version"`
+	Pod       *corev1.Pod `json:"pod"`
+	StartTime time.Time   `json:"startTime"`
+	Finished  bool        `json:"finished,omitempty"`
+	Refusal   *refusal    `json:"refusal,omitempty"`
+	// Template as it was at admission.
+	Template *Template     `json:"template,omitempty"`
+	Images   []imageRecord `json:"images,omitempty"`
+	Machine  machineRecord `json:"machine"`
 	// Containers in the order of the pod.
 	Containers []containerRecord `json:"containers,omitempty"`
 }
@@ -194,6 +196,7 @@ func recordOf(s *state) *record {
 		},
 	}
 	if s.plan != nil {
+		rec.Template = s.plan.template
 		for _, key := range s.plan.images {
 			if img := s.images[key].image; img != nil {
 				rec.Images = append(rec.Images, imageRecord{Ref: key.ref, Policy: key.policy, Digest: img.Digest, ID: img.ID})

@@ -93,13 +93,18 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 	}
 	switch {
 	case s.refusal != nil:
-	case m.Acquired || rec.Finished:
+	case m.Acquired || rec.Finished || rec.Template != nil:
 		// It was accepted. What was added to the pod since, or taken from the node, was
-		// said by an event and does not end what runs.
+		// said by an event and does not end what runs; nor does another revision of its
+		// template.
 		s.plan = planOf(rec.Pod)
-		s.plan.shape, s.plan.budget = m.Shape, m.Budget
+		s.plan.shape, s.plan.budget, s.plan.template = m.Shape, m.Budget, rec.Template
+		if t := rec.Template; t != nil && !m.Acquired {
+			s.plan.shape = t.Shape
+			s.plan.budget = Budget{MilliCPU: s.plan.need.MilliCPURequest + t.MilliCPU, MemoryBytes: t.Shape.MemoryBytes}
+		}
 	default:
-		if s.plan, s.refusal = translate(rec.Pod, e.supply, e.allocatable); s.refusal != nil {
+		if s.plan, s.refusal, s.waiting = translate(rec.Pod, e.supply, e.templates, e.allocatable); s.refusal != nil {
 			e.log.Error("A pod of an earlier version is not accepted any more", "podUID", rec.Pod.UID, "message", s.refusal.Message)
 		}
 	}

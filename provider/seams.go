@@ -12,6 +12,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1/agentv1connect"
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process/processconnect"
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // Supply gives machines to pods. warmpool is behind it. Safe for concurrent use.
@@ -60,9 +61,26 @@ type MachineRequest struct {
 	PodUID    types.UID
 	Shape     vm.Shape
 	Budget    Budget
-	// Images are the files behind the image slots, in slot order.
+	// Images are the files behind the image slots, in slot order. A machine of a template
+	// brings its own: see Lease.Images.
 	Images []string
+	// Template that the machine is of; nil for none.
+	Template *warmpool.Template
+	// Refs are the images, of the template's, that the machine must have.
+	Refs []string
+	// Path asks for a way: PathRestore or PathCold; empty is the fastest.
+	Path string
+	// Pool, "namespace/name", is the only one to take a warm machine from; empty is any.
+	Pool string
 }
+
+// Ways that a pod may ask for by AnnotationPath.
+const (
+	// PathRestore: no warm machine, one from a snapshot.
+	PathRestore = "restore"
+	// PathCold: booted without any snapshot.
+	PathCold = "cold"
+)
 
 // RefusedError is a supply's refusal of a machine.
 type RefusedError struct {
@@ -83,8 +101,11 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 type Lease interface {
 	// MachineID is the id of the machine.
 	MachineID() string
-	// Path tells how the machine came to be: "warm", "restore", "build", "adopt".
+	// Path tells how the machine came to be: "warm", "restore", "build", "cold", "adopt".
 	Path() string
+	// Images tell which image of the template is in which slot; nil for a machine
+	// without a template.
+	Images() []warmpool.SlotImage
 	// Timings tells how long the parts of the acquisition took.
 	Timings() Timings
 	// Notices are things about the acquisition that the pod's owner should hear.
@@ -105,6 +126,9 @@ type Timings struct {
 	Restore time.Duration
 	// Agent is from there to an agent that answered and was refreshed.
 	Agent time.Duration
+	// Resume is the part of both in which the machine was on its way: from the beginning
+	// of its restore, resume or boot until the agent answered. It ends with the Acquire.
+	Resume time.Duration
 }
 
 // Notice is something to tell the pod's owner by an event.
@@ -250,4 +274,24 @@ type Observer interface {
 	// ObservePhase is called once for each phase of each pod's start, when the path
 	// is known.
 	ObservePhase(phase Phase, path string, took time.Duration)
+	// ObserveSample is called for each measurement.
+	ObserveSample(sample Sample, took time.Duration)
 }
+
+// Sample names a measurement of what a container's user waits for. Stable.
+type Sample string
+
+// The samples that the provider measures, by this host's clock: a guest's may be off by
+// more than what is measured.
+const (
+	// SampleCommandStart: from the request to start a container, or a command in one,
+	// until its process runs.
+	SampleCommandStart Sample = "command_start"
+	// SampleFirstByte: from there until the host had the first of its output. For the
+	// first run of each container.
+	SampleFirstByte Sample = "first_stdout_byte"
+	// SampleResumeToFirstByte: from the beginning of the machine's restore, resume or boot
+	// until the host had the first output of any of the pod's containers. Once a pod, of
+	// its first machine.
+	SampleResumeToFirstByte Sample = "start_resume_to_first_stdout"
+)

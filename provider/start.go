@@ -14,10 +14,13 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // MachinePrefix begins the id of every machine that was made for a pod.
@@ -88,32 +91,90 @@ func (w *worker) acquire() {
 	m.shape, m.budget = s.plan.shape, s.plan.budget
 	m.acquired, m.prepared, m.synced, m.path = false, false, false, ""
 	m.slots, m.files = nil, nil
-	for _, key := range s.plan.images {
-		if img := s.images[key].image; !slices.Contains(m.slots, img.Digest) {
-			m.slots = append(m.slots, img.Digest)
-			m.files = append(m.files, img.DiskPath)
+	if s.plan.template == nil {
+		for _, key := range s.plan.images {
+			if img := s.images[key].image; !slices.Contains(m.slots, img.Digest) {
+				m.slots = append(m.slots, img.Digest)
+				m.files = append(m.files, img.DiskPath)
+			}
 		}
+	}
+	if w.volumes == nil { // what volumes and variables are made of is fetched meanwhile
+		w.volumes = newVolumeKeeper(w.env, w.log)
+		fetch := w.volumes.prefetch(s.pod)
+		w.acts.Go(func() { fetch(w.start) })
 	}
 	w.save()
 	req := w.machineRequest()
+	keys := slices.Clone(s.plan.images)
 	w.log.Info("Acquiring machine", "machine", req.MachineID, "shape", req.Shape.String())
 	w.acts.Go(func() {
 		ctx, cancel := context.WithTimeout(w.start, acquireTimeout)
 		defer cancel()
 		lease, err := w.env.supply.Acquire(ctx, req)
+		answered := time.Now()
+		var images map[imageKey]*Image
+		if err == nil && req.Template != nil {
+			images, err = w.env.leasedImages(ctx, req, keys, lease)
+		}
 		w.post(func(s *state) {
 			if err != nil {
 				w.notAcquired(err)
 				return
 			}
-			w.acquiredMachine(lease)
+			for key, img := range images {
+				*s.images[key] = imageState{image: img}
+			}
+			w.acquiredMachine(lease, answered)
 		})
 	})
 }
 
+// leasedImages are the pod's images as the machine of its template brought them, pinned
+// for the pod. Nobody is asked but the node's own store, whatever the pull policy:
+// they were pulled when the template was built. When that fails the machine is given
+// back.
+func (e *environment) leasedImages(ctx context.Context, req MachineRequest, keys []imageKey, lease Lease) (map[imageKey]*Image, error) {
+	got, err := e.pinLeased(ctx, req.PodUID, keys, lease.Images())
+	if err == nil {
+		return got, nil
+	}
+	err = fmt.Errorf("take the images of machine %q: %w", lease.MachineID(), err)
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	for failures := 1; ; failures++ {
+		rerr := lease.Release(rctx, 0)
+		if rerr == nil || !sleep(rctx, retryDelay(failures, releaseRetryFirst, releaseRetryMax)) {
+			return nil, errors.Join(err, rerr)
+		}
+	}
+}
+
+func (e *environment) pinLeased(ctx context.Context, owner types.UID, keys []imageKey, slots []warmpool.SlotImage) (map[imageKey]*Image, error) {
+	out := map[imageKey]*Image{}
+	for _, key := range keys {
+		slot, ok := slotImage(slots, key.ref)
+		if !ok {
+			return nil, fmt.Errorf("it does not have image %q", key.ref)
+		}
+		img, err := e.images.Pin(ctx, owner, slot.Digest)
+		if err != nil {
+			return nil, err
+		}
+		img.Ref, img.ID, img.Present = key.ref, imageID(key.ref, slot.Digest), true
+		out[key] = &img
+	}
+	return out, nil
+}
+
 func (w *worker) machineRequest() MachineRequest {
-	m := &w.s.machine
-	return MachineRequest{MachineID: m.id, PodUID: w.s.pod.UID, Shape: m.shape, Budget: m.budget, Images: m.files}
+	m, p := &w.s.machine, w.s.plan
+	req := MachineRequest{MachineID: m.id, PodUID: w.s.pod.UID, Shape: m.shape, Budget: m.budget, Images: m.files,
+		Path: w.s.pod.Annotations[AnnotationPath]}
+	if p != nil && p.template != nil {
+		req.Template, req.Refs, req.Pool, req.Images = &p.template.Template, p.refs(), poolOf(w.s.pod), nil
+	}
+	return req
 }
 
 func (w *worker) notAcquired(err error) {
@@ -136,9 +197,16 @@ func (w *worker) notAcquired(err error) {
 	w.env.events.pod(s.pod, true, eventFailedSandbox, "Failed to create pod sandbox: "+m.message)
 }
 
-func (w *worker) acquiredMachine(lease Lease) {
+// acquiredMachine takes in the machine that was given at the time answered.
+func (w *worker) acquiredMachine(lease Lease, answered time.Time) {
 	s, m := &w.s, &w.s.machine
 	m.step, m.acquired, m.path = machineHeld, true, lease.Path()
+	if s.plan.template != nil {
+		for _, i := range lease.Images() {
+			m.slots, m.files = append(m.slots, i.Digest), append(m.files, i.DiskPath)
+		}
+		w.resolveImages()
+	}
 	m.failures, m.retryAt, m.reason, m.message = 0, time.Time{}, "", ""
 	w.dirty = true
 	t := lease.Timings()
@@ -146,8 +214,10 @@ func (w *worker) acquiredMachine(lease Lease) {
 		w.env.events.pod(s.pod, n.Warning, n.Reason, n.Message)
 	}
 	w.env.events.pod(s.pod, false, eventMachineRestored, fmt.Sprintf("Machine %s of shape %s came by %s in %s",
-		m.id, m.shape, m.path, (t.Restore+t.Agent).Round(time.Millisecond)))
-	w.mark.acquired = time.Now()
+		lease.MachineID(), m.shape, m.path, (t.Restore+t.Agent).Round(time.Millisecond)))
+	if m.generation == 1 {
+		w.mark.resumed = answered.Add(-t.Resume)
+	}
 	w.mark.know(m.path)
 	if !w.mark.started {
 		w.mark.observe(PhaseRestore, t.Restore)
@@ -240,20 +310,28 @@ func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) 
 	if fellBack {
 		w.env.events.pod(pod, true, eventMissingDNS, fmt.Sprintf("Pod has DNS policy %q, but this node has no cluster DNS. Falling back to \"Default\" policy.", pod.Spec.DNSPolicy))
 	}
-	_, err = g.Containers.SetupPod(ctx, connect.NewRequest(&agentv1.SetupPodRequest{
-		Hostname: kernelHostname(pod, w.env.dns), Hosts: hosts(pod, w.env.dns, w.env.machineAddress), ResolvConf: resolv,
-		ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
-	}))
-	if err != nil {
-		return fmt.Errorf("set up the pod: %w", err)
-	}
-	for i := range pod.Spec.Volumes {
-		if err := hold.volumes.put(ctx, g, pod, &pod.Spec.Volumes[i]); err != nil {
-			return err
+	// The pod and its volumes know nothing of each other, and each call waits for an
+	// answer from the machine: side by side they take as long as the slowest.
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(setUpCalls)
+	group.Go(func() error {
+		_, err := g.Containers.SetupPod(ctx, connect.NewRequest(&agentv1.SetupPodRequest{
+			Hostname: kernelHostname(pod, w.env.dns), Hosts: hosts(pod, w.env.dns, w.env.machineAddress), ResolvConf: resolv,
+			ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
+		}))
+		if err != nil {
+			return fmt.Errorf("set up the pod: %w", err)
 		}
+		return nil
+	})
+	for i := range pod.Spec.Volumes {
+		group.Go(func() error { return hold.volumes.put(ctx, g, pod, &pod.Spec.Volumes[i]) })
 	}
-	return nil
+	return group.Wait()
 }
+
+// setUpCalls bounds the calls to a machine at once: a guest has few processors.
+const setUpCalls = 8
 
 // startContainer creates and starts the next run of a container. The record says so first.
 func (w *worker) startContainer(i int) {
@@ -268,6 +346,7 @@ func (w *worker) startContainer(i int) {
 		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
 	}
+	job.lower = s.plan.lowerLayers(job.slot)
 	if c.last != nil {
 		job.previous = c.last.ID
 		if c.attempt >= 2 {
@@ -277,10 +356,12 @@ func (w *worker) startContainer(i int) {
 		}
 	}
 	attempt, hold := c.attempt, w.hold
+	requested := time.Now()
 	w.acts.Go(func() {
 		ctx, cancel := context.WithTimeout(w.start, containerTimeout)
 		defer cancel()
 		status, err := w.env.startRun(ctx, job)
+		answered := time.Now()
 		w.post(func(s *state) {
 			if c.attempt != attempt || hold != w.hold {
 				return
@@ -289,6 +370,7 @@ func (w *worker) startContainer(i int) {
 				w.notStarted(c, err)
 				return
 			}
+			w.startedAt(c, requested, answered)
 			c.failures, c.reason, c.message = 0, "", ""
 			if c.step == containerStarting { // else the watch was quicker
 				w.observed(c, status)

@@ -31,6 +31,8 @@ type state struct {
 	stage stage
 	// refusal is set when the pod cannot run on this node at all.
 	refusal *refusal
+	// waiting is set, and plan is not, while the pod's template is not there.
+	waiting *templateWait
 	plan    *plan
 	// startTime is when the node first saw the pod.
 	startTime  time.Time
@@ -167,6 +169,10 @@ type containerState struct {
 	backoff         backoff
 	// notBefore is when the next run or the next try may begin.
 	notBefore time.Time
+
+	// requested, answered are when this process asked for the current run, and had the
+	// answer that it runs; heard is when its first output came. For measurements.
+	requested, answered, heard time.Time
 
 	// stopSent, killSent: the signal went out for this run.
 	stopSent bool

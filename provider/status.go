@@ -62,6 +62,14 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 		st.Conditions = keptConditions(s.pod, previous)
 		return st
 	}
+	if s.plan == nil { // it waits for its template, or was deleted meanwhile
+		no := false
+		for i := range s.pod.Spec.Containers {
+			c := &s.pod.Spec.Containers[i]
+			st.ContainerStatuses = append(st.ContainerStatuses, corev1.ContainerStatus{Name: c.Name, Image: c.Image, Started: &no,
+				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reasonContainerCreating, Message: s.waiting.text()}}})
+		}
+	}
 	for i, c := range s.containers {
 		st.ContainerStatuses = append(st.ContainerStatuses, containerStatus(s, i, c, now))
 	}
@@ -71,6 +79,9 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	}
 	if s.machine.reason != "" && st.Phase == corev1.PodPending {
 		st.Reason, st.Message = s.machine.reason, s.machine.message
+	}
+	if s.waiting != nil && st.Phase == corev1.PodPending {
+		st.Reason, st.Message = s.waiting.reason, s.waiting.message
 	}
 	st.Conditions = conditions(s, &st, previous, now)
 	return st

@@ -26,6 +26,8 @@ type plan struct {
 	need       Need
 	shape      vm.Shape
 	budget     Budget
+	// template that the machine is of; nil for none. It stays what it was at admission.
+	template *Template
 }
 
 type containerPlan struct {
@@ -40,30 +42,37 @@ const (
 	reasonOutOfMemory = "OutOfmemory"
 )
 
-// translate makes the plan of a pod, or says why the node refuses it. It is pure as
-// far as sizing is.
-func translate(pod *corev1.Pod, sizing Supply, allocatable corev1.ResourceList) (*plan, *refusal) {
+// translate makes the plan of a pod, or says why the node refuses it, or what the pod
+// waits for. It is pure as far as sizing and templates are.
+func translate(pod *corev1.Pod, sizing Supply, templates Templates, allocatable corev1.ResourceList) (*plan, *refusal, *templateWait) {
 	if faults := unsupported(pod); len(faults) > 0 {
-		return nil, &refusal{Reason: ReasonUnsupportedField, Message: strings.Join(faults, "; ")}
+		return nil, &refusal{Reason: ReasonUnsupportedField, Message: strings.Join(faults, "; ")}, nil
 	}
 	p := planOf(pod)
-	refs := map[string]bool{}
-	for _, k := range p.images {
-		refs[k.ref] = true
+	if templateName(pod) != "" {
+		t, wait := lookUp(pod, templates)
+		if wait != nil {
+			return nil, nil, wait
+		}
+		if r := useTemplate(p, t); r != nil {
+			return nil, r, nil
+		}
+		return p, oversized(p.need, allocatable), nil
 	}
+	refs := p.refs()
 	if n := sizing.ImageSlots(); len(refs) > n {
 		return nil, &refusal{Reason: ReasonUnsupportedField,
-			Message: fmt.Sprintf("spec.containers: %d different images, a machine has %d image slots", len(refs), n)}
+			Message: fmt.Sprintf("spec.containers: %d different images, a machine has %d image slots", len(refs), n)}, nil
 	}
 	if r := oversized(p.need, allocatable); r != nil {
-		return nil, r
+		return nil, r, nil
 	}
 	shape, budget, err := sizing.ShapeFor(p.need)
 	if err != nil {
-		return nil, sizeRefusal(p.need, err)
+		return nil, sizeRefusal(p.need, err), nil
 	}
 	p.shape, p.budget = shape, budget
-	return p, nil
+	return p, nil, nil
 }
 
 // planOf is the plan of a pod that is accepted, without its shape and budget. It is pure.

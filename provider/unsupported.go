@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 )
 
 // ReasonUnsupportedField is the reason of a pod's Failed status, and of its event,
@@ -65,7 +67,8 @@ func rules() map[string]rule {
 		"hostUsers":             only("true"),
 		"initContainers":        refuse(""),
 		"activeDeadlineSeconds": refuse(""),
-		"runtimeClassName":      refuse(""),
+		"runtimeClassName":      anything, // names a SnapshotTemplate: see template.go
+		"overhead":              anything, // the machine's own part, for the scheduler
 
 		"securityContext":                          into(),
 		"securityContext.runAsUser":                anything,
@@ -147,6 +150,11 @@ func rules() map[string]rule {
 func unsupported(pod *corev1.Pod) []string {
 	w := walker{rules: rules()}
 	w.fields(reflect.ValueOf(pod.Spec), "", "spec")
+	switch path := pod.Annotations[AnnotationPath]; path {
+	case "", PathRestore, PathCold:
+	default:
+		w.faults = append(w.faults, fmt.Sprintf("metadata.annotations[%s]: %.64q is no way to a machine, only %s and %s may be asked for", AnnotationPath, path, PathRestore, PathCold))
+	}
 	for i := range pod.Spec.Volumes {
 		if e := pod.Spec.Volumes[i].EmptyDir; e != nil && e.Medium == corev1.StorageMediumDefault && e.SizeLimit != nil && !e.SizeLimit.IsZero() {
 			w.faults = append(w.faults, fmt.Sprintf("spec.volumes[%d].emptyDir.sizeLimit: not supported yet on disk, only with medium %s", i, corev1.StorageMediumMemory))
@@ -164,6 +172,9 @@ type walker struct {
 func (w *walker) fields(v reflect.Value, path, shown string) {
 	if v.Kind() == reflect.Map {
 		for _, k := range v.MapKeys() {
+			if strings.HasPrefix(k.String(), v1alpha1.ResourceWarmPrefix) {
+				continue // a pool's extended resource: whoever gets one has a machine of it
+			}
 			w.value(v.MapIndex(k), join(path, k.String()), shown+"."+k.String())
 		}
 		return

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -32,9 +33,79 @@ type volumeKeeper struct {
 	env *environment
 	log *slog.Logger
 
-	mu     sync.Mutex
-	tokens tokenCache                   // guarded by mu
-	sent   map[string][sha256.Size]byte // guarded by mu; digest of what a volume holds
+	mu      sync.Mutex
+	volumes map[string]*keptVolume // guarded by mu
+}
+
+// keptVolume is one volume.
+type keptVolume struct {
+	mu     sync.Mutex         // held while the content is read and written
+	tokens tokenCache         // guarded by mu
+	sent   *[sha256.Size]byte // guarded by mu; digest of what the volume holds
+	ahead  *fetchedContent    // guarded by mu; what was read before the machine came
+}
+
+// fetchedContent is what a volume is to hold.
+type fetchedContent struct {
+	done   chan struct{} // closed when the rest is there
+	files  []*agentv1.File
+	tokens tokenCache
+	err    error
+	at     time.Time
+}
+
+func newVolumeKeeper(env *environment, log *slog.Logger) *volumeKeeper {
+	return &volumeKeeper{env: env, log: log, volumes: map[string]*keptVolume{}}
+}
+
+func (k *volumeKeeper) volume(name string) *keptVolume {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v := k.volumes[name]
+	if v == nil {
+		v = &keptVolume{tokens: tokenCache{}}
+		k.volumes[name] = v
+	}
+	return v
+}
+
+// prefetchTTL is how long content that was read ahead is still written: a machine that
+// came later than that gets what the API server has then.
+const prefetchTTL = 10 * time.Second
+
+// prefetch prepares to read, side by side, what the pod's volumes and variables are made
+// of; the function it returns does it, and is to be called at once. What fails is read
+// again when it is needed, and said then.
+func (k *volumeKeeper) prefetch(pod *corev1.Pod) func(context.Context) {
+	var jobs []func(context.Context)
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if !hasContent(v) {
+			continue
+		}
+		f := &fetchedContent{done: make(chan struct{}), tokens: tokenCache{}}
+		kept := k.volume(v.Name)
+		kept.mu.Lock()
+		kept.ahead = f
+		kept.mu.Unlock()
+		jobs = append(jobs, func(ctx context.Context) {
+			defer close(f.done)
+			f.files, f.err = k.env.content.content(ctx, pod, v, f.tokens)
+			f.at = time.Now()
+		})
+	}
+	for i := range pod.Spec.Containers {
+		jobs = append(jobs, k.env.variables.prefetch(pod, &pod.Spec.Containers[i])...)
+	}
+	return func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
+		defer cancel()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for _, job := range jobs {
+			wg.Go(func() { job(ctx) })
+		}
+	}
 }
 
 // put makes a volume and writes its content. It may be repeated.
@@ -50,21 +121,41 @@ func (k *volumeKeeper) put(ctx context.Context, g *Guest, pod *corev1.Pod, v *co
 
 // write brings a volume's files up to date when they changed.
 func (k *volumeKeeper) write(ctx context.Context, g *Guest, pod *corev1.Pod, v *corev1.Volume) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	files, err := k.env.content.content(ctx, pod, v, k.tokens)
+	kept := k.volume(v.Name)
+	kept.mu.Lock()
+	defer kept.mu.Unlock()
+	files, err := k.read(ctx, pod, v, kept)
 	if err != nil {
 		return err
 	}
 	sum := digest(files)
-	if have, ok := k.sent[v.Name]; ok && have == sum {
+	if kept.sent != nil && *kept.sent == sum {
 		return nil
 	}
 	if _, err := g.Volumes.WriteFiles(ctx, connect.NewRequest(&agentv1.WriteFilesRequest{Volume: v.Name, Files: files})); err != nil {
 		return fmt.Errorf("write files of volume %q: %w", v.Name, err)
 	}
-	k.sent[v.Name] = sum
+	kept.sent = &sum
 	return nil
+}
+
+// read returns what was read ahead, once, or what the API server has. kept.mu is held.
+func (k *volumeKeeper) read(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, kept *keptVolume) ([]*agentv1.File, error) {
+	if f := kept.ahead; f != nil {
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("volume %q: %w", v.Name, ctx.Err())
+		}
+		kept.ahead = nil
+		if f.err == nil {
+			maps.Copy(kept.tokens, f.tokens)
+			if time.Since(f.at) < prefetchTTL {
+				return f.files, nil
+			}
+		}
+	}
+	return k.env.content.content(ctx, pod, v, kept.tokens)
 }
 
 // refresh keeps the volumes up to date until the hold ends.

@@ -40,9 +40,11 @@ type worker struct {
 	start     context.Context //nolint:containedctx // the lifetime of the loop's own work
 	stopStart context.CancelFunc
 	// hold is the context of what watches and copies from the machine that is held.
-	hold  *machineHold
-	acts  sync.WaitGroup
-	dirty bool // the record is not what the state is
+	hold *machineHold
+	// volumes are those of the next hold: their content is fetched while the machine comes.
+	volumes *volumeKeeper
+	acts    sync.WaitGroup
+	dirty   bool // the record is not what the state is
 	// faults are what a later change of the pod asked for in vain.
 	faults string
 	mark   milestones
@@ -56,6 +58,7 @@ type environment struct {
 	logs      Logs
 	records   records
 	objects   *objects
+	templates Templates // nil: there are none
 	puller    puller
 	events    events
 	content   contentSource
@@ -113,6 +116,9 @@ func (w *worker) update(pod *corev1.Pod) {
 			s.pod.Status = keep
 		}
 		w.dirty = true
+		if s.waiting != nil {
+			s.waiting.retryAt = time.Time{} // it may name another template now
+		}
 		if s.plan == nil {
 			return
 		}
@@ -251,6 +257,9 @@ func (w *worker) act(ctx context.Context, d *decision, now time.Time) (again boo
 		w.pull(key)
 	}
 	switch {
+	case d.admit:
+		w.admit()
+		again = true
 	case d.adopt:
 		w.adopt(ctx)
 	case d.acquire:
@@ -295,6 +304,7 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 	c.attempt++
 	c.step, c.drained, c.copying, c.stopSent = containerWaiting, false, false, false
 	c.reason, c.message, c.failures, c.startedAt = "", "", 0, time.Time{}
+	c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}
 	w.dirty = true
 }
 

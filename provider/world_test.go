@@ -4,6 +4,7 @@
 package provider_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +34,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 const nodeName = "node-a"
@@ -142,9 +145,11 @@ func (w *world) run(change ...func(*provider.Options)) *process {
 	if os.Getenv("FIRKIN_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
+	var running atomic.Pointer[provider.Provider]
 	opts := provider.Options{
 		Client: w.client, NodeName: nodeName, NodeIP: "192.0.2.1", StateDir: w.state,
-		Supply: w.supply, Images: w.images, Logs: podlog.New(filepath.Join(w.state, "pods"), podlog.Options{SyncInterval: 10 * time.Millisecond}),
+		Supply: w.supply, Images: w.images, Logs: podlog.New(filepath.Join(w.state, "pods"), podlog.Options{SyncInterval: 10 * time.Millisecond,
+			FirstOutput: func(ref provider.ContainerRef, at time.Time) { running.Load().FirstOutput(ref, at) }}),
 		Node: provider.NodeOptions{Arch: "amd64", HostOS: "linux", Driver: "fake", KubeletPort: 10250,
 			Capacity: provider.Capacity(4000, 4<<30, 100<<30, 20), Allocatable: provider.Capacity(4000, 4<<30, 100<<30, 20)},
 		DNS:            provider.DNS{Machine: []string{"10.0.2.3"}},
@@ -158,6 +163,7 @@ func (w *world) run(change ...func(*provider.Options)) *process {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	running.Store(p)
 	ctx, cancel := context.WithCancel(context.Background())
 	pr := &process{w: w, p: p, kill: cancel, done: make(chan error, 1)}
 	up := make(chan struct{})
@@ -338,6 +344,8 @@ type fakeImages struct {
 	stall  bool
 	pins   map[types.UID][]string
 	pulls  int
+	// failPins is how many pins fail.
+	failPins int
 }
 
 func (f *fakeImages) Pull(ctx context.Context, r provider.PullRequest) (provider.Image, error) {
@@ -354,12 +362,20 @@ func (f *fakeImages) Pull(ctx context.Context, r provider.PullRequest) (provider
 			return provider.Image{}, err
 		}
 	}
-	return f.Pin(ctx, r.Owner, "sha256:"+strings.NewReplacer("/", "", ".", "", ":", "").Replace(r.Ref))
+	return f.Pin(ctx, r.Owner, digestOf(r.Ref))
+}
+
+func digestOf(ref string) string {
+	return "sha256:" + strings.NewReplacer("/", "", ".", "", ":", "").Replace(ref)
 }
 
 func (f *fakeImages) Pin(_ context.Context, owner types.UID, digest string) (provider.Image, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.failPins > 0 {
+		f.failPins--
+		return provider.Image{}, errors.New("not here")
+	}
 	if !slices.Contains(f.pins[owner], digest) {
 		f.pins[owner] = append(f.pins[owner], digest)
 	}
@@ -389,15 +405,17 @@ type fakeSupply struct {
 	mu       sync.Mutex
 	machines map[string]*fakeMachine
 	acquired int
+	requests []provider.MachineRequest
 	// fault, when set, is asked before each step: "acquire", "acquired", "adopt", "release", "reap".
 	fault func(ctx context.Context, op string) error
 }
 
 type fakeMachine struct {
-	agent *guesttest.Agent
-	gone  chan struct{}
-	once  sync.Once
-	exit  vm.Exit
+	images []warmpool.SlotImage
+	agent  *guesttest.Agent
+	gone   chan struct{}
+	once   sync.Once
+	exit   vm.Exit
 }
 
 func (m *fakeMachine) end(reason vm.ExitReason) {
@@ -458,13 +476,23 @@ func (s *fakeSupply) Acquire(ctx context.Context, r provider.MachineRequest) (pr
 	}
 	s.machines[r.MachineID] = m
 	s.acquired++
+	s.requests = append(s.requests, r)
 	s.mu.Unlock()
 	if err := s.ask(ctx, "acquired"); errors.Is(err, errKilled) {
 		return nil, err
 	} else if err != nil {
 		return nil, errors.Join(err, s.Reap(context.Background(), r.MachineID))
 	}
-	return s.lease(r.MachineID, "restore", m), nil
+	path := cmp.Or(r.Path, "restore")
+	if r.Template != nil {
+		if path = r.Path; path == "" {
+			path = "warm"
+		}
+		if err := s.prepare(ctx, r, m); err != nil {
+			return nil, errors.Join(err, s.Reap(context.Background(), r.MachineID))
+		}
+	}
+	return s.lease(r.MachineID, path, m), nil
 }
 
 func (s *fakeSupply) Adopt(ctx context.Context, r provider.MachineRequest) (provider.Lease, error) {
@@ -538,7 +566,8 @@ func (l *fakeLease) Path() string      { return l.path }
 func (l *fakeLease) Timings() provider.Timings {
 	return provider.Timings{Restore: time.Millisecond, Agent: time.Millisecond}
 }
-func (l *fakeLease) Notices() []provider.Notice { return nil }
+func (l *fakeLease) Images() []warmpool.SlotImage { return l.m.images }
+func (l *fakeLease) Notices() []provider.Notice   { return nil }
 
 func (l *fakeLease) Guest(ctx context.Context) (*provider.Guest, error) {
 	l.mu.Lock()

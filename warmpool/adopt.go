@@ -12,8 +12,9 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 )
 
-// Adopt takes over a machine that an earlier process of the node made, with its
-// room in the ledger, whether there is room or not. A machine that has ended is
+// Adopt takes over a machine that an earlier process of the node made for this
+// request, with its room in the ledger, whether there is room or not; a warm entry that
+// was checked out is found by the request's MachineID. A machine that has ended is
 // adopted as well: its exit is for the caller to read.
 //
 // Errors: vm.ErrNotFound when there is no such machine, also when it was never
@@ -29,22 +30,25 @@ func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 		return nil, err
 	}
 	defer end()
-	room, err := s.take(req.MachineID, req.PodUID, req.budget())
+	f, err := s.take(req.MachineID, Entry{PodUID: req.PodUID, Budget: req.budget()})
 	if err != nil {
 		return nil, err
 	}
-	lease, err := s.adopt(ctx, req, room)
+	lease, err := s.adopt(ctx, req, f)
 	switch {
 	case err == nil:
 		s.register(lease)
+		s.opts.Observer.CheckedOut(PathAdopt, lease.template.id())
 		return lease, nil
 	case errors.Is(err, vm.ErrNotFound):
-		if ferr := s.opts.Store.Forget(req.MachineID); ferr != nil {
+		if ferr := s.forget(f.id); ferr != nil {
 			err = errors.Join(err, ferr)
 		}
-		room.release()
+		s.settle(f.id)
+		s.ledger.unclaim(f.request)
+		f.room.release()
 	default:
-		s.suspend(req.MachineID, room)
+		s.suspend(f)
 		if !errors.Is(err, vm.ErrUnavailable) {
 			err = fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 		}
@@ -52,10 +56,10 @@ func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 	return nil, fmt.Errorf("adopt machine %q: %w", req.MachineID, err)
 }
 
-func (s *Supply) adopt(ctx context.Context, req Request, room *reservation) (*Lease, error) {
+func (s *Supply) adopt(ctx context.Context, req Request, f found) (*Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
 	defer cancel()
-	m, err := s.opts.Driver.Load(ctx, req.MachineID)
+	m, err := s.opts.Driver.Load(ctx, f.id)
 	if err != nil {
 		return nil, err
 	}
@@ -63,58 +67,99 @@ func (s *Supply) adopt(ctx context.Context, req Request, room *reservation) (*Le
 	if err != nil {
 		return nil, err
 	}
-	lease := newLease(s, req, room, m)
+	lease := newLease(s, req, f.room, m)
 	lease.path = PathAdopt
+	if f.record.Machine != "" {
+		lease.images = f.record.Images
+		lease.template = nameOf(f.record.template())
+		if err := s.keepImages(ctx, f.id, lease.images); err != nil {
+			s.opts.Logger.Warn("Adopting a machine whose images are not on the node any more", "machine", f.id, "error", err)
+		}
+	}
 	if state == vm.StateExited {
 		return lease, nil
 	}
-	ref, known := s.opts.Store.Reference(req.MachineID)
-	if state == vm.StatePaused || known && !ref.Proven {
-		// Its maker died before it had its own identity: it may share it with others.
-		if err := s.delete(ctx, m); err != nil {
+	proven, known := s.opts.Store.Origin(f.id)
+	if state == vm.StatePaused || known && !proven {
+		// Its maker died before it had its own identity, it may share it with others; or
+		// before it was handed over.
+		if err := s.end(ctx, m); err != nil {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%w: it was never finished", vm.ErrNotFound)
 	}
 	if !known {
-		s.opts.Logger.Warn("Adopting a machine whose snapshot is not known", "machine", req.MachineID)
+		s.opts.Logger.Warn("Adopting a machine whose snapshot is not known", "machine", f.id)
 	}
-	client, err := s.opts.Store.Dial(ctx, m)
+	conn, err := s.opts.Store.Dial(ctx, m)
 	if err != nil {
 		if errors.Is(err, vm.ErrInvalidState) {
 			return lease, nil // it has just ended
 		}
 		return nil, err
 	}
-	if err := client.Ping(ctx); err != nil {
-		return nil, errors.Join(err, client.Close())
+	if err := conn.Ping(ctx); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
-	lease.client = client
+	lease.conn = conn
 	return lease, nil
 }
 
-// take returns the room of a machine that exists: what a former attempt left
-// suspended, or new.
-func (s *Supply) take(id, podUID string, b Budget) (*reservation, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if room := s.pending[id]; room != nil {
-		delete(s.pending, id)
-		return room, nil
-	}
-	return s.ledger.admit(id, podUID, b, StateProbing)
+// found is a machine that was looked up by the id of its request or its own.
+type found struct {
+	id, request string
+	record      record // zero when there is none
+	room        *reservation
+	before      bool // it was in the ledger before
 }
 
-// suspend keeps the room of a machine that could not be asked.
-func (s *Supply) suspend(id string, room *reservation) {
+// take gives the caller a machine that exists and that nobody has, and the claim to
+// its request. Its room is what it had, or as e says.
+func (s *Supply) take(id string, e Entry) (found, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pending[id] = room
+	f := found{id: id, request: id}
+	if machine := s.aliases[id]; machine != "" {
+		f.id = machine
+	}
+	if r, ok := s.records[f.id]; ok {
+		f.record, f.request = r, r.Request
+	}
+	if room := s.pending[f.id]; room != nil {
+		f.room, f.before = room, true
+		delete(s.pending, f.id)
+		return f, nil
+	}
+	if err := s.ledger.claim(f.request); err != nil {
+		return found{}, err
+	}
+	e.Machine = f.id
+	room, err := s.ledger.admitExisting(e, StateProbing)
+	if err != nil {
+		s.ledger.unclaim(f.request)
+		return found{}, err
+	}
+	f.room = room
+	return f, nil
+}
+
+// suspend keeps a machine that could not be asked.
+func (s *Supply) suspend(f found) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending[f.id] = f.room
+	if f.record.Machine == "" {
+		s.records[f.id] = record{Machine: f.id, Request: f.request} // tried, see Orphans
+	}
+	r := s.records[f.id]
+	r.tried = true
+	s.records[f.id] = r
 }
 
 // Discard deletes a machine that nobody has leased, adopted in vain or unknown, and
-// what it left. Nil when it is gone. A *Refusal with reason Exists when somebody
-// has it; other errors leave it as it was.
+// what it left; by its own id or that of its request. Nil when it is gone. A *Refusal
+// with reason Exists when somebody has it, also as a warm entry; other errors leave it
+// as it was.
 func (s *Supply) Discard(ctx context.Context, id string) error {
 	if err := vm.ValidateID(id); err != nil {
 		return err
@@ -125,37 +170,38 @@ func (s *Supply) Discard(ctx context.Context, id string) error {
 	}
 	defer end()
 	// In the ledger meanwhile, so that nobody makes a machine of this id.
-	room, err := s.take(id, "", Budget{})
+	f, err := s.take(id, Entry{})
 	if err != nil {
 		return err
 	}
-	if err := s.discard(ctx, id); err != nil {
-		if room.entry.Budget == (Budget{}) {
-			room.release() // was not in the ledger before
+	if err := s.endByID(ctx, f.id, nil); err != nil {
+		if f.before {
+			s.suspend(f)
 		} else {
-			s.suspend(id, room)
+			s.ledger.unclaim(f.request)
+			f.room.release()
 		}
 		return fmt.Errorf("discard machine %q: %w", id, err)
 	}
-	room.release()
+	s.settle(f.id)
+	s.ledger.unclaim(f.request)
+	f.room.release()
 	return nil
 }
 
-func (s *Supply) discard(ctx context.Context, id string) error {
-	lctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
-	defer cancel()
-	m, err := s.opts.Driver.Load(lctx, id)
-	if errors.Is(err, vm.ErrNotFound) {
-		return s.opts.Store.Forget(id)
-	}
-	if err != nil {
-		return err // could not ask is not gone
-	}
-	return s.delete(ctx, m)
+// settle forgets what an earlier process left to know about a machine.
+func (s *Supply) settle(machine string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[machine]
+	delete(s.records, machine)
+	delete(s.aliases, r.Request)
 }
 
-// Orphans returns the machines of the driver that nobody knows: neither the caller
-// nor the ledger nor a build of a snapshot. Sorted.
+// Orphans returns the machines of the driver that nobody knows: neither the caller,
+// who names his by the ids of his requests, nor the ledger nor a build of a snapshot.
+// What was checked out for a request that is not among the known ones and was not
+// adopted is one. Sorted.
 func (s *Supply) Orphans(ctx context.Context, known []string) ([]string, error) {
 	// The driver first: a machine is in the ledger before the driver has it.
 	ids, err := s.opts.Driver.List(ctx)
@@ -163,8 +209,16 @@ func (s *Supply) Orphans(ctx context.Context, known []string) ([]string, error) 
 		return nil, fmt.Errorf("list machines: %w", err)
 	}
 	builders := s.opts.Store.Builders()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return slices.DeleteFunc(ids, func(id string) bool {
-		return slices.Contains(known, id) || slices.Contains(builders, id) || s.ledger.Has(id)
+		if slices.Contains(known, id) || slices.Contains(builders, id) {
+			return true
+		}
+		if r, ok := s.records[id]; ok && s.pending[id] != nil && !r.tried {
+			return slices.Contains(known, r.Request)
+		}
+		return s.ledger.Has(id)
 	}), nil
 }
 

@@ -11,11 +11,8 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
-	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
 // ErrReleased means that the lease was released, or is being released.
@@ -31,11 +28,15 @@ type Lease struct {
 	timings Timings
 	notices []Notice
 
+	images   []SlotImage
+	template templateName
+	age      time.Duration
+
 	ctx    context.Context //nolint:containedctx // the lifetime of redials, ended by Release and Shutdown
 	cancel context.CancelFunc
 
 	mu        sync.Mutex
-	client    *guest.Client // guarded by mu; nil before the first dial
+	conn      Conn          // guarded by mu; nil before the first dial
 	dialing   *dialing      // guarded by mu
 	releasing chan struct{} // guarded by mu; not nil while a Release works
 	released  bool          // guarded by mu; Release was called
@@ -44,9 +45,9 @@ type Lease struct {
 
 // dialing is one redial under way.
 type dialing struct {
-	done   chan struct{}
-	client *guest.Client // valid after done
-	err    error         // valid after done
+	done chan struct{}
+	conn Conn  // valid after done
+	err  error // valid after done
 }
 
 func newLease(s *Supply, req Request, room *reservation, m vm.Machine) *Lease {
@@ -58,8 +59,24 @@ func newLease(s *Supply, req Request, room *reservation, m vm.Machine) *Lease {
 // Machine is the machine. Its owner is the lease: do not delete it.
 func (l *Lease) Machine() vm.Machine { return l.machine }
 
-// MachineID is the machine's id.
-func (l *Lease) MachineID() string { return l.req.MachineID }
+// MachineID is the machine's own id: of a warm entry not that of the request.
+func (l *Lease) MachineID() string { return l.machine.ID() }
+
+// RequestID is the id under which the machine was asked for, and by which Adopt
+// finds it.
+func (l *Lease) RequestID() string { return l.req.MachineID }
+
+// Images are the images of the machine's template, in slot order; none without one.
+func (l *Lease) Images() []SlotImage { return slices.Clone(l.images) }
+
+// Template is the template that the machine is of, in the revision that it has, which
+// may be older than the one that was asked for. Empty without one.
+func (l *Lease) Template() (namespace, name, revision string) {
+	return l.template.namespace, l.template.name, l.template.revision
+}
+
+// Age is how long a warm entry had stood ready; zero for other machines.
+func (l *Lease) Age() time.Duration { return l.age }
 
 // Shape is the machine's shape.
 func (l *Lease) Shape() vm.Shape { return l.req.Shape }
@@ -85,9 +102,9 @@ func (l *Lease) Guest(ctx context.Context) (*guest.Client, error) {
 		l.mu.Unlock()
 		return nil, fmt.Errorf("machine %q: %w", l.req.MachineID, ErrReleased)
 	}
-	if l.client != nil && l.client.Err() == nil {
+	if l.conn != nil && l.conn.Err() == nil {
 		defer l.mu.Unlock()
-		return l.client, nil
+		return l.conn.Client(), nil
 	}
 	d := l.dialing
 	if d == nil {
@@ -101,47 +118,39 @@ func (l *Lease) Guest(ctx context.Context) (*guest.Client, error) {
 	l.mu.Unlock()
 	select {
 	case <-d.done:
-		return d.client, d.err
+		if d.err != nil {
+			return nil, d.err
+		}
+		return d.conn.Client(), nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for agent of machine %q: %w", l.req.MachineID, ctx.Err())
 	}
 }
 
-// start runs f in a goroutine that Shutdown waits for; false when it is too late.
-func (s *Supply) start(f func()) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return false
-	}
-	s.wg.Go(f)
-	return true
-}
-
 // redial connects anew and publishes the result.
 func (l *Lease) redial(d *dialing) {
 	l.mu.Lock()
-	old := l.client
+	old := l.conn
 	l.mu.Unlock()
 	if old != nil {
 		_ = old.Close() // it is lost; this frees the stream, of which there may be only one
 	}
-	client, err := l.dial()
+	conn, err := l.dial()
 	l.mu.Lock()
 	if err == nil && l.released {
-		_ = client.Close() // nobody has seen it
-		client, err = nil, ErrReleased
+		_ = conn.Close() // nobody has seen it
+		conn, err = nil, ErrReleased
 	}
 	if err == nil {
-		l.client = client
+		l.conn = conn
 	}
-	d.client, d.err = client, err
+	d.conn, d.err = conn, err
 	l.dialing = nil
 	l.mu.Unlock()
 	close(d.done)
 }
 
-func (l *Lease) dial() (*guest.Client, error) {
+func (l *Lease) dial() (Conn, error) {
 	ctx, cancel := context.WithTimeout(l.ctx, l.supply.opts.DialTimeout)
 	defer cancel()
 	state, err := l.machine.State(ctx)
@@ -158,10 +167,10 @@ func (l *Lease) dial() (*guest.Client, error) {
 func (l *Lease) disconnect() {
 	l.cancel()
 	l.mu.Lock()
-	client := l.client
+	conn := l.conn
 	l.mu.Unlock()
-	if client != nil {
-		_ = client.Close() // the other end notices by itself
+	if conn != nil {
+		_ = conn.Close() // the other end notices by itself
 	}
 }
 
@@ -192,12 +201,12 @@ func (l *Lease) Release(ctx context.Context, grace time.Duration) error {
 	mine := make(chan struct{})
 	l.releasing = mine
 	l.released = true
-	client := l.client
+	conn := l.conn
 	l.mu.Unlock()
 	_ = l.room.advance(StateStopping)
 	l.cancel() // redials
 
-	err := l.end(ctx, client, grace)
+	err := l.end(ctx, conn, grace)
 
 	l.mu.Lock()
 	l.releasing = nil
@@ -205,8 +214,11 @@ func (l *Lease) Release(ctx context.Context, grace time.Duration) error {
 	l.mu.Unlock()
 	if err == nil {
 		l.supply.mu.Lock()
-		delete(l.supply.leases, l.req.MachineID)
+		delete(l.supply.leases, l.machine.ID())
+		delete(l.supply.aliases, l.req.MachineID)
+		delete(l.supply.records, l.machine.ID())
 		l.supply.mu.Unlock()
+		l.supply.ledger.unclaim(l.req.MachineID)
 		l.room.release()
 	}
 	close(mine)
@@ -214,32 +226,32 @@ func (l *Lease) Release(ctx context.Context, grace time.Duration) error {
 }
 
 // end stops and deletes the machine.
-func (l *Lease) end(ctx context.Context, client *guest.Client, grace time.Duration) error {
+func (l *Lease) end(ctx context.Context, conn Conn, grace time.Duration) error {
 	if grace > 0 {
-		l.powerOff(ctx, client, grace)
+		l.powerOff(ctx, conn, grace)
 	}
-	if client != nil {
-		_ = client.Close() // the guest is gone, or about to be
+	if conn != nil {
+		_ = conn.Close() // the guest is gone, or about to be
 	}
-	return l.supply.delete(ctx, l.machine)
+	return l.supply.end(ctx, l.machine)
 }
 
 // powerOff gives the guest its grace. What goes wrong here is no error: force
 // follows.
-func (l *Lease) powerOff(ctx context.Context, client *guest.Client, grace time.Duration) {
+func (l *Lease) powerOff(ctx context.Context, conn Conn, grace time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	if state, err := l.machine.State(ctx); err != nil || state != vm.StateRunning {
 		return // nobody there to ask
 	}
-	if client == nil || client.Err() != nil {
+	if conn == nil || conn.Err() != nil {
 		// Without the agent, by the driver's own means.
 		if l.supply.opts.Driver.Features().GracefulStop {
 			_ = l.machine.Stop(ctx, grace)
 		}
 		return
 	}
-	if _, err := client.Agent.PowerOff(ctx, connect.NewRequest(&agentv1.PowerOffRequest{})); err != nil && client.Err() == nil {
+	if err := conn.PowerOff(ctx); err != nil && conn.Err() == nil {
 		return // it answers and will not
 	}
 	// Without an answer the guest may have been quicker than its response.

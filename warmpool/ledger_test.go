@@ -31,11 +31,11 @@ func TestLedgerRefusals(t *testing.T) {
 		{"absurd", Budget{}, Budget{MemoryBytes: 1 << 62}, ReasonInvalid, "memory"},
 	} {
 		l := NewLedger(capacity)
-		if _, err := l.reserve("taken", "", c.taken); err != nil {
+		if _, err := l.reserve(Entry{Machine: "taken", Budget: c.taken}); err != nil {
 			t.Fatal(err)
 		}
 		before := l.Account()
-		_, err := l.reserve("m", "uid", c.want)
+		_, err := l.reserve(Entry{Machine: "m", Budget: c.want})
 		if ReasonOf(err) != c.reason || (err == nil) != (c.reason == "") {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -58,11 +58,11 @@ func TestLedgerRefusals(t *testing.T) {
 
 func TestReservationOnlyMovesForward(t *testing.T) {
 	l := NewLedger(Budget{MilliCPU: 1000})
-	r, err := l.reserve("m", "", Budget{MilliCPU: 1000})
+	r, err := l.reserve(Entry{Machine: "m", Budget: Budget{MilliCPU: 1000}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.reserve("m", "", Budget{}); ReasonOf(err) != ReasonExists {
+	if _, err := l.reserve(Entry{Machine: "m", Budget: Budget{}}); ReasonOf(err) != ReasonExists {
 		t.Errorf("same id: %v", err)
 	}
 	for _, s := range order {
@@ -97,7 +97,7 @@ func TestLedgerProperties(t *testing.T) {
 		before := l.Account()
 		switch op := rng.IntN(10); {
 		case op < 4:
-			r, err := l.reserve(id, "", b)
+			r, err := l.reserve(Entry{Machine: id, Budget: b})
 			if err == nil {
 				if _, _, _, over := b.exceeds(before.Available); over {
 					t.Fatalf("seed %d step %d: reserved %+v of %+v", seed, step, b, before.Available)
@@ -105,7 +105,7 @@ func TestLedgerProperties(t *testing.T) {
 				held[id] = r
 			}
 		case op == 4:
-			if r, err := l.admit(id, "", b, StateProbing); err == nil {
+			if r, err := l.admitExisting(Entry{Machine: id, Budget: b}, StateProbing); err == nil {
 				held[id] = r
 			}
 		case op == 5:

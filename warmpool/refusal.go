@@ -24,8 +24,10 @@ const (
 	ReasonExists Reason = "Exists"
 	// ReasonOversized: more than the node has. Repeating does not help.
 	ReasonOversized Reason = "Oversized"
-	// ReasonInsufficientCapacity: more than the node has left.
+	// ReasonInsufficientCapacity: more than the node has left, also after a wait.
 	ReasonInsufficientCapacity Reason = "InsufficientCapacity"
+	// ReasonQueueFull: more than the node has left, and too many wait for it.
+	ReasonQueueFull Reason = "QueueFull"
 	// ReasonDiskPressure: too little disk is free to build or restore.
 	ReasonDiskPressure Reason = "DiskPressure"
 	// ReasonSnapshotFailed: the snapshot could not be built.

@@ -9,50 +9,109 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
-	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 )
+
+// DefaultRefillFloorBytes is what must be free on the node's disk to fill pools:
+// above the store's own floor, so that pods can still start when pools are not
+// filled any more.
+const DefaultRefillFloorBytes int64 = 20 << 30
 
 // Options of a supply.
 type Options struct {
 	// Driver is the one that Store restores with.
 	Driver vm.Driver
-	Store  *snapshot.Store
+	Store  Store
+	// Images are the disks of templates; nil: there are no templates.
+	Images Images
 	// Kit is what machines run.
 	Kit vm.Kit
 	// Capacity is what the node has for machines.
 	Capacity Budget
-	// Restores is how many machines are restored at once. 0 is the number of
-	// processors: a restored guest runs at once, and more than that only wait for
+	// RecordsDir keeps what a later process must know of warm entries and of the machines
+	// that were checked out; absolute, made when it is missing. Empty: nothing is kept, and
+	// Start deletes the entries of an earlier process.
+	RecordsDir string
+	// Restores is how many machines are restored at once for requests. 0 is the number
+	// of processors: a restored guest runs at once, and more than that only wait for
 	// each other.
 	Restores int
+	// Refills is how many entries of pools are restored at once, besides. 0 is half the
+	// number of processors. While requests have machines restored, it is one.
+	Refills int
+	// QueueLength and QueueWait bound how many requests wait for room, and how long. 0 is
+	// 64 and 30 seconds; a negative length is none.
+	QueueLength int
+	QueueWait   time.Duration
+	// RefillFloorBytes must be free for pools to be filled; exactly this much is enough. 0
+	// is DefaultRefillFloorBytes, negative is no floor.
+	RefillFloorBytes int64
+	// FreeBytes measures the disk that the machines are on. nil: no floor.
+	FreeBytes func() (int64, error)
+	// Tick is how often pools are looked at when nothing has changed. 0 is 30 seconds.
+	Tick time.Duration
+	// CheckoutTimeout is how long a warm entry has to answer. 0 is 2 seconds.
+	CheckoutTimeout time.Duration
+	// ProbeTimeout bounds the rehearsal of a new entry. 0 is 30 seconds.
+	ProbeTimeout time.Duration
 	// DialTimeout bounds the attempts of one redial. 0 is 30 seconds.
 	DialTimeout time.Duration
 	// DeleteTimeout bounds ending a machine by force and deleting it. 0 is 30
 	// seconds.
 	DeleteTimeout time.Duration
+	// Observer is told of measurements and decisions. nil is nobody.
+	Observer Observer
 	// Logger gets what has no caller to be returned to. nil discards.
 	Logger *slog.Logger
 
 	discardPause time.Duration // tests only; 0 is discardPauseMin
+	records      recorder      // tests only
+	pauses       pauses        // tests only; of a pool after failed restores
+	templates    pauses        // tests only; of builds that failed, and of breakers
 }
 
 func (o Options) withDefaults() Options {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
 	if o.Restores <= 0 {
 		o.Restores = runtime.NumCPU()
 	}
-	if o.DialTimeout <= 0 {
-		o.DialTimeout = 30 * time.Second
+	if o.Refills <= 0 {
+		o.Refills = max(1, runtime.NumCPU()/2)
 	}
-	if o.DeleteTimeout <= 0 {
-		o.DeleteTimeout = 30 * time.Second
+	if o.QueueLength == 0 {
+		o.QueueLength = defaultQueueLength
 	}
-	if o.discardPause <= 0 {
-		o.discardPause = discardPauseMin
+	if o.RefillFloorBytes == 0 {
+		o.RefillFloorBytes = DefaultRefillFloorBytes
+	}
+	set(&o.QueueWait, defaultQueueWait)
+	set(&o.Tick, 30*time.Second)
+	set(&o.CheckoutTimeout, 2*time.Second)
+	set(&o.ProbeTimeout, 30*time.Second)
+	set(&o.DialTimeout, 30*time.Second)
+	set(&o.DeleteTimeout, 30*time.Second)
+	set(&o.discardPause, discardPauseMin)
+	if o.pauses == (pauses{}) {
+		o.pauses = pauses{time.Second, 2 * time.Minute}
+	}
+	if o.templates == (pauses{}) {
+		o.templates = pauses{10 * time.Second, 10 * time.Minute}
+	}
+	if o.records == nil {
+		o.records = forgetful{}
+		if o.RecordsDir != "" {
+			o.records = directory(o.RecordsDir)
+		}
+	}
+	if o.Observer == nil {
+		o.Observer = nobody{}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -76,88 +135,37 @@ func (o Options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Request is a wish for a machine.
-type Request struct {
-	// MachineID names the machine; see vm.ValidateID.
-	MachineID string
-	// PodUID is kept in the ledger, for people.
-	PodUID string
-	Shape  vm.Shape
-	// Budget is what the machine costs. The zero value is BudgetOf(Shape).
-	Budget Budget
-	// Images are the files behind the image slots, see vm.Config.
-	Images []string
-	// Hostname of the machine until its pod is set up; empty is MachineID.
-	Hostname string
-}
-
-func (r Request) budget() Budget {
-	if r.Budget == (Budget{}) {
-		return BudgetOf(r.Shape)
-	}
-	return r.Budget
-}
-
-func (r Request) validate() error {
-	if err := errors.Join(vm.ValidateID(r.MachineID), r.Shape.Validate()); err != nil {
-		return refuse(ReasonInvalid, err, "invalid request for a machine")
-	}
-	return nil
-}
-
-// Path tells how a machine came about.
-type Path string
-
-// The paths. A label of metrics: stable.
-const (
-	// PathRestore: from a snapshot that existed.
-	PathRestore Path = "restore"
-	// PathBuild: the snapshot had to be built first, by a cold boot.
-	PathBuild Path = "build"
-	// PathAdopt: an earlier process of the node made it.
-	PathAdopt Path = "adopt"
-)
-
-// Timings tell where the time of an Acquire went.
-type Timings struct {
-	// Wait for a turn to restore.
-	Wait time.Duration
-	// Snapshot is loading, verifying or building it.
-	Snapshot time.Duration
-	// Restore is the driver's restore and resume, of the attempt that succeeded.
-	Restore time.Duration
-	// Agent is from there until the agent has proved itself.
-	Agent time.Duration
-}
-
-// Notice is something about the making of a machine that its user should hear of.
-type Notice struct {
-	// Reason is CamelCase and stable: SnapshotBuilt, SnapshotQuarantined,
-	// RestoreRepeated.
-	Reason  string
-	Message string
-	// Warning: something went wrong on the way.
-	Warning bool
-}
-
-// Supply gives machines to callers. All methods are safe for concurrent use.
+// Supply gives machines to callers, and keeps pools of warm ones. All methods are safe
+// for concurrent use.
 type Supply struct {
-	opts   Options
-	ledger *Ledger
-	turns  chan struct{} // restores under way
+	opts      Options
+	ledger    *Ledger
+	templates *templates
+	turns     chan struct{} // restores for requests under way
+	kicks     chan struct{} // holds one: the pools are to be looked at
+	changes   chan struct{} // holds one: see Changes
 
 	ctx    context.Context //nolint:containedctx // the lifetime of the supply's own work, ended by Shutdown
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool                    // guarded by mu
-	leases  map[string]*Lease       // guarded by mu
-	pending map[string]*reservation // guarded by mu; machines that could not be asked
+	graves graves // machines that are to be deleted
+
+	mu       sync.Mutex              // taken before Ledger.mu, never inside it
+	closed   bool                    // guarded by mu
+	started  bool                    // guarded by mu
+	leases   map[string]*Lease       // guarded by mu; by machine
+	pending  map[string]*reservation // guarded by mu; machines of an earlier process that nobody has, by id
+	records  map[string]record       // guarded by mu; those of an earlier process, by machine, until adopted
+	aliases  map[string]string       // guarded by mu; machine by request, for those whose ids differ
+	adoptees []*warmEntry            // guarded by mu; warm entries of an earlier process, until Start
+	refills  int                     // guarded by mu; under way
+	demand   int                     // guarded by mu; restores for requests under way
 }
 
-// New returns a supply without machines. Those of an earlier process come in by
-// Adopt; then Reap deletes the rest.
+// New returns a supply that knows of the machines in RecordsDir and has touched none.
+// Those that pods have come in by Adopt; Start takes over the warm ones; Reap deletes
+// the rest. Shutdown ends it.
 func New(opts Options) (*Supply, error) {
 	opts = opts.withDefaults()
 	if err := opts.Validate(); err != nil {
@@ -167,15 +175,64 @@ func New(opts Options) (*Supply, error) {
 		opts:    opts,
 		ledger:  NewLedger(opts.Capacity),
 		turns:   make(chan struct{}, opts.Restores),
+		kicks:   make(chan struct{}, 1),
+		changes: make(chan struct{}, 1),
 		leases:  make(map[string]*Lease),
 		pending: make(map[string]*reservation),
+		records: make(map[string]record),
+		aliases: make(map[string]string),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.templates = newTemplates(s)
+	s.graves.wake = make(chan struct{}, 1)
+	s.ledger.queue.most = max(0, opts.QueueLength)
+	s.ledger.changed = s.changed
+	s.ledger.evicted = s.evicted
+	if err := s.recall(); err != nil {
+		return nil, fmt.Errorf("set up supply of machines: %w", err)
+	}
+	s.wg.Go(s.undertake)
 	return s, nil
+}
+
+// changed is told by the ledger, which holds its lock.
+func (s *Supply) changed() {
+	signal(s.kicks)
+	signal(s.changes)
+}
+
+// signal leaves a message in a channel that holds one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // Ledger returns the node's account at this moment.
 func (s *Supply) Ledger() Account { return s.ledger.Account() }
+
+// SetCapacity changes what the node has for machines. What runs stays; warm entries
+// give way when a pod needs the room. The error is a *Refusal: Invalid.
+func (s *Supply) SetCapacity(capacity Budget) error { return s.ledger.SetCapacity(capacity) }
+
+// SetTargets replaces what pools the node keeps, and how full. It does not block: the
+// pools follow in the background once Start was called. Entries of pools that are not
+// among the targets end. Idempotent. Of two targets of one pool the last counts.
+func (s *Supply) SetTargets(targets []Target) {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	if s.ledger.shelves.drained {
+		return
+	}
+	s.ledger.shelves.setTargets(targets, s.ledger.now())
+	s.ledger.serve() // other entries may be reclaimable now
+	s.ledger.changed()
+}
+
+// Changes holds a message when anything in Status has changed since it was last
+// read. For one reader.
+func (s *Supply) Changes() <-chan struct{} { return s.changes }
 
 // begin lets a call in, unless the supply is shut down. The context ends with the
 // supply; end must be called.
@@ -195,147 +252,15 @@ func (s *Supply) begin(ctx context.Context) (_ context.Context, end func(), err 
 	}, nil
 }
 
-// attempts bounds how often an Acquire restores: once more after a failure without
-// a clear cause, and once more from a snapshot that was built anew.
-const attempts = 4
-
-// Acquire makes a machine: its agent answers and has proved that it was restored.
-// It blocks while the snapshot is built, which takes as long as a cold boot, and
-// while other restores have their turn. A snapshot that cannot be restored is built
-// anew once; Path tells.
-//
-// The error is a *Refusal. Nothing is left of the attempt then, unless its Leftover
-// is set.
-func (s *Supply) Acquire(ctx context.Context, req Request) (*Lease, error) {
-	callerCtx := ctx
-	if err := req.validate(); err != nil {
-		return nil, err
-	}
-	ctx, end, err := s.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	room, err := s.ledger.reserve(req.MachineID, req.PodUID, req.budget())
-	if err != nil {
-		return nil, err
-	}
-	made, err := s.make(ctx, req, room)
-	if err == nil {
-		return s.lease(req, room, made), nil
-	}
-	refusal := classify(ReasonRestoreFailed, err, callerCtx.Err() != nil, s.ctx.Err() != nil)
-	if leftover := (*snapshot.LeftoverError)(nil); errors.As(err, &leftover) {
-		refusal.Leftover = true
-		s.discardLater(leftover.Machine, room)
-		return nil, refusal
-	}
-	room.release()
-	return nil, refusal
-}
-
-// made is a machine on its way to a lease.
-type made struct {
-	running *snapshot.Running
-	path    Path
-	timings Timings
-	notices []Notice
-}
-
-// make restores a machine for a reservation.
-func (s *Supply) make(ctx context.Context, req Request, room *reservation) (made, error) {
-	m := made{path: PathRestore}
-	spec := snapshot.Spec{Kind: snapshot.KindBase, Shape: req.Shape, Kit: s.opts.Kit}
-	var last error
-	for range attempts {
-		start := time.Now()
-		ref, built, err := s.opts.Store.Ensure(ctx, spec)
-		m.timings.Snapshot += time.Since(start)
-		if built {
-			m.path = PathBuild
-			m.notices = append(m.notices, Notice{Reason: "SnapshotBuilt", Message: fmt.Sprintf("Had to wait for the base snapshot of shape %s", req.Shape)})
-		}
-		if err != nil {
-			return m, classify(ReasonSnapshotFailed, errors.Join(err, last), ctx.Err() != nil, s.ctx.Err() != nil)
-		}
-		running, err := s.restore(ctx, ref, req, room, &m.timings)
-		ref.Release()
-		if err == nil {
-			m.running = running
-			m.timings.Restore, m.timings.Agent = running.Timings.Restore, running.Timings.Agent
-			return m, nil
-		}
-		if !repeatable(err) || ctx.Err() != nil {
-			return m, err
-		}
-		m.notices = append(m.notices, noticeOf(err))
-		last = err
-	}
-	return m, last
-}
-
-// noticeOf says why a restore is repeated.
-func noticeOf(err error) Notice {
-	n := Notice{Reason: "RestoreRepeated", Warning: true, Message: fmt.Sprintf("Restoring once more: %v", err)}
-	if errors.Is(err, vm.ErrSnapshotInvalid) {
-		n.Reason, n.Message = "SnapshotQuarantined", fmt.Sprintf("Building the snapshot anew: %v", err)
-	}
-	return n
-}
-
-// repeatable tells whether another attempt may end differently. Pure.
-func repeatable(err error) bool {
-	if leftover := (*snapshot.LeftoverError)(nil); errors.As(err, &leftover) {
-		return false // the id is taken
-	}
-	if errors.Is(err, vm.ErrSnapshotInvalid) {
-		return true // there will be another snapshot
-	}
-	for _, final := range []error{vm.ErrNoSpace, vm.ErrInvalidConfig, vm.ErrAlreadyExists, vm.ErrNotSupported, snapshot.ErrClosed, snapshot.ErrReadOnly} {
-		if errors.Is(err, final) {
-			return false
-		}
-	}
-	return true
-}
-
-// restore waits for a turn and restores.
-func (s *Supply) restore(ctx context.Context, ref *snapshot.Ref, req Request, room *reservation, t *Timings) (*snapshot.Running, error) {
-	start := time.Now()
-	select {
-	case s.turns <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for a turn to restore: %w", ctx.Err())
-	}
-	defer func() { <-s.turns }()
-	t.Wait += time.Since(start)
-	cfg := vm.Config{Shape: req.Shape, Kit: s.opts.Kit, Images: slices.Clone(req.Images)}
-	return s.opts.Store.Restore(ctx, ref, req.MachineID, cfg, snapshot.RestoreOptions{
-		Hostname: req.Hostname,
-		Phase: func(p snapshot.Phase) {
-			to := StateRestoring
-			if p == snapshot.PhaseAgent {
-				to = StateProbing
-			}
-			// A second attempt begins where the first one got to.
-			_ = room.advance(to)
-		},
-	})
-}
-
-// lease hands a machine over.
-func (s *Supply) lease(req Request, room *reservation, m made) *Lease {
-	l := newLease(s, req, room, m.running.Machine)
-	l.path, l.timings, l.notices, l.client = m.path, m.timings, m.notices, m.running.Guest
-	s.register(l)
-	return l
-}
-
-func (s *Supply) register(l *Lease) {
-	_ = l.room.advance(StateActive) // it is in an earlier state, and ours
+// start runs f in a goroutine that Shutdown waits for; false when it is too late.
+func (s *Supply) start(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases[l.req.MachineID] = l
+	if s.closed {
+		return false
+	}
+	s.wg.Go(f)
+	return true
 }
 
 // Prepare makes sure that the base snapshots of these shapes exist and are
@@ -349,7 +274,7 @@ func (s *Supply) Prepare(ctx context.Context, shapes []vm.Shape) error {
 	defer end()
 	var errs []error
 	for _, shape := range shapes {
-		ref, _, err := s.opts.Store.Ensure(ctx, snapshot.Spec{Kind: snapshot.KindBase, Shape: shape, Kit: s.opts.Kit})
+		snap, _, err := s.opts.Store.Ensure(ctx, Source{Shape: shape, Kit: s.opts.Kit})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("prepare shape %s: %w", shape, err))
 			if ctx.Err() != nil {
@@ -357,53 +282,45 @@ func (s *Supply) Prepare(ctx context.Context, shapes []vm.Shape) error {
 			}
 			continue
 		}
-		ref.Release()
+		snap.Release()
 	}
 	return errors.Join(errs...)
 }
 
-// Bounds of the pause between attempts to delete what could not be deleted.
-const (
-	discardPauseMin = time.Second
-	discardPauseMax = 30 * time.Second
-)
-
-// discardLater deletes a machine in the background, until it is gone or the supply
-// is shut down; then the next process reaps it. It keeps its room until then.
-func (s *Supply) discardLater(m vm.Machine, room *reservation) {
-	_ = room.advance(StateStopping)
-	s.wg.Go(func() { // the caller is inside begin, so nobody waits yet
-		pause := s.opts.discardPause
-		for {
-			select {
-			case <-s.ctx.Done():
-				return
-			case <-time.After(pause):
-			}
-			err := s.delete(s.ctx, m)
-			if err == nil {
-				room.release()
-				return
-			}
-			s.opts.Logger.Error("Cannot delete a machine, trying again", "machine", m.ID(), "error", err)
-			pause = min(2*pause, discardPauseMax)
-		}
-	})
-}
-
-// delete ends a machine and what it left on the host, also when ctx is over.
-func (s *Supply) delete(ctx context.Context, m vm.Machine) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.DeleteTimeout)
-	defer cancel()
-	if err := m.Delete(ctx); err != nil {
-		return fmt.Errorf("delete machine %q: %w", m.ID(), err)
+// Drain ends all pools for good: targets are dropped, and further ones ignored. It
+// returns when every warm entry is deleted, or with ctx's error. Machines of pods are
+// not touched.
+func (s *Supply) Drain(ctx context.Context) error {
+	_, end, err := s.begin(ctx)
+	if err != nil {
+		return err
 	}
-	return s.opts.Store.Forget(m.ID())
+	defer end()
+	s.ledger.drain()
+	s.mu.Lock()
+	adoptees := s.adoptees // if Start has not taken them over
+	s.adoptees = nil
+	s.mu.Unlock()
+	for _, e := range adoptees {
+		s.bury(grave{id: e.id(), room: e.room})
+	}
+	const look = 20 * time.Millisecond
+	for s.ledger.hasWarm() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("drain pools: %w", ctx.Err())
+		case <-s.ctx.Done():
+			return refuse(ReasonShutdown, nil, "the node is shutting down")
+		case <-time.After(look):
+		}
+	}
+	return nil
 }
 
-// Shutdown refuses new work, ends what is under way (an unfinished Acquire deletes
-// its machine), closes the connections to guests, and waits. Machines of leases keep
-// running, for the next process to adopt. Idempotent. The error is ctx.Err.
+// Shutdown refuses new work, ends what is under way (an unfinished Acquire or refill
+// deletes its machine), closes the connections to guests, and waits. Machines of
+// leases keep running, and warm entries stay paused, for the next process to adopt;
+// Drain before ends those. Idempotent. The error is ctx.Err.
 func (s *Supply) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
@@ -428,5 +345,9 @@ func (s *Supply) Shutdown(ctx context.Context) error {
 	for _, l := range leases {
 		l.disconnect()
 	}
+	for _, conn := range s.ledger.conns() {
+		_ = conn.Close() // the other end notices by itself
+	}
+	s.templates.close()
 	return nil
 }

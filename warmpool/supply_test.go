@@ -58,8 +58,8 @@ func (n *node) start() {
 		n.t.Fatal(err)
 	}
 	supply, err := New(Options{
-		Driver: n.driver, Store: store, Kit: testKit(), Capacity: n.capacity, Restores: 4, DialTimeout: 5 * time.Second,
-		discardPause: 10 * time.Millisecond,
+		Driver: n.driver, Store: FromStore(store), Kit: testKit(), Capacity: n.capacity, Restores: 4, DialTimeout: 5 * time.Second,
+		discardPause: 10 * time.Millisecond, QueueWait: 10 * time.Millisecond,
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -211,7 +211,7 @@ func (n *node) makeSupply(ctx context.Context) error {
 	}
 	n.onClose(n.snapshots.Close)
 	if n.supply, err = warmpool.New(warmpool.Options{
-		Driver: n.driver, Store: n.snapshots, Kit: n.kit, Logger: n.log("warmpool"),
+		Driver: n.driver, Store: warmpool.FromStore(n.snapshots), Kit: n.kit, Logger: n.log("warmpool"),
 		Capacity: warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: available, DiskBytes: disk},
 	}); err != nil {
 		return err

@@ -12,11 +12,23 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // startBuckets are the upper bounds, in seconds, of the times of a pod's start: from
 // a checkout that only resumes a machine to the pull of a large image.
 var startBuckets = []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120}
+
+// sampleBuckets are the upper bounds, in seconds, of samples: from a paused machine's
+// resume to the build of a template.
+var sampleBuckets = []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800}
+
+// sampleNames are all samples, so that a scrape shows what has not happened yet.
+var sampleNames = []string{
+	string(warmpool.MetricWarmSnapshotRestore), string(warmpool.MetricWarmPoolCheckout), string(warmpool.MetricReadyProbe),
+	string(warmpool.MetricSnapshotSave), string(warmpool.MetricColdTemplateBuild), string(provider.SampleCommandStart),
+	string(provider.SampleFirstByte), string(provider.SampleResumeToFirstByte), string(warmpool.MetricKillDelete),
+}
 
 // Result tells how something ended.
 type Result string
@@ -35,25 +47,13 @@ func ResultOf(err error) Result {
 	return ResultSuccess
 }
 
-// Ledger is the node's account at one time, for its gauges.
-type Ledger struct {
-	Capacity, Active, Warm, Available Amount
-	// ActiveMachines and WarmMachines count machines.
-	ActiveMachines, WarmMachines int
-}
-
-// Amount is a part of a node.
-type Amount struct {
-	MilliCPU, MemoryBytes, DiskBytes int64
-}
-
 // Sources are asked at every scrape. They must not block; nil leaves their metrics
 // out.
 type Sources struct {
 	// Pods are the pods on the node with their status.
 	Pods func() []*corev1.Pod
-	// Ledger is the node's account.
-	Ledger func() Ledger
+	// Supply is the node's account, its pools and its templates.
+	Supply func() warmpool.Status
 }
 
 // Metrics holds the node's metrics in a registry of its own. Safe for concurrent
@@ -65,6 +65,8 @@ type Metrics struct {
 	starts          *prometheus.CounterVec
 	reconnects      prometheus.Counter
 	snapshotsBroken prometheus.Counter
+	samples         *prometheus.HistogramVec
+	pools           poolMetrics
 }
 
 var _ provider.Observer = (*Metrics)(nil)
@@ -89,18 +91,27 @@ func New(s Sources) *Metrics {
 		snapshotsBroken: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "vk_firkin_snapshots_quarantined_total", Help: "Snapshots that could not be restored and were put aside.",
 		}),
+		samples: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "vk_firkin_sample_seconds", Buckets: sampleBuckets,
+			Help: "Latencies that users wait for, each from its real start to its real end by the host's clock: see docs/operations.md.",
+		}, []string{"sample"}),
+		pools: newPoolMetrics(),
 	}
-	m.registry.MustRegister(m.phases, m.pulls, m.starts, m.reconnects, m.snapshotsBroken,
+	m.registry.MustRegister(m.phases, m.pulls, m.starts, m.reconnects, m.snapshotsBroken, m.samples,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if s.Pods != nil {
 		m.registry.MustRegister(podCollector{pods: s.Pods})
 	}
-	if s.Ledger != nil {
-		m.registry.MustRegister(ledgerCollector{ledger: s.Ledger})
+	m.pools.register(m.registry)
+	if s.Supply != nil {
+		m.registry.MustRegister(supplyCollector{supply: s.Supply, now: time.Now})
 	}
 	// A scrape shows what has not happened yet as 0, so that a rate sees the first.
 	for _, r := range []string{"present", string(ResultSuccess), string(ResultError)} {
 		m.pulls.WithLabelValues(r)
+	}
+	for _, name := range sampleNames {
+		m.samples.WithLabelValues(name)
 	}
 	return m
 }
@@ -111,6 +122,11 @@ func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
 // ObservePhase implements provider.Observer.
 func (m *Metrics) ObservePhase(phase provider.Phase, path string, took time.Duration) {
 	m.phases.WithLabelValues(string(phase), path).Observe(max(took, 0).Seconds())
+}
+
+// ObserveSample implements provider.Observer.
+func (m *Metrics) ObserveSample(sample provider.Sample, took time.Duration) {
+	m.samples.WithLabelValues(string(sample)).Observe(max(took, 0).Seconds())
 }
 
 // ImagePulled counts an image that a pod asked for. present: it was on the node.
@@ -157,35 +173,4 @@ func (c podCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, phase := range []corev1.PodPhase{corev1.PodPending, corev1.PodRunning, corev1.PodSucceeded, corev1.PodFailed, corev1.PodUnknown} {
 		ch <- prometheus.MustNewConstMetric(podsDesc, prometheus.GaugeValue, float64(counts[phase]), string(phase))
 	}
-}
-
-// ledgerCollector shows the node's account.
-type ledgerCollector struct {
-	ledger func() Ledger
-}
-
-var (
-	ledgerCPUDesc    = prometheus.NewDesc("vk_firkin_ledger_cpu_cores", "Processor cores of the node, by what holds them.", []string{"state"}, nil)
-	ledgerMemoryDesc = prometheus.NewDesc("vk_firkin_ledger_memory_bytes", "Memory of the node, by what holds it.", []string{"state"}, nil)
-	ledgerDiskDesc   = prometheus.NewDesc("vk_firkin_ledger_disk_bytes", "Disk of the node, by what holds it.", []string{"state"}, nil)
-	machinesDesc     = prometheus.NewDesc("vk_firkin_machines", "Machines on the node, by state.", []string{"state"}, nil)
-)
-
-// Describe implements prometheus.Collector.
-func (ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{ledgerCPUDesc, ledgerMemoryDesc, ledgerDiskDesc, machinesDesc} {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c ledgerCollector) Collect(ch chan<- prometheus.Metric) {
-	l := c.ledger()
-	for state, a := range map[string]Amount{"capacity": l.Capacity, "active": l.Active, "warm": l.Warm, "available": l.Available} {
-		ch <- prometheus.MustNewConstMetric(ledgerCPUDesc, prometheus.GaugeValue, float64(a.MilliCPU)/1000, state)
-		ch <- prometheus.MustNewConstMetric(ledgerMemoryDesc, prometheus.GaugeValue, float64(a.MemoryBytes), state)
-		ch <- prometheus.MustNewConstMetric(ledgerDiskDesc, prometheus.GaugeValue, float64(a.DiskBytes), state)
-	}
-	ch <- prometheus.MustNewConstMetric(machinesDesc, prometheus.GaugeValue, float64(l.ActiveMachines), "active")
-	ch <- prometheus.MustNewConstMetric(machinesDesc, prometheus.GaugeValue, float64(l.WarmMachines), "warm")
 }

@@ -59,7 +59,7 @@ func (s *Store) copy(ctx context.Context, log *logFile, c provider.ContainerRef,
 	backoff := firstBackoff
 	for {
 		before := log.last()
-		err := s.session(ctx, log, c.ID, dial)
+		err := s.session(ctx, log, c, dial)
 		switch {
 		case err == nil:
 			return nil
@@ -85,7 +85,7 @@ func (s *Store) copy(ctx context.Context, log *logFile, c provider.ContainerRef,
 }
 
 // session copies over one connection. It is nil when all output is on disk.
-func (s *Store) session(ctx context.Context, log *logFile, id string, dial provider.Dial) error {
+func (s *Store) session(ctx context.Context, log *logFile, c provider.ContainerRef, dial provider.Dial) error {
 	if err := log.open(); err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (s *Store) session(ctx context.Context, log *logFile, id string, dial provi
 	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
-	acks := &acknowledger{log: log, guest: g, id: id, interval: s.opts.SyncInterval, due: make(chan struct{}, 1), dirty: make(chan struct{}, 1)}
+	acks := &acknowledger{log: log, guest: g, id: c.ID, interval: s.opts.SyncInterval, due: make(chan struct{}, 1), dirty: make(chan struct{}, 1)}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := acks.run(ctx); err != nil {
@@ -116,13 +116,16 @@ func (s *Store) session(ctx context.Context, log *logFile, id string, dial provi
 		}
 	})
 
-	stream, err := g.Containers.ReadOutput(ctx, connect.NewRequest(&agentv1.ReadOutputRequest{Id: id, AfterSeq: log.last(), Follow: true}))
+	stream, err := g.Containers.ReadOutput(ctx, connect.NewRequest(&agentv1.ReadOutputRequest{Id: c.ID, AfterSeq: log.last(), Follow: true}))
 	if err != nil {
 		return fmt.Errorf("read output: %w", err)
 	}
 	defer stream.Close()
 	for stream.Receive() {
 		records := stream.Msg().GetRecords()
+		if len(records) > 0 && log.last() == 0 && s.opts.FirstOutput != nil {
+			s.opts.FirstOutput(c, time.Now())
+		}
 		if err := log.append(records); err != nil {
 			return err
 		}

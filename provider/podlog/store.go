@@ -31,6 +31,9 @@ type Options struct {
 	// SyncInterval is the longest time that output stays in the guest's spool and off
 	// the disk after it was appended; 0 means 1 s.
 	SyncInterval time.Duration
+	// FirstOutput, when not nil, is told when the first record of an attempt reached this
+	// host. It must not block.
+	FirstOutput func(c provider.ContainerRef, at time.Time)
 	// Logger is told of connections and disks that fail; nil means silence.
 	Logger *slog.Logger
 

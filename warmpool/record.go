@@ -1,0 +1,178 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package warmpool
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// recordVersion is the version of a record on disk. One of another version is not
+// read: its machine is an orphan.
+const recordVersion = 1
+
+// maxRecordBytes bounds a record on disk; one has about 1 KiB.
+const maxRecordBytes = 64 << 10
+
+// record is what a later process of the node has to know of a machine: that it is a
+// warm entry, or under which id its caller knows it.
+type record struct {
+	Version int    `json:"version"`
+	Machine string `json:"machine"`
+	// Request is the id of the request that has the machine; empty while it is warm.
+	Request string `json:"request,omitempty"`
+	PodUID  string `json:"podUID,omitempty"`
+	Pool    string `json:"pool,omitempty"`
+	// Namespace, Name and Revision of its template.
+	Namespace string      `json:"namespace"`
+	Name      string      `json:"name"`
+	Revision  string      `json:"revision"`
+	Shape     vm.Shape    `json:"shape"`
+	Images    []SlotImage `json:"images,omitempty"`
+	Created   time.Time   `json:"created"`
+	// Warm is what it costs in its pool, Active what it costs its pod.
+	Warm   Budget `json:"warm"`
+	Active Budget `json:"active"`
+
+	tried bool // its adoption was tried in vain
+}
+
+func (r record) template() Template {
+	return Template{Namespace: r.Namespace, Name: r.Name, Revision: r.Revision, Shape: r.Shape}
+}
+
+func (r record) validate() error {
+	if r.Version != recordVersion {
+		return fmt.Errorf("version %d, want %d", r.Version, recordVersion)
+	}
+	errs := []error{vm.ValidateID(r.Machine), r.Shape.Validate(), r.Warm.validate(), r.Active.validate()}
+	if r.Request != "" {
+		errs = append(errs, vm.ValidateID(r.Request))
+	} else if r.Pool == "" {
+		errs = append(errs, errors.New("neither a pool nor a request"))
+	}
+	return errors.Join(errs...)
+}
+
+// recorder keeps records.
+type recorder interface {
+	// load returns all that can be read. The error joins those that cannot, which are
+	// gone after that.
+	load() ([]record, error)
+	// write puts a record in the place of the machine's former one, whole or not at all.
+	write(r record) error
+	// remove drops a machine's record. Idempotent.
+	remove(machine string) error
+}
+
+const (
+	recordSuffix = ".json"
+	tempPrefix   = ".tmp-"
+)
+
+// directory keeps records in files. They are not synced: they have to survive this
+// process, and a machine does not survive what a sync protects from.
+type directory string
+
+func (d directory) load() ([]record, error) {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return nil, fmt.Errorf("make directory of warm machines: %w", err)
+	}
+	files, err := os.ReadDir(string(d))
+	if err != nil {
+		return nil, fmt.Errorf("read records of warm machines: %w", err)
+	}
+	var records []record
+	var errs []error
+	for _, f := range files {
+		path := filepath.Join(string(d), f.Name())
+		if strings.HasPrefix(f.Name(), tempPrefix) {
+			errs = append(errs, os.Remove(path))
+			continue
+		}
+		machine, ok := strings.CutSuffix(f.Name(), recordSuffix)
+		if !ok || !f.Type().IsRegular() {
+			continue // nothing of ours
+		}
+		r, err := readRecord(path, machine)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("record of machine %q: %w", machine, err), os.Remove(path))
+			continue
+		}
+		records = append(records, r)
+	}
+	return records, errors.Join(errs...)
+}
+
+func readRecord(path, machine string) (record, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return record{}, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+	if err != nil {
+		return record{}, err
+	}
+	r, err := decodeRecord(data)
+	if err == nil && r.Machine != machine {
+		err = fmt.Errorf("it is of machine %.100q", r.Machine)
+	}
+	return r, err
+}
+
+// decodeRecord reads a record and checks it. Pure.
+func decodeRecord(data []byte) (record, error) {
+	if len(data) > maxRecordBytes {
+		return record{}, fmt.Errorf("more than %d bytes", maxRecordBytes)
+	}
+	var r record
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&r); err != nil {
+		return record{}, err
+	}
+	return r, r.validate()
+}
+
+func (d directory) write(r record) error {
+	r.Version = recordVersion
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode record of machine %q: %w", r.Machine, err)
+	}
+	temp := filepath.Join(string(d), tempPrefix+r.Machine)
+	if err := os.WriteFile(temp, data, 0o600); err != nil {
+		return fmt.Errorf("write record of machine %q: %w", r.Machine, err)
+	}
+	if err := os.Rename(temp, filepath.Join(string(d), r.Machine+recordSuffix)); err != nil {
+		return fmt.Errorf("write record of machine %q: %w", r.Machine, err)
+	}
+	return nil
+}
+
+func (d directory) remove(machine string) error {
+	if err := os.Remove(filepath.Join(string(d), machine+recordSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop record of machine %q: %w", machine, err)
+	}
+	return nil
+}
+
+// forgetful keeps no records: machines of an earlier process are only known by their
+// own ids.
+type forgetful struct{}
+
+func (forgetful) load() ([]record, error) { return nil, nil }
+func (forgetful) write(record) error      { return nil }
+func (forgetful) remove(string) error     { return nil }

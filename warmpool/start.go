@@ -1,0 +1,168 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package warmpool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// adoptions is how many warm entries of an earlier process are tried at once.
+const adoptions = 4
+
+// recall reads what an earlier process has left on disk, and counts it in the ledger.
+// Records that cannot be read are dropped: their machines are orphans.
+func (s *Supply) recall() error {
+	records, err := s.opts.records.load()
+	if err != nil {
+		if records == nil {
+			return err
+		}
+		s.opts.Logger.Error("Dropping records of machines that cannot be read", "error", err)
+	}
+	for _, r := range records {
+		e := Entry{Machine: r.Machine, PodUID: r.PodUID, Pool: r.Pool, Template: r.template().ID(), Budget: r.Active}
+		if r.Request == "" {
+			e.Warm, e.Budget = true, r.Warm
+		}
+		room, err := s.ledger.admitExisting(e, StateProbing)
+		if err != nil {
+			return err
+		}
+		if r.Request == "" {
+			s.adoptees = append(s.adoptees, s.ledger.putBack(r, room))
+			continue
+		}
+		room.rest = r.Warm
+		if err := s.ledger.claim(r.Request); err != nil && r.Request != r.Machine {
+			s.opts.Logger.Error("Two machines were made for one request", "request", r.Request, "machine", r.Machine)
+		}
+		s.records[r.Machine], s.pending[r.Machine] = r, room
+		if r.Request != r.Machine {
+			s.aliases[r.Request] = r.Machine
+		}
+	}
+	return nil
+}
+
+// putBack puts an entry of an earlier process on its shelf: it is on its way until it
+// has answered.
+func (l *Ledger) putBack(r record, room *reservation) *warmEntry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := &warmEntry{
+		room: room, pool: r.Pool, template: r.template(), images: r.Images, created: r.Created, cost: r.Warm,
+		cancel: func() {}, // Start deletes it when it cannot be shelved
+	}
+	p := l.shelves.pool(r.Pool)
+	p.inFlight = append(p.inFlight, e)
+	l.shelves.touch(r.Pool, l.now())
+	return e
+}
+
+// Start takes over the warm entries of an earlier process and then keeps the pools,
+// until Shutdown. An entry is taken over when it answers; the others are deleted, and
+// what an earlier process had not finished. It blocks for that, at most for the
+// checkout timeout for each four of them. Called again it does nothing.
+//
+// The error is one of the driver's: what it could not list is left to Reap. The pools
+// are kept all the same.
+func (s *Supply) Start(ctx context.Context) error {
+	ctx, end, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s.mu.Lock()
+	if s.started {
+		s.mu.Unlock()
+		return nil
+	}
+	s.started = true
+	adoptees := s.adoptees
+	s.adoptees = nil
+	s.mu.Unlock()
+	// In the order in which they are to leave.
+	slices.SortStableFunc(adoptees, func(a, b *warmEntry) int { return a.created.Compare(b.created) })
+	err = s.sweep(ctx)
+	errs := make([]error, len(adoptees))
+	turns := make(chan struct{}, adoptions)
+	var wg sync.WaitGroup
+	for i, e := range adoptees {
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			errs[i] = s.readopt(ctx, e)
+		})
+	}
+	wg.Wait()
+	for i, e := range adoptees {
+		if errs[i] == nil && s.ledger.shelve(e) {
+			continue
+		}
+		if errs[i] != nil {
+			s.opts.Logger.Warn("Deleting a warm machine of an earlier process", "machine", e.id(), "pool", e.pool, "error", errs[i])
+		}
+		s.ledger.unshelve(e)
+		s.bury(grave{id: e.id(), machine: e.machine, conn: e.conn, room: e.room, pool: e.pool, reason: EvictDead})
+	}
+	s.start(s.supervise)
+	return err
+}
+
+// readopt proves that an entry of an earlier process is fit to be checked out.
+func (s *Supply) readopt(ctx context.Context, e *warmEntry) error {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.CheckoutTimeout)
+	defer cancel()
+	m, err := s.opts.Driver.Load(ctx, e.id())
+	if err != nil {
+		return err
+	}
+	e.machine = m
+	if state, err := m.State(ctx); err != nil {
+		return err
+	} else if state == vm.StateExited {
+		return fmt.Errorf("it has ended: %w", vm.ErrInvalidState)
+	}
+	if proven, known := s.opts.Store.Origin(e.id()); !known || !proven {
+		return errors.New("where it was restored from is not known")
+	}
+	if err := s.keepImages(ctx, e.id(), e.images); err != nil {
+		return err
+	}
+	if err := m.Resume(ctx); err != nil {
+		return err
+	}
+	if _, err := s.reach(ctx, e); err != nil {
+		return err
+	}
+	return pause(ctx, m)
+}
+
+// sweep deletes entries that an earlier process had not finished.
+func (s *Supply) sweep(ctx context.Context) error {
+	lctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
+	defer cancel()
+	ids, err := s.opts.Driver.List(lctx)
+	if err != nil {
+		return fmt.Errorf("list machines: %w", err)
+	}
+	for _, id := range ids {
+		if !isWarmID(id) || s.ledger.Has(id) {
+			continue
+		}
+		room, err := s.ledger.admitExisting(Entry{Machine: id, Warm: true}, StateStopping)
+		if err != nil {
+			continue // somebody has it meanwhile
+		}
+		s.opts.Logger.Info("Deleting a warm machine that an earlier process had not finished", "machine", id)
+		s.bury(grave{id: id, room: room})
+	}
+	return nil
+}
