@@ -90,6 +90,7 @@ func makePlan(in planInput) plan {
 	p.out.restore = make([]int, len(in.pools))
 	p.out.skips = make([]Skip, len(in.pools))
 	p.wanted = make([]int, len(in.pools))
+	p.behind = make([]bool, len(in.pools))
 	p.evicted = make(map[*warmEntry]bool)
 	byPriority := make([]int, 0, len(in.pools))
 	for i := range in.pools {
@@ -120,7 +121,8 @@ type planner struct {
 	// now is what can be taken at once, room with what is on its way out.
 	now, room Budget
 	slots     int
-	wanted    []int // entries that are missing, by pool
+	wanted    []int  // entries that may be restored, by pool
+	behind    []bool // entries are missing, or to be replaced
 	evicted   map[*warmEntry]bool
 	// starved: a pool of this or a higher priority found no room even by evicting all
 	// that it may: nothing that it could not evict again takes what there is.
@@ -207,6 +209,7 @@ func (p *planner) trim(i int) {
 		}
 	}
 	p.wanted[i] = max(0, min(t.Desired-fresh-coming, t.Desired+surge-fresh-coming-(len(stale)-gone)))
+	p.behind[i] = t.Desired > fresh+coming
 	if fresh >= t.Desired {
 		p.out.skips[i].Reason = SkipAlreadyWarm
 	}
@@ -216,7 +219,7 @@ func (p *planner) trim(i int) {
 func (p *planner) fill(pools []int) {
 	open := pools[:0:0]
 	for _, i := range pools {
-		if p.wanted[i] == 0 {
+		if !p.behind[i] {
 			continue
 		}
 		switch pool := &p.in.pools[i]; {
@@ -226,7 +229,7 @@ func (p *planner) fill(pools []int) {
 			p.skip(i, Skip{Reason: pool.gate.reason, Message: pool.gate.message})
 		case p.in.waiting:
 			p.skip(i, Skip{Reason: SkipInsufficientCapacity, Message: "pods wait for room"})
-		case pool.gate.trial && len(pool.inFlight) > 0:
+		case p.wanted[i] == 0, pool.gate.trial && len(pool.inFlight) > 0:
 		default:
 			open = append(open, i)
 		}

@@ -104,11 +104,12 @@ func (l *Ledger) leave(ctx context.Context, me *waiter, wait time.Duration) (gra
 	if err := ctx.Err(); errors.Is(err, context.Canceled) {
 		return grant{}, fmt.Errorf("wait for room: %w", err)
 	}
-	refusal := refuse(ReasonInsufficientCapacity, ctx.Err(), "others were before it")
+	refusal := refuse(ReasonInsufficientCapacity, nil, "others wait for room before it")
 	if res, want, have, over := me.want.entry.Budget.exceeds(l.available()); over {
 		refusal = shortage(ReasonInsufficientCapacity, res, want, have)
 	}
-	refusal.Message += fmt.Sprintf("; it waited for at most %s", wait)
+	refusal.Message += fmt.Sprintf(", after a wait of at most %s", wait)
+	refusal.Err = ctx.Err()
 	return grant{}, refusal
 }
 
