@@ -39,7 +39,7 @@ func startRealNode(t *testing.T, state string, k vm.Kit) *realNode {
 		t.Fatal(err)
 	}
 	supply, err := warmpool.New(warmpool.Options{
-		Driver: driver, Store: warmpool.FromStore(store), Kit: k, Capacity: warmpool.Budget{MilliCPU: 8000, MemoryBytes: 2 << 30},
+		Driver: driver, Store: warmpool.FromStore(store, warmpool.StoreOptions{}), Kit: k, Capacity: warmpool.Budget{MilliCPU: 8000, MemoryBytes: 2 << 30},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,28 +13,69 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 )
 
-// FromStore takes machines from a snapshot store. It keeps nothing of its own.
-func FromStore(store *snapshot.Store) Store { return storeMaker{store} }
+// StoreOptions are what templates need beside the store.
+type StoreOptions struct {
+	// Image tells how the image of a digest, which is on the node and kept for whoever
+	// asks, wants its programs to run.
+	Image func(ctx context.Context, digest string) (recipe.Image, error)
+	// Nameservers for the commands of templates, IP addresses.
+	Nameservers []string
+}
 
-type storeMaker struct{ store *snapshot.Store }
+// FromStore takes machines from a snapshot store. It keeps nothing of its own.
+func FromStore(store *snapshot.Store, opts StoreOptions) Store {
+	return storeMaker{store: store, opts: opts}
+}
+
+type storeMaker struct {
+	store *snapshot.Store
+	opts  StoreOptions
+}
 
 // spec is the snapshot that a source names.
-func (s storeMaker) spec(src Source) (snapshot.Spec, error) {
-	if src.Template != nil {
-		return snapshot.Spec{}, fmt.Errorf("template %s: the snapshot store makes no template snapshots: %w", src.Template.ID(), vm.ErrNotSupported)
+func (s storeMaker) spec(src Source) snapshot.Spec {
+	spec := snapshot.Spec{Kind: snapshot.KindBase, Shape: src.Shape, Kit: src.Kit}
+	if src.Template == nil {
+		return spec
 	}
-	return snapshot.Spec{Kind: snapshot.KindBase, Shape: src.Shape, Kit: src.Kit}, nil
+	spec.Kind = snapshot.KindTemplate
+	t := &snapshot.TemplateSpec{Namespace: src.Template.Namespace, Name: src.Template.Name, Revision: src.Template.Revision}
+	for _, i := range src.Images {
+		t.Images = append(t.Images, snapshot.TemplateImage{Ref: i.Ref, Digest: i.Digest, Path: i.DiskPath})
+	}
+	t.Prepare = func(ctx context.Context, client *guest.Client) error {
+		opts, err := s.recipeOptions(ctx, src.Images)
+		if err != nil {
+			return err
+		}
+		return recipe.Run(ctx, client, src.Template.Recipe, opts)
+	}
+	spec.Template = t
+	return spec
+}
+
+// recipeOptions are how commands run in the first of a machine's images.
+func (s storeMaker) recipeOptions(ctx context.Context, images []SlotImage) (recipe.Options, error) {
+	opts := recipe.Options{Nameservers: s.opts.Nameservers}
+	if len(images) == 0 {
+		return opts, fmt.Errorf("%w: a template without an image", vm.ErrInvalidConfig)
+	}
+	if s.opts.Image == nil {
+		return opts, nil
+	}
+	var err error
+	if opts.Image, err = s.opts.Image(ctx, images[0].Digest); err != nil {
+		return opts, fmt.Errorf("read configuration of image %q: %w", images[0].Ref, err)
+	}
+	return opts, nil
 }
 
 // Ensure is part of Snapshots.
 func (s storeMaker) Ensure(ctx context.Context, src Source) (Snapshot, bool, error) {
-	spec, err := s.spec(src)
-	if err != nil {
-		return nil, false, err
-	}
-	ref, built, err := s.store.Ensure(ctx, spec)
+	ref, built, err := s.store.Ensure(ctx, s.spec(src))
 	if err != nil {
 		return nil, built, err
 	}
@@ -42,7 +83,21 @@ func (s storeMaker) Ensure(ctx context.Context, src Source) (Snapshot, bool, err
 }
 
 // Find is part of Snapshots.
-func (s storeMaker) Find(context.Context, Template) ([][]SlotImage, error) { return nil, nil }
+func (s storeMaker) Find(ctx context.Context, t Template) ([][]SlotImage, error) {
+	manifests, err := s.store.FindTemplate(ctx, t.Namespace, t.Name, t.Revision)
+	if err != nil {
+		return nil, err
+	}
+	var found [][]SlotImage
+	for _, m := range manifests {
+		var images []SlotImage
+		for _, i := range m.Template.Images {
+			images = append(images, SlotImage{Ref: i.Ref, Digest: i.Digest})
+		}
+		found = append(found, images)
+	}
+	return found, nil
+}
 
 // Origin is part of Snapshots.
 func (s storeMaker) Origin(machine string) (proven, known bool) {
@@ -62,39 +117,54 @@ func (s storeMaker) Restore(ctx context.Context, snap Snapshot, id string, cfg v
 	if !ok {
 		return nil, fmt.Errorf("%w: a snapshot of another store", vm.ErrInvalidConfig)
 	}
-	running, err := s.store.Restore(ctx, ref, id, cfg, snapshot.RestoreOptions{
+	return fromStore(s.store.Restore(ctx, ref, id, cfg, restoreOptions(opts)))
+}
+
+// Boot is part of Maker.
+func (s storeMaker) Boot(ctx context.Context, src Source, id string, cfg vm.Config, opts MakeOptions) (*Running, error) {
+	return fromStore(s.store.Boot(ctx, id, s.spec(src), cfg, restoreOptions(opts)))
+}
+
+func restoreOptions(opts MakeOptions) snapshot.RestoreOptions {
+	return snapshot.RestoreOptions{
 		Hostname: opts.Hostname,
 		Phase: func(p snapshot.Phase) {
 			if opts.Stage == nil {
 				return
 			}
-			if p == snapshot.PhaseAgent {
-				opts.Stage(StageProbe)
-			} else {
+			switch p {
+			case snapshot.PhaseRestore, snapshot.PhaseBoot:
 				opts.Stage(StageRestore)
+			default:
+				opts.Stage(StageProbe)
 			}
 		},
-	})
+	}
+}
+
+// fromStore is a machine of the store in the supply's words.
+func fromStore(r *snapshot.Running, err error) (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
 	return &Running{
-		Machine: running.Machine, Conn: guestConn{running.Guest},
-		Restore: running.Timings.Restore, Probe: running.Timings.Agent,
+		Machine: r.Machine, Conn: guestConn{r.Guest},
+		Restore: r.Timings.Restore, Probe: r.Timings.Agent + r.Timings.Prepare,
 	}, nil
 }
 
-// Boot is part of Maker.
-func (s storeMaker) Boot(context.Context, Source, string, vm.Config, MakeOptions) (*Running, error) {
-	return nil, fmt.Errorf("boot a machine cold: the snapshot store cannot: %w", vm.ErrNotSupported)
+// Refresh is part of Maker.
+func (s storeMaker) Refresh(ctx context.Context, m vm.Machine, conn Conn, hostname string) error {
+	return s.store.Refresh(ctx, m, conn.Client(), hostname)
 }
 
-// Refresh is part of Maker.
-func (s storeMaker) Refresh(context.Context, vm.Machine, Conn, string) error { return nil }
-
 // Rehearse is part of Maker.
-func (s storeMaker) Rehearse(ctx context.Context, _ vm.Machine, conn Conn, _ []SlotImage) error {
-	return conn.Ping(ctx)
+func (s storeMaker) Rehearse(ctx context.Context, _ vm.Machine, conn Conn, images []SlotImage) error {
+	opts, err := s.recipeOptions(ctx, images)
+	if err != nil {
+		return err
+	}
+	return recipe.Rehearse(ctx, conn.Client(), opts, true)
 }
 
 // Dial is part of Maker.

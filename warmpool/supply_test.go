@@ -58,7 +58,7 @@ func (n *node) start() {
 		n.t.Fatal(err)
 	}
 	supply, err := New(Options{
-		Driver: n.driver, Store: FromStore(store), Kit: testKit(), Capacity: n.capacity, Restores: 4, DialTimeout: 5 * time.Second,
+		Driver: n.driver, Store: FromStore(store, StoreOptions{}), Kit: testKit(), Capacity: n.capacity, Restores: 4, DialTimeout: 5 * time.Second,
 		discardPause: 10 * time.Millisecond, QueueWait: 10 * time.Millisecond,
 	})
 	if err != nil {
