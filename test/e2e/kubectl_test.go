@@ -190,3 +190,17 @@ spec:
     command: %s
 `, name, ns, image, args)
 }
+
+// tryApply applies a manifest that may be refused.
+func tryApply(t *testing.T, manifest string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := plane.Kubectl(ctx, "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifest)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// refused: the node will not run the pod.
+func refused(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed }

@@ -19,11 +19,12 @@ import (
 )
 
 // plane is the control plane that all stories share, node the machine node that
-// most of them share. Stories that break a node start one of their own.
+// most of them share, controller what spreads their pools. Stories that break a node start one of their own.
 var (
-	plane  *cluster.ControlPlane
-	node   *cluster.Node
-	served *imageServer
+	plane      *cluster.ControlPlane
+	controller *cluster.Controller
+	node       *cluster.Node
+	served     *imageServer
 )
 
 func TestMain(m *testing.M) {
@@ -63,6 +64,10 @@ func run(m *testing.M) (code int) {
 			plane, err = cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
 			return
 		}},
+		{"controller", func(ctx context.Context, dir string) (err error) {
+			controller, err = plane.StartController(ctx, filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin"), filepath.Join(dir, "controller"), "--node-grace-period", "5s", "--node-return-period", "20s")
+			return
+		}},
 		{"node", func(ctx context.Context, dir string) (err error) {
 			node, err = startNode(ctx, dir, cluster.NodeOptions{Name: "mac-1"})
 			return
@@ -70,6 +75,7 @@ func run(m *testing.M) (code int) {
 	}
 	defer func() {
 		node.Stop()
+		controller.Stop()
 		plane.Stop()
 		served.Stop()
 	}()

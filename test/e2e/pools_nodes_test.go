@@ -1,0 +1,101 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
+	"github.com/vk-firkin/vk-firkin/test/cluster"
+)
+
+// Two nodes carry three pools. One is killed: its replicas move. It comes back: they are
+// spread again. Meanwhile no status says more than there is, and no pool is told to have
+// more than it may.
+func TestTwoNodes(t *testing.T) {
+	ns := poolNamespace(t)
+	const selector = "nodeSelector: {e2e.firkin.dev/fleet: two}"
+	nodes := map[string]*cluster.Node{}
+	for _, name := range []string{"mac-a", "mac-b"} {
+		nodes[name] = startOwnNode(t, cluster.NodeOptions{Name: name})
+		kubectl(t, "label", "node", name, "e2e.firkin.dev/fleet=two")
+	}
+	apply(t, templateManifest(ns, "spread", simpleSetup))
+	pools := map[string]int32{"one": 2, "two": 2, "three": 3}
+	for name, replicas := range pools {
+		apply(t, poolManifest(ns, name, "spread", int(replicas), selector))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var watch sync.WaitGroup
+	watch.Go(func() { watchTargets(ctx, t, ns, pools) })
+	defer watch.Wait()
+	defer cancel()
+
+	spread := func(p *v1alpha1.WarmPool) bool { return full(pools[p.Name])(p) && len(p.Status.Nodes) == 2 }
+	for name := range pools {
+		waitPool(t, ns, name, "is full on both nodes", spread)
+	}
+	nodes["mac-a"].Kill()
+	for name := range pools {
+		waitPool(t, ns, name, "is full on the node that is left", func(p *v1alpha1.WarmPool) bool {
+			on := map[string]int32{}
+			for _, n := range p.Status.Nodes {
+				on[n.Name] = n.Ready
+			}
+			return p.Status.Ready == pools[p.Name] && on["mac-b"] == pools[p.Name]
+		})
+	}
+	if err := nodes["mac-a"].Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name := range pools {
+		waitPool(t, ns, name, "is full after the node came back", full(pools[name]))
+	}
+	// What was told is what there is.
+	eventually(t, time.Minute, "as many machines as replicas", func() error {
+		total := 0
+		for _, n := range nodes {
+			total += len(n.MachinePIDs())
+		}
+		if total != 7 {
+			return fmt.Errorf("%d machines", total)
+		}
+		return nil
+	})
+}
+
+// watchTargets looks at what nodes that are ready are told, and at the pools' status.
+func watchTargets(ctx context.Context, t *testing.T, ns string, pools map[string]int32) {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+		for name, replicas := range pools {
+			p, err := getPool(t, ns, name)
+			if err != nil {
+				continue // it is not there yet, or no more
+			}
+			// The surge: one a node for replacement, and what a node that came back still has
+			// until its replicas are told to go.
+			if most := 2*replicas + 2; p.Status.Ready > most || p.Status.Desired > most {
+				t.Errorf("pool %s: %d ready, %d desired, at most %d", name, p.Status.Ready, p.Status.Desired, most)
+			}
+			var ready, desired int32
+			for _, n := range p.Status.Nodes {
+				ready += n.Ready
+				desired += n.Desired
+			}
+			if ready != p.Status.Ready || desired != p.Status.Desired {
+				t.Errorf("pool %s: ready %d and desired %d, by nodes %d and %d", name, p.Status.Ready, p.Status.Desired, ready, desired)
+			}
+		}
+	}
+}
