@@ -10,6 +10,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -52,6 +54,19 @@ func TestDecide(t *testing.T) {
 		{"pull backs off", "Never", 1, func(s *state) { *s.images[key] = imageState{retryAt: t0.Add(time.Second)}; s.machine = machineState{} }, none(decision{wake: t0.Add(time.Second)})},
 		{"invalid image is not tried again", "Never", 1, func(s *state) { *s.images[key] = imageState{fatal: true}; s.machine = machineState{} }, none(decision{})},
 		{"images there: acquire", "Never", 1, func(s *state) { s.machine = machineState{} }, none(decision{acquire: true})},
+		{"template: the machine comes first", "Never", 1, func(s *state) { template(s); s.images[key].image = nil; s.machine = machineState{} }, none(decision{acquire: true})},
+		{"template: acquire under way", "Never", 1, func(s *state) {
+			template(s)
+			s.images[key].image = nil
+			s.machine = machineState{step: machineAcquiring}
+		}, none(decision{})},
+		{"template: machine there, its images with it", "Never", 1, func(s *state) { template(s); s.machine.prepared = false }, none(decision{prepare: true})},
+		{"template: an adopted machine's image is gone from the node", "Never", 1, func(s *state) { template(s); s.images[key].image = nil }, none(decision{pull: []imageKey{key}})},
+		{"template: lost machine goes first", "Always", 1, func(s *state) { template(s); s.images[key].image = nil; s.machine.lost = &loss{} }, none(decision{release: true})},
+		{"template missing: look at once", "Never", 0, func(s *state) { waiting(s, t0) }, none(decision{admit: true})},
+		{"template missing: look again later", "Never", 0, func(s *state) { waiting(s, t0.Add(time.Second)) }, none(decision{wake: t0.Add(time.Second)})},
+		{"template missing: deleted", "Never", 0, func(s *state) { waiting(s, t0); s.deletion = &deletion{since: t0} }, none(decision{terminate: true})},
+		{"template missing: terminating", "Never", 0, func(s *state) { waiting(s, t0); term(s, time.Minute, false) }, none(decision{cleanup: true})},
 		{"acquire backs off", "Never", 1, func(s *state) { s.machine = machineState{retryAt: t0.Add(time.Second)} }, none(decision{wake: t0.Add(time.Second)})},
 		{"acquire under way", "Never", 1, func(s *state) { s.machine.step = machineAcquiring }, none(decision{})},
 		{"machine there: prepare", "Never", 1, func(s *state) { s.machine.prepared = false }, none(decision{prepare: true})},
@@ -114,6 +129,17 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// template makes it a pod of a template.
+func template(s *state) {
+	s.plan.template = &Template{Template: warmpool.Template{Namespace: "ns", Name: "t", Images: []string{"i"}}}
+}
+
+// waiting makes it a pod whose template is missing.
+func waiting(s *state, retryAt time.Time) {
+	s.plan, s.machine, s.images = nil, machineState{}, nil
+	s.waiting = &templateWait{reason: ReasonTemplateNotFound, message: "no template", retryAt: retryAt}
+}
+
 func term(s *state, grace time.Duration, listed bool) {
 	s.stage, s.deletion = stageTerminating, &deletion{since: t0, grace: grace, listed: listed}
 }
@@ -149,6 +175,15 @@ func TestStatus(t *testing.T) {
 	}{
 		{"creating", "Always", func(s *state) {}, corev1.PodPending, "ContainerCreating", false},
 		{"pull failed", "Always", func(s *state) { *s.images[s.plan.images[0]] = imageState{reason: "ErrImagePull"} }, corev1.PodPending, "ErrImagePull", false},
+		{"waits for its template", "Always", func(s *state) {
+			waiting(s, t0)
+			s.containers, s.pod.Spec.Containers = nil, []corev1.Container{{Name: "a"}}
+		}, corev1.PodPending, "ContainerCreating", false},
+		{"deleted while it waited", "Always", func(s *state) {
+			waiting(s, t0)
+			term(s, 0, false)
+			s.containers, s.pod.Spec.Containers = nil, []corev1.Container{{Name: "a"}}
+		}, corev1.PodFailed, "ContainerCreating", false},
 		{"running", "Always", func(s *state) { s.containers[0].step = containerRunning }, corev1.PodRunning, "running", true},
 		{"crash loop", "Always", func(s *state) {
 			c := s.containers[0]

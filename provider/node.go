@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 )
 
 // Labels and taint of the node.
@@ -87,7 +89,9 @@ func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
 				Architecture: o.Arch, OperatingSystem: "linux", KubeletVersion: o.Version, KernelVersion: o.KernelVersion,
 				OSImage: o.OSImage, ContainerRuntimeVersion: "firkin://" + o.Version,
 			},
-			Conditions: nodeConditions(Pressure{}, nil, nil, now),
+			// The default one, and that of the RuntimeClasses of templates.
+			RuntimeHandlers: []corev1.NodeRuntimeHandler{{}, {Name: v1alpha1.RuntimeHandler}},
+			Conditions:      nodeConditions(Pressure{}, nil, nil, now),
 		},
 	}
 	if ip != "" {

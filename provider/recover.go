@@ -52,12 +52,16 @@ func (p *Provider) recover(ctx context.Context) error {
 		p.startWorker(s)
 	}
 	for _, id := range orphans {
-		if strings.HasPrefix(id, MachinePrefix) {
+		if strings.HasPrefix(id, MachinePrefix) || strings.HasPrefix(id, warmPrefix) {
 			p.wg.Go(func() { p.reapOrphan(ctx, id) })
 		}
 	}
 	return nil
 }
+
+// warmPrefix begins the ids of machines of warm pools. The supply names one as an orphan
+// when it was given to a pod that nobody knows any more.
+const warmPrefix = "warm-"
 
 // reapOrphan ends a machine that belongs to no pod.
 func (p *Provider) reapOrphan(ctx context.Context, id string) {

@@ -355,3 +355,76 @@ func TestLeasedImageIsGone(t *testing.T) {
 	w.delete("again", nil)
 	w.awaitNothing()
 }
+
+// fakePools are the pools of the node.
+type fakePools struct {
+	mu      sync.Mutex
+	pools   []provider.NodePool
+	changes chan struct{}
+}
+
+func (f *fakePools) Pools() []provider.NodePool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.pools)
+}
+
+func (f *fakePools) Changes() <-chan struct{} { return f.changes }
+
+func (f *fakePools) set(pools ...provider.NodePool) {
+	f.mu.Lock()
+	f.pools = pools
+	f.mu.Unlock()
+	select {
+	case f.changes <- struct{}{}:
+	default:
+	}
+}
+
+// The node's labels and resources follow its pools, and what others wrote stays.
+func TestNodeOffersPools(t *testing.T) {
+	w := newWorld(t)
+	pools, templates := &fakePools{changes: make(chan struct{}, 1)}, newTemplates("app")
+	w.run(func(o *provider.Options) { o.Pools, o.Templates = pools, templates })
+	nodes := w.client.CoreV1().Nodes()
+	n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Labels["others"] = "label"
+	if _, err := nodes.Update(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	const key = "warm.firkin.dev/default.pool"
+	is := func(what, label string, memory int64, units int64) {
+		t.Helper()
+		w.eventually("the node offers "+what, func() bool {
+			n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
+			if err != nil {
+				return false
+			}
+			q, offered := n.Status.Allocatable[key]
+			return n.Labels[key] == label && n.Labels["others"] == "label" && n.Labels["kubernetes.io/arch"] == "amd64" &&
+				n.Status.Allocatable.Memory().Value() == memory && offered == (units >= 0) && (!offered || q.Value() == units)
+		}, func() string {
+			n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
+			return fmt.Sprint(n.Labels, n.Status.Allocatable, err)
+		})
+	}
+	pools.set(provider.NodePool{Key: key, Ready: 1, Desired: 1})
+	is("a ready pool", "true", 4<<30, -1)
+	pools.set(provider.NodePool{Key: key, Ready: 2, Desired: 2, Reserved: true, Each: provider.Budget{MemoryBytes: 1 << 30}})
+	is("a reserved pool", "true", 2<<30, 2)
+	p := templatePod("holds", "app", []string{"hang"})
+	p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{key: resource.MustParse("1")}
+	w.create(p)
+	w.await("holds", "is ready", ready)
+	pools.set(provider.NodePool{Key: key, Ready: 1, Desired: 2, Reserved: true, Each: provider.Budget{MemoryBytes: 1 << 30}})
+	is("the same, though a pod has one", "true", 1<<30, 2)
+	w.delete("holds", ptr(int64(0)))
+	w.awaitGone("holds")
+	pools.set(provider.NodePool{Key: key, Ready: 0, Desired: 2})
+	is("nothing ready", "", 4<<30, -1)
+	pools.set()
+	is("no pool", "", 4<<30, -1)
+}

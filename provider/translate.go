@@ -154,7 +154,16 @@ func pullPolicy(c *corev1.Container) PullPolicy {
 	if c.ImagePullPolicy != "" {
 		return PullPolicy(c.ImagePullPolicy)
 	}
-	last := c.Image[strings.LastIndexByte(c.Image, '/')+1:]
+	return DefaultPullPolicy(c.Image)
+}
+
+// DefaultPullPolicy is the API's for an image that nobody gave one for: a reference that
+// moves by habit is looked up each time.
+func DefaultPullPolicy(ref string) PullPolicy {
+	if strings.Contains(ref, "@") {
+		return PullIfNotPresent
+	}
+	last := ref[strings.LastIndexByte(ref, '/')+1:]
 	if !strings.Contains(last, ":") || strings.HasSuffix(last, ":latest") {
 		return PullAlways
 	}

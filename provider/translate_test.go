@@ -5,13 +5,19 @@ package provider
 
 import (
 	"encoding/json"
+	"log/slog"
 	"reflect"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // Each line is a patch of an ordinary pod, and the field that is to be named; none for what is accepted.
@@ -201,6 +207,56 @@ func TestResolvConf(t *testing.T) {
 		pod.Namespace = "ns"
 		if got, fell := resolvConf(pod, tt.dns); string(got) != tt.want || fell != tt.fell {
 			t.Errorf("%s: %q (fell back: %v), want %q", tt.policy, got, fell, tt.want)
+		}
+	}
+}
+
+// The template of a pod is what it was at admission, whatever becomes of it.
+func TestRecordKeepsTemplate(t *testing.T) {
+	r := records{dir: t.TempDir()}
+	s := testState(corev1.RestartPolicyAlways, 1)
+	s.plan.template = &Template{MilliCPU: 250, Template: warmpool.Template{Namespace: "ns", Name: "t", Revision: "aa", Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20},
+		Images: []string{"i"}, Recipe: recipe.Recipe{Setup: []recipe.Command{{Args: []string{"make"}}}, Timeout: time.Minute}}}
+	if err := r.save(recordOf(s)); err != nil {
+		t.Fatal(err)
+	}
+	recs, faults := r.load()
+	if len(recs) != 1 || len(faults) != 0 || !reflect.DeepEqual(recs[0].Template, s.plan.template) {
+		t.Fatalf("records %+v, %v", recs, faults)
+	}
+	// A process that died before it had a machine goes on with the same.
+	rec := recs[0]
+	rec.Machine, rec.Images = machineRecord{}, nil
+	e := &environment{log: slog.New(slog.DiscardHandler)}
+	got := e.restoreState(t.Context(), rec, t0)
+	if got.plan == nil || !reflect.DeepEqual(got.plan.template, s.plan.template) || got.plan.shape != s.plan.template.Shape ||
+		got.plan.budget != (Budget{MilliCPU: 250, MemoryBytes: 256 << 20}) {
+		t.Errorf("state is %+v", got.plan)
+	}
+}
+
+func TestImageID(t *testing.T) {
+	for ref, want := range map[string]string{
+		"busybox": "busybox@d", "busybox:1": "busybox@d", "host:5000/a/b": "host:5000/a/b@d", "host:5000/a/b:x": "host:5000/a/b@d", "a/b:x@sha256:0": "a/b@d",
+	} {
+		if got := imageID(ref, "d"); got != want {
+			t.Errorf("%s is shown as %s, want %s", ref, got, want)
+		}
+	}
+}
+
+func TestTemplateName(t *testing.T) {
+	class, empty := "class", ""
+	for _, tt := range []struct {
+		annotation string
+		class      *string
+		want       string
+	}{{"", nil, ""}, {"a", nil, "a"}, {"", &class, "class"}, {"a", &class, "a"}, {"", &empty, ""}} {
+		pod := &corev1.Pod{}
+		pod.Annotations = map[string]string{"firkin.dev/template": tt.annotation}
+		pod.Spec.RuntimeClassName = tt.class
+		if got := templateName(pod); got != tt.want {
+			t.Errorf("%+v names %q", tt, got)
 		}
 	}
 }

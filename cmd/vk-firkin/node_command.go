@@ -26,6 +26,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
+	"github.com/vk-firkin/vk-firkin/provider/nodeledger"
 	"github.com/vk-firkin/vk-firkin/provider/podlog"
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
@@ -70,6 +71,7 @@ them up again.`,
 // node is everything that a running node is made of, in the order of its making.
 type node struct {
 	*nodeSettings
+	config    *rest.Config
 	client    kubernetes.Interface
 	ip        string
 	kit       vm.Kit
@@ -78,7 +80,9 @@ type node struct {
 	ladder    []vm.Shape
 	snapshots *snapshot.Store
 	supply    *warmpool.Supply
+	ledger    *nodeledger.Keeper
 	images    *image.Store
+	pinned    *nodeImages
 	logs      *podlog.Store
 	metrics   *metrics.Metrics
 	provider  *provider.Provider
@@ -101,8 +105,9 @@ func runNode(ctx context.Context, s *nodeSettings) (err error) {
 		{"directories", n.makeDirectories},
 		{"cluster", n.makeClient},
 		{"machines", n.makeDriver},
-		{"supply", n.makeSupply},
 		{"images", n.makeImages},
+		{"supply", n.makeSupply},
+		{"pools", n.makeLedger},
 		{"pods", n.makeProvider},
 	} {
 		if err := step.make(ctx); err != nil {
@@ -137,6 +142,7 @@ func (n *node) makeClient(context.Context) error {
 	// The kubelet's defaults are 50 and 100; each pod start needs about ten requests.
 	config.QPS, config.Burst = 50, 100
 	config.UserAgent = rest.DefaultKubernetesUserAgent() + " vk-firkin/" + version
+	n.config = config
 	if n.client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
@@ -200,31 +206,21 @@ func (n *node) makeSupply(ctx context.Context) error {
 	if floor == 0 {
 		floor = -1 // the store's own zero is its default
 	}
-	n.metrics = metrics.New(metrics.Sources{
-		Pods:   func() []*corev1.Pod { return n.provider.Pods() },
-		Ledger: n.ledger,
-	})
 	if n.snapshots, err = snapshot.Open(ctx, filepath.Join(n.StateDir, "snapshots"), snapshot.Options{
 		Driver: n.driver, Logger: n.log("snapshot"), MinFreeBytes: floor, Network: &agentv1.Network{Address: machineAddress + machinePrefix, Gateway: machineGateway, Nameservers: []string{machineNameserver}}, OnEvent: n.snapshotEvent,
 	}); err != nil {
 		return err
 	}
 	n.onClose(n.snapshots.Close)
-	if n.supply, err = warmpool.New(warmpool.Options{
-		Driver: n.driver, Store: warmpool.FromStore(n.snapshots), Kit: n.kit, Logger: n.log("warmpool"),
-		Capacity: warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: available, DiskBytes: disk},
-	}); err != nil {
-		return err
-	}
-	n.onClose(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		defer cancel()
-		return n.supply.Shutdown(ctx)
-	})
-	return nil
+	return n.openSupply(capacityOf(available, disk))
 }
 
+// makeImages opens the images, which templates and pods share.
 func (n *node) makeImages(context.Context) (err error) {
+	n.metrics = metrics.New(metrics.Sources{
+		Pods:   func() []*corev1.Pod { return n.provider.Pods() },
+		Supply: func() warmpool.Status { return n.supply.Status() },
+	})
 	n.images, err = image.Open(filepath.Join(n.CacheDir, "images"), image.Options{
 		SlotBytes: n.driver.Features().SlotBytes, Arch: n.driver.Features().Arch,
 		InsecureRegistries: n.InsecureRegistries, MinFreeBytes: n.minFreeDisk, Logger: n.log("image"),
@@ -233,11 +229,15 @@ func (n *node) makeImages(context.Context) (err error) {
 		return err
 	}
 	n.onClose(n.images.Close)
+	n.pinned = newNodeImages(n.images, n.metrics)
 	return nil
 }
 
 func (n *node) makeProvider(context.Context) (err error) {
-	n.logs = podlog.New(filepath.Join(n.StateDir, "pods"), podlog.Options{Logger: n.log("podlog")})
+	n.logs = podlog.New(filepath.Join(n.StateDir, "pods"), podlog.Options{
+		Logger:      n.log("podlog"),
+		FirstOutput: func(c provider.ContainerRef, at time.Time) { n.provider.FirstOutput(c, at) },
+	})
 	capacity, allocatable, err := n.capacity()
 	if err != nil {
 		return err
@@ -245,7 +245,7 @@ func (n *node) makeProvider(context.Context) (err error) {
 	n.provider, err = provider.New(provider.Options{
 		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
-		Images: newNodeImages(n.images, n.metrics), Logs: n.logs, Observer: n.metrics,
+		Images: n.pinned, Logs: n.logs, Observer: n.metrics, Templates: n.ledger, Pools: n.ledger,
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
@@ -270,7 +270,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	server, err := kubeletapi.New(kubeletapi.Options{
 		Containers: n.provider, Logs: n.logs, Access: access, Certificates: certificates,
-		Metrics: n.metrics.Registry(), Healthy: n.healthy, Logger: n.log("kubeletapi"),
+		Metrics: n.metrics.Registry(), Healthy: n.healthy, Observe: n.metrics.ObserveSample, Logger: n.log("kubeletapi"),
 	})
 	if err != nil {
 		return err
@@ -285,6 +285,8 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
 	group.Go(func() error { n.collectGarbage(ctx); return nil })
+	group.Go(func() error { n.keepPools(ctx); return nil })
+	group.Go(func() error { n.ledger.Run(ctx); return nil })
 	group.Go(func() error {
 		// When the pods' part ends, all of the node ends.
 		if err := n.provider.Run(ctx, nil); err != nil {
@@ -328,13 +330,8 @@ const (
 	garbageAge = 36 * time.Hour
 )
 
-// collectGarbage removes snapshots and images that nobody uses, until ctx ends. The
-// base snapshots of the node's own shapes stay whatever their age.
+// collectGarbage removes snapshots and images that nobody uses, until ctx ends.
 func (n *node) collectGarbage(ctx context.Context) {
-	keep := make([]string, 0, len(n.ladder))
-	for _, shape := range n.ladder {
-		keep = append(keep, snapshot.Key(snapshot.Spec{Kind: snapshot.KindBase, Shape: shape, Kit: n.kit}, n.driver.Features()))
-	}
 	ticker := time.NewTicker(garbageEvery)
 	defer ticker.Stop()
 	for {
@@ -343,7 +340,7 @@ func (n *node) collectGarbage(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: keep}); err != nil && ctx.Err() == nil {
+		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused snapshots", "error", err)
 		}
 		if _, err := n.images.GC(ctx, image.GCOptions{UnusedFor: garbageAge}); err != nil && ctx.Err() == nil {

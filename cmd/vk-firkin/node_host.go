@@ -5,11 +5,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -17,9 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-firkin/vk-firkin/provider"
-	"github.com/vk-firkin/vk-firkin/provider/metrics"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
-	"github.com/vk-firkin/vk-firkin/warmpool"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 )
 
 // capacity is what the host has, and what of it pods may have.
@@ -109,7 +110,14 @@ func primaryAddress(server string) (string, error) {
 func (n *node) snapshotEvent(e snapshot.Event) {
 	if n.provider != nil { // while the store is being opened there is nobody to tell
 		warning := e.Type == snapshot.EventBuildFailed || e.Type == snapshot.EventQuarantined
-		n.provider.NodeEvent(warning, "Snapshot"+string(e.Type), e.Message)
+		n.provider.NodeEvent(warning, "Snapshot"+string(e.Type), snapshotMessage(e))
+	}
+	if e.Type == snapshot.EventBuilt && n.supply != nil {
+		build := e.Duration
+		if e.Kind != snapshot.KindTemplate {
+			build = 0 // only templates' builds are measured, but every save
+		}
+		n.supply.SnapshotBuilt(e.Key, build, e.Save)
 	}
 	if e.Type == snapshot.EventQuarantined {
 		n.metrics.SnapshotQuarantined()
@@ -117,16 +125,21 @@ func (n *node) snapshotEvent(e snapshot.Event) {
 	n.logger.Info("Snapshot event", "type", string(e.Type), "snapshot", e.Key, "shape", e.Shape.String(), "message", e.Message)
 }
 
-// ledger is the node's account in the words of the metrics.
-func (n *node) ledger() metrics.Ledger {
-	account := n.supply.Ledger()
-	amount := func(b warmpool.Budget) metrics.Amount {
-		return metrics.Amount{MilliCPU: b.MilliCPU, MemoryBytes: b.MemoryBytes, DiskBytes: b.DiskBytes}
+// shownOutput is how much of what a failed command wrote an event shows; the
+// NodeLedger's status has more.
+const shownOutput = 400
+
+// snapshotMessage tells what a template's failing command wrote, with what happened.
+func snapshotMessage(e snapshot.Event) string {
+	var step *recipe.StepError
+	if !errors.As(e.Err, &step) || step.Output == "" {
+		return e.Message
 	}
-	return metrics.Ledger{
-		Capacity: amount(account.Capacity), Active: amount(account.Active), Available: amount(account.Available),
-		ActiveMachines: len(account.Machines),
+	output := step.Output
+	if len(output) > shownOutput {
+		output = "..." + strings.ToValidUTF8(output[len(output)-shownOutput:], "")
 	}
+	return e.Message + ": " + output
 }
 
 // serveMetrics serves metrics in plain HTTP on loopback until ctx ends.

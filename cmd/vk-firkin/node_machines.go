@@ -92,7 +92,7 @@ func machineRequest(req provider.MachineRequest) warmpool.Request {
 			MemoryBytes: req.Budget.MemoryBytes,
 			DiskBytes:   req.Budget.DiskBytes,
 		},
-		Images: req.Images,
+		Images: req.Images, Template: req.Template, Refs: req.Refs, Pool: req.Pool, Path: warmpool.Path(req.Path),
 	}
 }
 
@@ -126,8 +126,11 @@ func (l *machineLease) Path() string { return string(l.lease.Path()) }
 // Timings is part of provider.Lease.
 func (l *machineLease) Timings() provider.Timings {
 	t := l.lease.Timings()
-	return provider.Timings{Restore: t.Wait + t.Snapshot + t.Restore, Agent: t.Agent}
+	return provider.Timings{Restore: t.Wait + t.Snapshot + t.Restore, Agent: t.Agent, Resume: t.Restore + t.Agent}
 }
+
+// Images is part of provider.Lease.
+func (l *machineLease) Images() []warmpool.SlotImage { return l.lease.Images() }
 
 // Notices is part of provider.Lease. What happens to snapshots is told by events on
 // the node, not on the pods that met it.

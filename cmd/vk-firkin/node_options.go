@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -46,6 +47,11 @@ type nodeOptions struct {
 	MaxPods            int
 	ReservedMemory     string
 	MinFreeDisk        string
+
+	Refills           int
+	RefillMinFreeDisk string
+	MaxPending        int
+	PendingTimeout    time.Duration
 }
 
 // directories are where a node keeps its files; see docs/architecture.md.
@@ -140,6 +146,10 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&o.MaxPods, "max-pods", 0, "how many pods the node takes (default: what fits into memory at the smallest shape, at most 110)")
 	flags.StringVar(&o.ReservedMemory, "reserved-memory", "1Gi", "memory kept from machines, for the host and vk-firkin")
 	flags.StringVar(&o.MinFreeDisk, "min-free-disk", "10Gi", "disk that must stay free to build or restore")
+	flags.IntVar(&o.Refills, "refills", 0, "how many warm machines are restored at once, beside those that pods wait for (default: half the processors)")
+	flags.StringVar(&o.RefillMinFreeDisk, "refill-min-free-disk", "20Gi", "disk that must stay free to fill warm pools; no less than --min-free-disk")
+	flags.IntVar(&o.MaxPending, "max-pending", 64, "how many pods wait for room on the node, in order, before further ones are refused for now; 0 for none")
+	flags.DurationVar(&o.PendingTimeout, "pending-timeout", 30*time.Second, "how long a pod waits for room before it is refused for now, and tries again")
 }
 
 // nodeSettings are options that were understood.
@@ -151,6 +161,8 @@ type nodeSettings struct {
 	prepareNone    bool
 	reservedMemory int64
 	minFreeDisk    int64
+
+	refillMinFreeDisk int64
 }
 
 // complete checks every option and reports all faults at once.
@@ -206,6 +218,18 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	note(err)
 	s.minFreeDisk, err = parseBytes("--min-free-disk", o.MinFreeDisk)
 	note(err)
+	s.refillMinFreeDisk, err = parseBytes("--refill-min-free-disk", o.RefillMinFreeDisk)
+	note(err)
+	s.refillMinFreeDisk = max(s.refillMinFreeDisk, s.minFreeDisk) // or pools would take what pods need
+	if o.Refills < 0 || o.Refills > 64 {
+		fault("--refills %d: want 1 to 64, or 0 for the default", o.Refills)
+	}
+	if o.MaxPending < 0 || o.MaxPending > 10000 {
+		fault("--max-pending %d: want 0 to 10000", o.MaxPending)
+	}
+	if o.PendingTimeout <= 0 || o.PendingTimeout > time.Hour {
+		fault("--pending-timeout %s: want more than 0 and at most 1h", o.PendingTimeout)
+	}
 	return s, errors.Join(errs...)
 }
 

@@ -35,11 +35,22 @@ func TestNodeOptions(t *testing.T) {
 	if diff := cmp.Diff(want, s.ladder); diff != "" {
 		t.Errorf("shapes (-want +got):\n%s", diff)
 	}
+	if s.refillMinFreeDisk != 20<<30 || s.MaxPending != 64 {
+		t.Errorf("refillMinFreeDisk %d, max pending %d", s.refillMinFreeDisk, s.MaxPending)
+	}
 	if s.minFreeDisk != 0 || s.reservedMemory != 1<<30 {
 		t.Errorf("minFreeDisk %d, reservedMemory %d", s.minFreeDisk, s.reservedMemory)
 	}
 	if !strings.HasPrefix(s.StateDir, "/") {
 		t.Errorf("state folder %q is not absolute", s.StateDir)
+	}
+}
+
+// Filling pools never leaves less free than what pods need.
+func TestRefillFloor(t *testing.T) {
+	s, err := parseNode(t, append(complete, "--min-free-disk", "30Gi", "--refill-min-free-disk", "1Gi")...).complete()
+	if err != nil || s.refillMinFreeDisk != 30<<30 {
+		t.Errorf("floor is %d, %v", s.refillMinFreeDisk, err)
 	}
 }
 
@@ -55,6 +66,7 @@ func TestNodeOptionFaults(t *testing.T) {
 		{"metrics on the network", append(complete, "--metrics-address", "0.0.0.0:1"), []string{"--metrics-address"}},
 		{"shapes", append(complete, "--shapes", "big,1x1Mi"), []string{`"big"`, `"1x1Mi"`}},
 		{"sizes", append(complete, "--reserved-memory", "-1", "--min-free-disk", "lots"), []string{"--reserved-memory", "--min-free-disk"}},
+		{"pools", append(complete, "--refills", "-1", "--refill-min-free-disk", "some", "--max-pending", "-1", "--pending-timeout", "0s"), []string{"--refills", "--refill-min-free-disk", "--max-pending", "--pending-timeout"}},
 		{"logs", append(complete, "--log-level", "loud"), []string{"--log-level"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

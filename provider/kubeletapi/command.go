@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect"
 	utilexec "k8s.io/utils/exec"
 
+	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process"
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process/processconnect"
@@ -52,6 +53,7 @@ type command struct {
 	stdout    io.Writer // nil: thrown away
 	stderr    io.Writer // nil: thrown away
 	resize    <-chan terminalSize
+	observe   func(sample provider.Sample, took time.Duration)
 }
 
 // run runs the command and returns when it has ended and its output is written:
@@ -75,6 +77,9 @@ func (c *command) run(ctx context.Context, guestProcess processconnect.ProcessCl
 		req.Msg.Process.Envs = map[string]string{"TERM": "xterm"}
 		req.Msg.Pty = c.firstSize(ctx).pty()
 	}
+	requested := time.Now()
+	var began time.Time
+	heard := false
 	stream, err := guestProcess.Start(ctx, req)
 	if err != nil {
 		return startError(err)
@@ -88,7 +93,8 @@ func (c *command) run(ctx context.Context, guestProcess processconnect.ProcessCl
 			if started {
 				return errors.New("the guest started the command twice")
 			}
-			started = true
+			started, began = true, time.Now()
+			c.observe(provider.SampleCommandStart, began.Sub(requested))
 			self := &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: event.Start.GetPid()}}
 			if c.stdin != nil {
 				inputs.Go(func() { cancelOn(cancel, c.sendInput(ctx, guestProcess, self)) })
@@ -97,6 +103,10 @@ func (c *command) run(ctx context.Context, guestProcess processconnect.ProcessCl
 				inputs.Go(func() { c.sendSizes(ctx, guestProcess, self) })
 			}
 		case *process.ProcessEvent_Data:
+			if started && !heard {
+				heard = true
+				c.observe(provider.SampleFirstByte, time.Since(began))
+			}
 			if err := c.write(event.Data); err != nil {
 				return fmt.Errorf("client does not take output: %w", err)
 			}

@@ -57,7 +57,7 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	watched := &hijackWatcher{ResponseWriter: w, lost: func() { cancel(errClientGone) }}
-	session := &execSession{target: target, args: args}
+	session := &execSession{target: target, args: args, observe: s.opts.Observe}
 	defer session.inputs.Wait() // what still reads from the streams ends with them
 	defer watched.close()       // the library leaves it open when a client does not open its streams
 	r = r.WithContext(ctx)
@@ -77,6 +77,8 @@ type execSession struct {
 	target provider.Target
 	args   []string
 	inputs sync.WaitGroup
+	// observe is told how long the command took to start.
+	observe func(sample provider.Sample, took time.Duration)
 }
 
 // execStreams are the client's streams; those it did not ask for are nil.
@@ -95,7 +97,7 @@ func (e *execSession) run(ctx context.Context, s execStreams) error {
 	if err != nil {
 		return fmt.Errorf("reach the machine of the pod: %w", err)
 	}
-	c := &command{container: e.target.ID, args: e.args, tty: s.tty, stdin: s.stdin, stdout: s.stdout, stderr: s.stderr, resize: s.resize}
+	c := &command{container: e.target.ID, args: e.args, tty: s.tty, stdin: s.stdin, stdout: s.stdout, stderr: s.stderr, resize: s.resize, observe: e.observe}
 	return c.run(ctx, g.Process, &e.inputs)
 }
 

@@ -51,6 +51,9 @@ type Options struct {
 	// StreamCreationTimeout ends an exec whose client did not open all of its streams;
 	// 0 means the kubelet's 30 s.
 	StreamCreationTimeout time.Duration
+	// Observe is told how long commands took to start and to say something; nil means
+	// nobody is. It must not block.
+	Observe func(sample provider.Sample, took time.Duration)
 	// Logger; nil means silence.
 	Logger *slog.Logger
 }
@@ -81,6 +84,9 @@ func New(opts Options) (*Server, error) {
 	}
 	if opts.StreamCreationTimeout == 0 {
 		opts.StreamCreationTimeout = 30 * time.Second
+	}
+	if opts.Observe == nil {
+		opts.Observe = func(provider.Sample, time.Duration) {}
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)

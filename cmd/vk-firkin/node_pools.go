@@ -1,0 +1,129 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/nodeledger"
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+	"github.com/vk-firkin/vk-firkin/warmpool"
+)
+
+// openSupply makes the supply over the snapshots, with its pools and their images.
+func (n *node) openSupply(capacity warmpool.Budget) (err error) {
+	floor, pending := n.refillMinFreeDisk, n.MaxPending
+	if floor == 0 {
+		floor = -1 // the supply's own zeros are its defaults
+	}
+	if pending == 0 {
+		pending = -1
+	}
+	n.supply, err = warmpool.New(warmpool.Options{
+		Driver: n.driver, Store: warmpool.FromStore(n.snapshots), Images: supplyImages{n.pinned}, Kit: n.kit, Logger: n.log("warmpool"),
+		Capacity: capacity, RecordsDir: filepath.Join(n.StateDir, "warm"), Observer: n.metrics,
+		Refills: n.Refills, QueueLength: pending, QueueWait: n.PendingTimeout,
+		RefillFloorBytes: floor, FreeBytes: func() (int64, error) {
+			_, free, err := hostDisk(n.StateDir)
+			return free, err
+		},
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		return n.supply.Shutdown(ctx)
+	})
+	return nil
+}
+
+// makeLedger connects the supply with the cluster: pools, templates, status.
+func (n *node) makeLedger(context.Context) error {
+	api, err := nodeledger.NewClient(n.config, n.client)
+	if err != nil {
+		return err
+	}
+	n.ledger, err = nodeledger.New(nodeledger.Options{
+		API: api, NodeName: n.NodeName, Supply: n.supply, Limits: nodeledger.Limits{ImageSlots: n.driver.Features().ImageSlots}, Logger: n.log("nodeledger"),
+	})
+	return err
+}
+
+// keepPools takes over the warm machines of an earlier process and keeps the pools
+// full. What it cannot do is said, and pods are run all the same.
+func (n *node) keepPools(ctx context.Context) {
+	began := time.Now()
+	if err := n.supply.Start(ctx); err != nil {
+		if ctx.Err() == nil {
+			n.logger.Error("Warm machines of an earlier process may be left over", "error", err)
+		}
+		return
+	}
+	n.logger.Info("Keeping warm pools", "took", time.Since(began).Round(time.Millisecond))
+}
+
+// keptSnapshots are the keys of snapshots that stay whatever their age: those of the
+// node's own shapes, and of the templates that targets name.
+func (n *node) keptSnapshots() []string {
+	var keep []string
+	for _, shape := range n.ladder {
+		keep = append(keep, n.baseKey(shape))
+	}
+	for _, t := range n.supply.Status().Templates {
+		if t.Key != "" {
+			keep = append(keep, t.Key)
+		}
+	}
+	for _, t := range n.ledger.Targets() {
+		keep = append(keep, n.baseKey(t.Template.Shape)) // what the next build begins with
+	}
+	return keep
+}
+
+func (n *node) baseKey(shape vm.Shape) string {
+	return snapshot.Key(snapshot.Spec{Kind: snapshot.KindBase, Shape: shape, Kit: n.kit}, n.driver.Features())
+}
+
+// capacityOf is what the host has for machines.
+func capacityOf(memory, disk int64) warmpool.Budget {
+	return warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: memory, DiskBytes: disk}
+}
+
+// supplyImages lets a supply use the node's images for templates and the machines of
+// pools. Their owners are not pods' UIDs: a template's name or a machine's id.
+type supplyImages struct{ images *nodeImages }
+
+var _ warmpool.Images = supplyImages{}
+
+// Resolve is part of warmpool.Images. Templates have no pull secrets: what they use
+// must be readable by the node.
+func (s supplyImages) Resolve(ctx context.Context, owner, ref string) (warmpool.SlotImage, error) {
+	img, err := s.images.Pull(ctx, provider.PullRequest{Ref: ref, Policy: provider.DefaultPullPolicy(ref), Owner: types.UID(owner)})
+	if err != nil {
+		return warmpool.SlotImage{}, fmt.Errorf("get image %q: %w", ref, err)
+	}
+	return warmpool.SlotImage{Ref: ref, Digest: img.Digest, DiskPath: img.DiskPath}, nil
+}
+
+// Pin is part of warmpool.Images.
+func (s supplyImages) Pin(ctx context.Context, owner, digest string) (warmpool.SlotImage, error) {
+	img, err := s.images.Pin(ctx, types.UID(owner), digest)
+	if err != nil {
+		return warmpool.SlotImage{}, err
+	}
+	return warmpool.SlotImage{Digest: img.Digest, DiskPath: img.DiskPath}, nil
+}
+
+// Release is part of warmpool.Images.
+func (s supplyImages) Release(owner string) { s.images.Unpin(types.UID(owner)) }
