@@ -102,6 +102,19 @@ func (h *memoryHost) ids() []string {
 	return ids
 }
 
+// reopen is what a new process finds: the store has dropped the references of machines
+// that are no more, and nothing is pinned.
+func (h *memoryHost) reopen() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id := range h.origins {
+		if h.machines[id] == nil {
+			delete(h.origins, id)
+		}
+	}
+	clear(h.images)
+}
+
 func (h *memoryHost) Name() string { return "memory" }
 func (h *memoryHost) Features() vm.Features {
 	return vm.Features{Arch: "amd64", Snapshots: true, Pause: true, ImageSlots: 4, Compatibility: "test-1"}
@@ -567,6 +580,7 @@ func newPooled(t *testing.T, change func(*Options)) *pooled {
 
 func (p *pooled) start() {
 	p.t.Helper()
+	p.host.reopen()
 	supply, err := New(p.opts)
 	if err != nil {
 		p.t.Fatal(err)

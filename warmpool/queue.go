@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
 )
 
 // Defaults of the queue of requests that wait for room.
@@ -21,9 +23,10 @@ const (
 type want struct {
 	entry Entry // of a machine that is made for it
 	// template ("namespace/name") and revision of warm entries that will do; empty:
-	// none will. refs are the images that an outdated one must have.
+	// none will. refs and shape are what an outdated one must have.
 	template, revision string
 	refs               []string
+	shape              vm.Shape
 	pool               string
 }
 
