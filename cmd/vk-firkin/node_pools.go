@@ -16,6 +16,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider/nodeledger"
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
@@ -29,7 +30,7 @@ func (n *node) openSupply(capacity warmpool.Budget) (err error) {
 		pending = -1
 	}
 	n.supply, err = warmpool.New(warmpool.Options{
-		Driver: n.driver, Store: warmpool.FromStore(n.snapshots), Images: supplyImages{n.pinned}, Kit: n.kit, Logger: n.log("warmpool"),
+		Driver: n.driver, Store: warmpool.FromStore(n.snapshots, warmpool.StoreOptions{Image: n.imageConfig, Nameservers: []string{machineNameserver}}), Images: supplyImages{n.pinned}, Kit: n.kit, Logger: n.log("warmpool"),
 		Capacity: capacity, RecordsDir: filepath.Join(n.StateDir, "warm"), Observer: n.metrics,
 		Refills: n.Refills, QueueLength: pending, QueueWait: n.PendingTimeout,
 		RefillFloorBytes: floor, FreeBytes: func() (int64, error) {
@@ -47,6 +48,19 @@ func (n *node) openSupply(capacity warmpool.Budget) (err error) {
 	})
 	return nil
 }
+
+// imageConfig tells how an image that is on the node runs its programs.
+func (n *node) imageConfig(_ context.Context, digest string) (recipe.Image, error) {
+	img, err := n.images.Pin(digest, configOwner)
+	if err != nil {
+		return recipe.Image{}, err
+	}
+	defer n.images.Unpin(digest, configOwner)
+	return recipe.Image{Env: img.Config.Env, User: img.Config.User, WorkingDir: img.Config.WorkingDir}, nil
+}
+
+// configOwner keeps an image while it is looked at.
+const configOwner = "reading-its-configuration"
 
 // makeLedger connects the supply with the cluster: pools, templates, status.
 func (n *node) makeLedger(context.Context) error {
