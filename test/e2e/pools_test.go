@@ -194,7 +194,7 @@ spec:
     image: `+served.Busybox+`
     env:
     - {name: WORD, valueFrom: {secretKeyRef: {name: password, key: word}}}
-    args: [sh, -c, "cat /opt/file /settings/colour; echo; echo $WORD $HOSTNAME $$; id; wget -q -O - http://127.0.0.1:8181/file; exec sleep 3600"]
+    args: [sh, -c, "cat /opt/file /settings/colour; echo; echo $WORD $HOSTNAME $$$$; id; wget -q -O - http://127.0.0.1:8181/file; exec sleep 3600"]
     volumeMounts: [{name: settings, mountPath: /settings}, {name: space, mountPath: /space}]
 `)
 	waitRunning(t, ns, "user")
