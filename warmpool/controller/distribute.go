@@ -224,10 +224,9 @@ func (d *distribution) growOne(p *Pool) bool {
 			continue
 		}
 		r := rank{
-			incomplete: count > 0 && count < minimum,
-			displaces:  s.room() < need,
-			count:      count,
-			room:       s.room(),
+			displaces: s.room() < need,
+			count:     count,
+			room:      s.room(),
 		}
 		if best == nil || r.before(bestRank) {
 			best, bestStep, bestRank = s, step, r
@@ -242,14 +241,13 @@ func (d *distribution) growOne(p *Pool) bool {
 
 // rank orders nodes for the next replica of a pool.
 type rank struct {
-	incomplete bool // it has fewer than the minimum
-	displaces  bool // a pool of lower priority would have to give way
-	count      int
-	room       int64
+	displaces bool // a pool of lower priority would have to give way
+	count     int
+	room      int64
 }
 
 func (r rank) before(o rank) bool {
-	return cmp.Or(compareBools(o.incomplete, r.incomplete), compareBools(r.displaces, o.displaces), cmp.Compare(r.count, o.count), cmp.Compare(o.room, r.room)) < 0
+	return cmp.Or(compareBools(r.displaces, o.displaces), cmp.Compare(r.count, o.count), cmp.Compare(o.room, r.room)) < 0
 }
 
 func compareBools(a, b bool) int {
