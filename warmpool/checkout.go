@@ -32,8 +32,18 @@ func (s *Supply) checkout(ctx context.Context, req Request, e *warmEntry, m made
 	return nil, fmt.Errorf("check out machine %q of pool %s: %w", e.id(), e.pool, err)
 }
 
-// wake lets a paused entry run and proves that it answers.
+// wake lets a paused entry run and proves that it answers. A few at a time: guests that
+// wake all at once on as many processors as the host has not got are each as late as the
+// last, and look dead.
 func (s *Supply) wake(ctx context.Context, req Request, e *warmEntry, m *made) error {
+	waiting := time.Now()
+	select {
+	case s.wakes <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a turn to wake: %w", ctx.Err())
+	}
+	defer func() { <-s.wakes }()
+	m.timings.Wait += time.Since(waiting)
 	ctx, cancel := context.WithTimeout(ctx, s.opts.CheckoutTimeout)
 	defer cancel()
 	// Before it runs: a later process must know whose it is.
@@ -50,6 +60,8 @@ func (s *Supply) wake(ctx context.Context, req Request, e *warmEntry, m *made) e
 	if err != nil {
 		return err
 	}
+	// What proves that it is alive is this answer: a ping before it would cost a hot path
+	// one more round through the guest.
 	if err := s.opts.Store.Refresh(ctx, e.machine, conn, req.hostname()); err != nil {
 		return fmt.Errorf("refresh: %w", err)
 	}
@@ -58,8 +70,7 @@ func (s *Supply) wake(ctx context.Context, req Request, e *warmEntry, m *made) e
 	return nil
 }
 
-// reach proves that the agent of a running entry answers, over the connection that
-// there is or a new one.
+// reach is the connection to a running entry: the one that there is, or a new one.
 func (s *Supply) reach(ctx context.Context, e *warmEntry) (Conn, error) {
 	if e.conn == nil || e.conn.Err() != nil {
 		if e.conn != nil {
@@ -70,9 +81,6 @@ func (s *Supply) reach(ctx context.Context, e *warmEntry) (Conn, error) {
 			return nil, err
 		}
 		e.conn = conn
-	}
-	if err := e.conn.Ping(ctx); err != nil {
-		return nil, err
 	}
 	return e.conn, nil
 }

@@ -139,7 +139,11 @@ func (s *Supply) readopt(ctx context.Context, e *warmEntry) error {
 	if err := m.Resume(ctx); err != nil {
 		return err
 	}
-	if _, err := s.reach(ctx, e); err != nil {
+	conn, err := s.reach(ctx, e)
+	if err != nil {
+		return err
+	}
+	if err := conn.Ping(ctx); err != nil {
 		return err
 	}
 	return pause(ctx, m)

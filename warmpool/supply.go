@@ -53,7 +53,12 @@ type Options struct {
 	FreeBytes func() (int64, error)
 	// Tick is how often pools are looked at when nothing has changed. 0 is 30 seconds.
 	Tick time.Duration
-	// CheckoutTimeout is how long a warm entry has to answer. 0 is 2 seconds.
+	// Wakes is how many entries are woken at once for requests; others have their turn
+	// after them. 0 is the number of processors.
+	Wakes int
+	// CheckoutTimeout is how long a warm entry has to answer once it is its turn. 0 is 10
+	// seconds: it takes milliseconds, and on a host so busy that it takes seconds, a machine
+	// in its place would take longer.
 	CheckoutTimeout time.Duration
 	// ProbeTimeout bounds the rehearsal of a new entry. 0 is 30 seconds.
 	ProbeTimeout time.Duration
@@ -82,6 +87,9 @@ func (o Options) withDefaults() Options {
 	if o.Restores <= 0 {
 		o.Restores = runtime.NumCPU()
 	}
+	if o.Wakes <= 0 {
+		o.Wakes = runtime.NumCPU()
+	}
 	if o.Refills <= 0 {
 		o.Refills = max(1, runtime.NumCPU()/2)
 	}
@@ -93,7 +101,7 @@ func (o Options) withDefaults() Options {
 	}
 	set(&o.QueueWait, defaultQueueWait)
 	set(&o.Tick, 30*time.Second)
-	set(&o.CheckoutTimeout, 2*time.Second)
+	set(&o.CheckoutTimeout, 10*time.Second)
 	set(&o.ProbeTimeout, 30*time.Second)
 	set(&o.DialTimeout, 30*time.Second)
 	set(&o.DeleteTimeout, 30*time.Second)
@@ -142,6 +150,7 @@ type Supply struct {
 	ledger    *Ledger
 	templates *templates
 	turns     chan struct{} // restores for requests under way
+	wakes     chan struct{} // entries that are being woken for requests
 	kicks     chan struct{} // holds one: the pools are to be looked at
 	changes   chan struct{} // holds one: see Changes
 
@@ -175,6 +184,7 @@ func New(opts Options) (*Supply, error) {
 		opts:    opts,
 		ledger:  NewLedger(opts.Capacity),
 		turns:   make(chan struct{}, opts.Restores),
+		wakes:   make(chan struct{}, opts.Wakes),
 		kicks:   make(chan struct{}, 1),
 		changes: make(chan struct{}, 1),
 		leases:  make(map[string]*Lease),

@@ -41,7 +41,7 @@ type Timeouts struct {
 	// Call is for one small call to driver or agent. Default 20 seconds.
 	Call time.Duration
 	// Wake is for all of Store.Wake: a machine that does not answer in this time is not worth
-	// more of a pod's. Default 5 seconds.
+	// more of a pod's. It takes milliseconds; default 10 seconds, for a busy host.
 	Wake time.Duration
 	// Delete is for deleting a machine on a way out. Default 30 seconds.
 	Delete time.Duration
@@ -60,7 +60,7 @@ func (t Timeouts) withDefaults() Timeouts {
 	set(&t.Restore, time.Minute)
 	set(&t.Agent, 30*time.Second)
 	set(&t.Call, 20*time.Second)
-	set(&t.Wake, 5*time.Second)
+	set(&t.Wake, 10*time.Second)
 	set(&t.Delete, 30*time.Second)
 	return t
 }
