@@ -17,7 +17,7 @@ func TestCheckoutIsFirstInFirstOut(t *testing.T) {
 		p.host.setDelay(func(op, _ string) time.Duration { return map[string]time.Duration{"restore": time.Second}[op] })
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 3, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		var order []string
 		for _, e := range p.supply.ledger.shelves.pools["ns/a"].ready {
 			order = append(order, e.id())
@@ -46,7 +46,7 @@ func TestCheckoutPreference(t *testing.T) {
 		never := target("never", tmpl, 1, 0)
 		never.Reclaim = ReclaimNever
 		p.run(never, target("high", tmpl, 1, 100), target("low", tmpl, 1, 1))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		p.host.setFault(func(op, _ string) error {
 			if op == "restore" {
 				return errBoom
@@ -74,7 +74,7 @@ func TestRequestNamesItsPool(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("one", tmpl, 1, 0), target("two", tmpl, 1, 9))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		req := templateRequest("pod", tmpl)
 		req.Pool = "ns/two"
 		if _, err := p.supply.Acquire(t.Context(), req); err != nil || p.pool("two").Active != 1 {
@@ -121,7 +121,7 @@ func TestDeadEntries(t *testing.T) {
 				p := newPooled(t, nil)
 				tmpl := template("a", "r1")
 				p.run(target("a", tmpl, 4, 0))
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				ready := slices.Clone(p.supply.ledger.shelves.pools["ns/a"].ready)
 				for _, e := range ready[:c.dead] {
 					c.spoil(p, p.host.machine(e.id()))
@@ -134,7 +134,7 @@ func TestDeadEntries(t *testing.T) {
 					t.Errorf("path %s, notices %v", l.Path(), l.Notices())
 				}
 				p.host.setFault(nil)
-				time.Sleep(time.Hour)
+				pass(time.Hour)
 				if err := p.consistent(true); err != nil {
 					t.Error(err)
 				}
@@ -154,7 +154,7 @@ func TestOutdatedEntryNeedsAllImages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooled(t, nil)
 		p.run(target("a", template("a", "r1"), 2, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		next := template("a", "r2")
 		next.Images = append(next.Images, "extra:1")
 		req := templateRequest("pod", next)
@@ -175,7 +175,7 @@ func TestPaths(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 1, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		for _, c := range []struct{ ask, got Path }{{PathRestore, PathRestore}, {PathCold, PathCold}, {"", PathWarm}} {
 			req := templateRequest("pod-"+string(c.got), tmpl)
 			req.Path = c.ask
@@ -207,7 +207,7 @@ func TestOnDemandDoesNotQueueBehindRefills(t *testing.T) {
 			return time.Second
 		})
 		p.run(target("a", template("a", "r1"), 8, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Restoring != 4 {
 			t.Fatalf("%+v", s)
 		}

@@ -26,7 +26,7 @@ func TestPoolIsEmptiedAtOnceAndRefilled(t *testing.T) {
 		})
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 10, 0))
-		time.Sleep(5 * time.Minute)
+		pass(5 * time.Minute)
 		if s := p.pool("a"); s.Ready != 10 || !s.UnmetSince.IsZero() {
 			t.Fatalf("not filled: %+v", s)
 		}
@@ -60,7 +60,7 @@ func TestPoolIsEmptiedAtOnceAndRefilled(t *testing.T) {
 		if len(machines) != 10 {
 			t.Errorf("%d machines for ten pods", len(machines))
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		s := p.pool("a")
 		if s.Ready != 0 || s.Active != 10 || s.Skip != SkipInsufficientCapacity || s.Message == "" || s.UnmetSince.IsZero() {
 			t.Errorf("while all room is taken: %+v", s)
@@ -70,7 +70,7 @@ func TestPoolIsEmptiedAtOnceAndRefilled(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 10 || s.Active != 0 || s.Skip != "" {
 			t.Errorf("not refilled: %+v", s)
 		}
@@ -98,7 +98,7 @@ func TestPodEvictsAndPoolRefills(t *testing.T) {
 			return map[string]time.Duration{"delete": time.Second, "restore": time.Second}[op]
 		})
 		p.run(target("a", template("a", "r1"), 4, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 4 {
 			t.Fatalf("%+v", s)
 		}
@@ -114,11 +114,11 @@ func TestPodEvictsAndPoolRefills(t *testing.T) {
 		if s := p.pool("a"); s.Ready != 2 || p.watch.evicted[EvictDemand] != 2 {
 			t.Errorf("evicted %v, left %+v", p.watch.evicted, s)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if err := l.Release(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 4 {
 			t.Errorf("not refilled: %+v", s)
 		}
@@ -147,7 +147,7 @@ func TestPodEvictsWhatIsBeingRestored(t *testing.T) {
 			return 0
 		})
 		p.run(target("a", template("a", "r1"), 1, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Restoring != 1 {
 			t.Fatalf("%+v", s)
 		}
@@ -171,12 +171,12 @@ func TestPriority(t *testing.T) {
 		big.Shape.MemoryBytes = 512 * mi
 		high := target("high", big, 2, 100)
 		p.run(low)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("low"); s.Ready != 4 || s.Skip != SkipInsufficientCapacity {
 			t.Fatalf("%+v", s)
 		}
 		p.supply.SetTargets([]Target{low, high})
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		for range 5 {
 			if h, l := p.pool("high"), p.pool("low"); h.Ready != 2 || l.Ready != 0 {
 				t.Fatalf("high %+v, low %+v", h, l)
@@ -185,11 +185,11 @@ func TestPriority(t *testing.T) {
 			if err != nil || lease.Path() != PathWarm {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			if err := lease.Release(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 		}
 		if n := p.watch.evicted[EvictPriority]; n != 4 {
 			t.Errorf("%d entries gave way, want 4", n)
@@ -213,10 +213,10 @@ func TestNewRevision(t *testing.T) {
 				tgt := target("a", template("a", "r1"), 4, 0)
 				tgt.MaxSurge, tgt.MaxUnavailable = c.surge, c.unavailable
 				p.run(tgt)
-				time.Sleep(10 * time.Minute)
+				pass(10 * time.Minute)
 				tgt.Template.Revision = "r2"
 				p.supply.SetTargets([]Target{tgt})
-				time.Sleep(30 * time.Second)
+				pass(30 * time.Second)
 				if s := p.pool("a"); s.Ready != 4 || s.Outdated != 4 || s.Skip != SkipSnapshotNotReady {
 					t.Errorf("while the snapshot is built: %+v", s)
 				}
@@ -229,7 +229,7 @@ func TestNewRevision(t *testing.T) {
 				}
 				most, least := 0, 4
 				for range 600 {
-					time.Sleep(100 * time.Millisecond)
+					pass(100 * time.Millisecond)
 					s := p.pool("a")
 					most, least = max(most, s.Ready+s.Restoring), min(least, s.Ready)
 				}
@@ -259,7 +259,7 @@ func TestTemplateThatCannotBeBuilt(t *testing.T) {
 		})
 		bad, good := template("bad", "r1"), template("good", "r1")
 		p.run(target("bad", bad, 2, 100), target("good", good, 2, 0))
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		if s := p.pool("good"); s.Ready != 2 {
 			t.Errorf("the good one: %+v", s)
 		}
@@ -276,12 +276,12 @@ func TestTemplateThatCannotBeBuilt(t *testing.T) {
 			t.Errorf("the step is lost: %v", err)
 		}
 		tries := p.host.count("build")
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if n := p.host.count("build") - tries; n < 5 || n > 15 {
 			t.Errorf("tried %d times in an hour", n)
 		}
 		p.host.setFault(nil)
-		time.Sleep(20 * time.Minute)
+		pass(20 * time.Minute)
 		if s := p.pool("bad"); s.Ready != 2 {
 			t.Errorf("when it can be built: %+v", s)
 		}
@@ -304,21 +304,21 @@ func TestFailingTargetLeavesOthersAlone(t *testing.T) {
 			return nil
 		})
 		p.run(target("bad", bad, 2, 100), target("bad2", bad, 2, 100), target("good", good, 5, 0))
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		if s := p.pool("good"); s.Ready != 5 {
 			t.Errorf("the good one: %+v", s)
 		}
 		if s := p.pool("bad"); s.Skip != SkipBackoff || s.Message == "" {
 			t.Errorf("the bad one: %+v", s)
 		}
-		time.Sleep(20 * time.Minute)
+		pass(20 * time.Minute)
 		tries := p.host.count("rehearse")
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if n := p.host.count("rehearse") - tries; n < 4 || n > 12 {
 			t.Errorf("the breaker let %d through in an hour", n)
 		}
 		broken.Store("fixed", true)
-		time.Sleep(20 * time.Minute)
+		pass(20 * time.Minute)
 		if a, b := p.pool("bad"), p.pool("bad2"); a.Ready != 2 || b.Ready != 2 || a.Skip != "" {
 			t.Errorf("after it works again: %+v, %+v", a, b)
 		}
@@ -347,7 +347,7 @@ func TestDiskFloor(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPooled(t, func(o *Options) { o.FreeBytes = func() (int64, error) { return c.free, c.err } })
 				p.run(target("a", template("a", "r1"), 1, 0))
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				s := p.pool("a")
 				if (s.Ready == 1) != c.full || !c.full && (s.Skip != SkipDiskPressure || p.host.count("restore") != 0 || s.Message == "") {
 					t.Errorf("%+v", s)
@@ -368,11 +368,11 @@ func TestMaxAge(t *testing.T) {
 		tgt := target("a", template("a", "r1"), 2, 0)
 		tgt.MaxAge = time.Hour
 		p.run(tgt)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		before := p.host.ids()
 		least := 2
 		for range 200 {
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			least = min(least, p.pool("a").Ready)
 		}
 		if s := p.pool("a"); s.Ready != 2 || least < 2 || p.watch.evicted[EvictAged] != 6 {
@@ -393,19 +393,19 @@ func TestTargetsGo(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 4, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		l, err := p.supply.Acquire(t.Context(), templateRequest("pod", tmpl))
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		p.supply.SetTargets([]Target{target("a", tmpl, 1, 0)})
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 1 || s.Active != 1 {
 			t.Errorf("%+v", s)
 		}
 		p.supply.SetTargets(nil)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if got := p.host.ids(); !slices.Equal(got, []string{l.MachineID()}) {
 			t.Errorf("left %v", got)
 		}
@@ -432,7 +432,7 @@ func TestDrain(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 4, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		l, err := p.supply.Acquire(t.Context(), templateRequest("pod", tmpl))
 		if err != nil {
 			t.Fatal(err)
@@ -441,7 +441,7 @@ func TestDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.supply.SetTargets([]Target{target("a", tmpl, 4, 0)}) // ignored
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if got := p.host.ids(); !slices.Equal(got, []string{l.MachineID()}) {
 			t.Errorf("left %v", got)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -144,6 +145,12 @@ func (p *pooled) stop() {
 	if err := p.supply.Shutdown(context.Background()); err != nil {
 		p.t.Errorf("shut down: %v", err)
 	}
+}
+
+// pass lets virtual time pass, and everything happen that is due by then.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
 }
 
 // run starts the pools.

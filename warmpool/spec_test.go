@@ -49,7 +49,7 @@ func TestRefillAsksForWhatTheTargetSays(t *testing.T) {
 		tgt := target("a", template("a", "r1"), 1, 0)
 		tgt.Template.Images = []string{"a:1", "b:2"}
 		p.run(tgt)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		e := p.supply.ledger.shelves.pools["ns/a"].ready[0]
 		m := p.host.machine(e.id())
 		if got := strings.Join(m.cfg.Images, " "); got != "/images/sha256:a:1 /images/sha256:b:2" || m.cfg.Shape != smallShape {
@@ -98,7 +98,7 @@ func TestRefillFails(t *testing.T) {
 						})
 					}
 					p.run(target("a", template("a", "r1"), 1, 0))
-					time.Sleep(5 * time.Minute)
+					pass(5 * time.Minute)
 					s := p.pool("a")
 					if s.Ready != 0 || s.Restoring == 0 && s.Skip == "" {
 						t.Errorf("%+v", s)
@@ -108,7 +108,7 @@ func TestRefillFails(t *testing.T) {
 					}
 					p.host.setFault(nil)
 					p.host.setDelay(nil)
-					time.Sleep(time.Hour)
+					pass(time.Hour)
 					if s := p.pool("a"); s.Ready != 1 || s.Skip != "" {
 						t.Errorf("when it works again: %+v", s)
 					}
@@ -127,7 +127,7 @@ func TestCheckoutReport(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 1, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		e := p.supply.ledger.shelves.pools["ns/a"].ready[0]
 		req := templateRequest("pod", tmpl)
 		req.Budget = Budget{MilliCPU: 250, MemoryBytes: smallShape.MemoryBytes}
@@ -181,14 +181,14 @@ func TestTick(t *testing.T) {
 			o.Tick = time.Minute
 		})
 		p.run(target("a", template("a", "r1"), 1, 0))
-		time.Sleep(time.Minute + time.Second)
+		pass(time.Minute + time.Second)
 		synctest.Wait()
 		free = 99 << 30
-		time.Sleep(30 * time.Second)
+		pass(30 * time.Second)
 		if s := p.pool("a"); s.Skip != SkipDiskPressure {
 			t.Errorf("%+v", s)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 1 {
 			t.Errorf("%+v", s)
 		}
@@ -211,7 +211,7 @@ func TestShutdownWhileRefilling(t *testing.T) {
 			return 0
 		})
 		p.run(target("a", template("a", "r1"), 4, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 2 || s.Restoring != 2 {
 			t.Fatalf("%+v", s)
 		}
@@ -243,10 +243,10 @@ func TestChangesAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooled(t, nil)
 		p.run(target("a", template("a", "r1"), 3, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		changes := p.supply.Changes()
 		<-changes
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		select {
 		case <-changes:
 			t.Error("told of a change, and there was none")
