@@ -239,6 +239,13 @@ func (s *Supply) onDemand(ctx context.Context, req Request, room *reservation, m
 	if req.Template != nil && s.opts.Images != nil {
 		s.opts.Images.Release(req.MachineID)
 	}
+	// A reference that could not be dropped would keep the id from being used again.
+	if !errors.Is(err, vm.ErrAlreadyExists) {
+		if ferr := s.opts.Store.Forget(req.MachineID); ferr != nil {
+			s.bury(grave{id: req.MachineID, room: room})
+			return nil, err
+		}
+	}
 	room.release()
 	return nil, err
 }

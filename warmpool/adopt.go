@@ -203,7 +203,9 @@ func (s *Supply) settle(machine string) {
 // What was checked out for a request that is not among the known ones and was not
 // adopted is one. Sorted.
 func (s *Supply) Orphans(ctx context.Context, known []string) ([]string, error) {
-	// The driver first: a machine is in the ledger before the driver has it.
+	// The ledger before and after the driver: a machine is in the ledger for longer than
+	// the driver has it.
+	before := s.ledger.Account().Machines
 	ids, err := s.opts.Driver.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list machines: %w", err)
@@ -215,10 +217,10 @@ func (s *Supply) Orphans(ctx context.Context, known []string) ([]string, error) 
 		if slices.Contains(known, id) || slices.Contains(builders, id) {
 			return true
 		}
-		if r, ok := s.records[id]; ok && s.pending[id] != nil && !r.tried {
+		if r, ok := s.records[id]; ok && s.pending[id] != nil && !r.tried { // nobody has it yet
 			return slices.Contains(known, r.Request)
 		}
-		return s.ledger.Has(id)
+		return s.ledger.Has(id) || slices.ContainsFunc(before, func(e Entry) bool { return e.Machine == id })
 	}), nil
 }
 

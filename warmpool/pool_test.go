@@ -26,7 +26,7 @@ func TestPoolIsEmptiedAtOnceAndRefilled(t *testing.T) {
 		})
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 10, 0))
-		time.Sleep(5 * time.Minute)
+		pass(5 * time.Minute)
 		if s := p.pool("a"); s.Ready != 10 || !s.UnmetSince.IsZero() {
 			t.Fatalf("not filled: %+v", s)
 		}
@@ -60,7 +60,7 @@ func TestPoolIsEmptiedAtOnceAndRefilled(t *testing.T) {
 		if len(machines) != 10 {
 			t.Errorf("%d machines for ten pods", len(machines))
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		s := p.pool("a")
 		if s.Ready != 0 || s.Active != 10 || s.Skip != SkipInsufficientCapacity || s.Message == "" || s.UnmetSince.IsZero() {
 			t.Errorf("while all room is taken: %+v", s)
@@ -70,7 +70,7 @@ func TestPoolIsEmptiedAtOnceAndRefilled(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 10 || s.Active != 0 || s.Skip != "" {
 			t.Errorf("not refilled: %+v", s)
 		}
@@ -89,145 +89,6 @@ func TestPoolIsEmptiedAtOnceAndRefilled(t *testing.T) {
 	})
 }
 
-func TestCheckoutIsFirstInFirstOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPooled(t, func(o *Options) { o.Refills = 1 })
-		p.host.setDelay(func(op, _ string) time.Duration { return map[string]time.Duration{"restore": time.Second}[op] })
-		tmpl := template("a", "r1")
-		p.run(target("a", tmpl, 3, 0))
-		time.Sleep(time.Minute)
-		var order []string
-		for _, e := range p.supply.ledger.shelves.pools["ns/a"].ready {
-			order = append(order, e.id())
-		}
-		p.supply.SetTargets([]Target{target("a", tmpl, 0, 0)}) // no more
-		var got []string
-		for i := range 3 {
-			l, err := p.supply.Acquire(t.Context(), templateRequest(fmt.Sprint("pod-", i), tmpl))
-			if err != nil {
-				t.Fatal(err)
-			}
-			got = append(got, l.MachineID())
-		}
-		if !slices.Equal(got, order) {
-			t.Errorf("checked out %v, restored %v", got, order)
-		}
-		p.stop()
-	})
-}
-
-// TestCheckoutPreference: which pool gives an entry when several have one.
-func TestCheckoutPreference(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPooled(t, nil)
-		tmpl := template("a", "r1")
-		never := target("never", tmpl, 1, 0)
-		never.Reclaim = ReclaimNever
-		p.run(never, target("high", tmpl, 1, 100), target("low", tmpl, 1, 1))
-		time.Sleep(time.Minute)
-		p.host.setFault(func(op, _ string) error {
-			if op == "restore" {
-				return errBoom
-			}
-			return nil
-		})
-		for i, want := range []string{"low", "high", "never"} {
-			l, err := p.supply.Acquire(t.Context(), templateRequest(fmt.Sprint("pod-", i), tmpl))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := p.pool(want); got.Active != 1 {
-				t.Errorf("checkout %d was not from %s", i, want)
-			}
-			if l.Age() <= 0 || l.Timings().Agent < 0 {
-				t.Errorf("age %s, timings %+v", l.Age(), l.Timings())
-			}
-		}
-		p.stop()
-	})
-}
-
-func TestRequestNamesItsPool(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPooled(t, nil)
-		tmpl := template("a", "r1")
-		p.run(target("one", tmpl, 1, 0), target("two", tmpl, 1, 9))
-		time.Sleep(time.Minute)
-		req := templateRequest("pod", tmpl)
-		req.Pool = "ns/two"
-		if _, err := p.supply.Acquire(t.Context(), req); err != nil || p.pool("two").Active != 1 {
-			t.Errorf("%v, %+v", err, p.pool("two"))
-		}
-		p.stop()
-	})
-}
-
-// TestDeadEntries: what does not answer is discarded, the next is tried, and a machine
-// is restored when none answers.
-func TestDeadEntries(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		spoil func(p *pooled, m *memoryMachine)
-		dead  int // of 4
-		path  Path
-	}{
-		{"one ended", func(_ *pooled, m *memoryMachine) { m.exit() }, 1, PathWarm},
-		{"two hang", func(_ *pooled, m *memoryMachine) { m.hang() }, 2, PathWarm},
-		{"all ended", func(_ *pooled, m *memoryMachine) { m.exit() }, 4, PathRestore},
-		{"all hang", func(_ *pooled, m *memoryMachine) { m.hang() }, 4, PathRestore},
-		{"cannot be refreshed", func(p *pooled, m *memoryMachine) {
-			p.host.setFault(func(op, id string) error {
-				if op == "refresh" {
-					return errBoom
-				}
-				return nil
-			})
-		}, 4, PathRestore},
-		{"cannot be recorded", func(p *pooled, m *memoryMachine) {
-			done := 0
-			p.host.setFault(func(op, id string) error {
-				if op == "record" && done < 3 {
-					done++
-					return errBoom
-				}
-				return nil
-			})
-		}, 4, PathRestore},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := newPooled(t, nil)
-				tmpl := template("a", "r1")
-				p.run(target("a", tmpl, 4, 0))
-				time.Sleep(time.Minute)
-				ready := slices.Clone(p.supply.ledger.shelves.pools["ns/a"].ready)
-				for _, e := range ready[:c.dead] {
-					c.spoil(p, p.host.machine(e.id()))
-				}
-				l, err := p.supply.Acquire(t.Context(), templateRequest("pod", tmpl))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if l.Path() != c.path || len(l.Notices()) != min(c.dead, deadEntries) {
-					t.Errorf("path %s, notices %v", l.Path(), l.Notices())
-				}
-				p.host.setFault(nil)
-				time.Sleep(time.Hour)
-				if err := p.consistent(true); err != nil {
-					t.Error(err)
-				}
-				if s := p.pool("a"); s.Ready+s.Restoring != 4 {
-					t.Errorf("not refilled: %+v", s)
-				}
-				if n := p.watch.evicted[EvictDead]; n != min(c.dead, deadEntries) {
-					t.Errorf("%d dead entries told", n)
-				}
-				p.stop()
-			})
-		})
-	}
-}
-
 // TestPodEvictsAndPoolRefills: a pod that needs the room gets it, the pool refills when
 // it is gone.
 func TestPodEvictsAndPoolRefills(t *testing.T) {
@@ -237,7 +98,7 @@ func TestPodEvictsAndPoolRefills(t *testing.T) {
 			return map[string]time.Duration{"delete": time.Second, "restore": time.Second}[op]
 		})
 		p.run(target("a", template("a", "r1"), 4, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 4 {
 			t.Fatalf("%+v", s)
 		}
@@ -253,11 +114,11 @@ func TestPodEvictsAndPoolRefills(t *testing.T) {
 		if s := p.pool("a"); s.Ready != 2 || p.watch.evicted[EvictDemand] != 2 {
 			t.Errorf("evicted %v, left %+v", p.watch.evicted, s)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if err := l.Release(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 4 {
 			t.Errorf("not refilled: %+v", s)
 		}
@@ -286,7 +147,7 @@ func TestPodEvictsWhatIsBeingRestored(t *testing.T) {
 			return 0
 		})
 		p.run(target("a", template("a", "r1"), 1, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Restoring != 1 {
 			t.Fatalf("%+v", s)
 		}
@@ -310,12 +171,12 @@ func TestPriority(t *testing.T) {
 		big.Shape.MemoryBytes = 512 * mi
 		high := target("high", big, 2, 100)
 		p.run(low)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("low"); s.Ready != 4 || s.Skip != SkipInsufficientCapacity {
 			t.Fatalf("%+v", s)
 		}
 		p.supply.SetTargets([]Target{low, high})
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		for range 5 {
 			if h, l := p.pool("high"), p.pool("low"); h.Ready != 2 || l.Ready != 0 {
 				t.Fatalf("high %+v, low %+v", h, l)
@@ -324,11 +185,11 @@ func TestPriority(t *testing.T) {
 			if err != nil || lease.Path() != PathWarm {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			if err := lease.Release(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 		}
 		if n := p.watch.evicted[EvictPriority]; n != 4 {
 			t.Errorf("%d entries gave way, want 4", n)
@@ -352,10 +213,10 @@ func TestNewRevision(t *testing.T) {
 				tgt := target("a", template("a", "r1"), 4, 0)
 				tgt.MaxSurge, tgt.MaxUnavailable = c.surge, c.unavailable
 				p.run(tgt)
-				time.Sleep(10 * time.Minute)
+				pass(10 * time.Minute)
 				tgt.Template.Revision = "r2"
 				p.supply.SetTargets([]Target{tgt})
-				time.Sleep(30 * time.Second)
+				pass(30 * time.Second)
 				if s := p.pool("a"); s.Ready != 4 || s.Outdated != 4 || s.Skip != SkipSnapshotNotReady {
 					t.Errorf("while the snapshot is built: %+v", s)
 				}
@@ -368,7 +229,7 @@ func TestNewRevision(t *testing.T) {
 				}
 				most, least := 0, 4
 				for range 600 {
-					time.Sleep(100 * time.Millisecond)
+					pass(100 * time.Millisecond)
 					s := p.pool("a")
 					most, least = max(most, s.Ready+s.Restoring), min(least, s.Ready)
 				}
@@ -385,50 +246,6 @@ func TestNewRevision(t *testing.T) {
 	}
 }
 
-func TestOutdatedEntryNeedsAllImages(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPooled(t, nil)
-		p.run(target("a", template("a", "r1"), 2, 0))
-		time.Sleep(time.Minute)
-		next := template("a", "r2")
-		next.Images = append(next.Images, "extra:1")
-		req := templateRequest("pod", next)
-		l, err := p.supply.Acquire(t.Context(), req)
-		if err != nil || l.Path() != PathBuild {
-			t.Errorf("needs an image that the outdated entries do not have: %v, %v", l.Path(), err)
-		}
-		req.MachineID, req.Refs = "pod-2", []string{"a:1"}
-		if l, err = p.supply.Acquire(t.Context(), req); err != nil || l.Path() != PathWarm {
-			t.Errorf("needs only what they have: %v", err)
-		}
-		p.stop()
-	})
-}
-
-func TestPaths(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPooled(t, nil)
-		tmpl := template("a", "r1")
-		p.run(target("a", tmpl, 1, 0))
-		time.Sleep(time.Minute)
-		for _, c := range []struct{ ask, got Path }{{PathRestore, PathRestore}, {PathCold, PathCold}, {"", PathWarm}} {
-			req := templateRequest("pod-"+string(c.got), tmpl)
-			req.Path = c.ask
-			l, err := p.supply.Acquire(t.Context(), req)
-			if err != nil || l.Path() != c.got {
-				t.Fatalf("%q: %v", c.ask, err)
-			}
-			if i := l.Images(); len(i) != 1 || i[0].Ref != "a:1" || p.host.machine(l.MachineID()).cfg.Images[0] != i[0].DiskPath {
-				t.Errorf("%q: images %v", c.ask, i)
-			}
-		}
-		if p.watch.samples[MetricWarmPoolCheckout] != 1 {
-			t.Errorf("samples %v", p.watch.samples)
-		}
-		p.stop()
-	})
-}
-
 // TestTemplateThatCannotBeBuilt tells its step and output, and is tried again; others
 // are not kept.
 func TestTemplateThatCannotBeBuilt(t *testing.T) {
@@ -442,7 +259,7 @@ func TestTemplateThatCannotBeBuilt(t *testing.T) {
 		})
 		bad, good := template("bad", "r1"), template("good", "r1")
 		p.run(target("bad", bad, 2, 100), target("good", good, 2, 0))
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		if s := p.pool("good"); s.Ready != 2 {
 			t.Errorf("the good one: %+v", s)
 		}
@@ -459,12 +276,12 @@ func TestTemplateThatCannotBeBuilt(t *testing.T) {
 			t.Errorf("the step is lost: %v", err)
 		}
 		tries := p.host.count("build")
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if n := p.host.count("build") - tries; n < 5 || n > 15 {
 			t.Errorf("tried %d times in an hour", n)
 		}
 		p.host.setFault(nil)
-		time.Sleep(20 * time.Minute)
+		pass(20 * time.Minute)
 		if s := p.pool("bad"); s.Ready != 2 {
 			t.Errorf("when it can be built: %+v", s)
 		}
@@ -487,21 +304,21 @@ func TestFailingTargetLeavesOthersAlone(t *testing.T) {
 			return nil
 		})
 		p.run(target("bad", bad, 2, 100), target("bad2", bad, 2, 100), target("good", good, 5, 0))
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		if s := p.pool("good"); s.Ready != 5 {
 			t.Errorf("the good one: %+v", s)
 		}
 		if s := p.pool("bad"); s.Skip != SkipBackoff || s.Message == "" {
 			t.Errorf("the bad one: %+v", s)
 		}
-		time.Sleep(20 * time.Minute)
+		pass(20 * time.Minute)
 		tries := p.host.count("rehearse")
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if n := p.host.count("rehearse") - tries; n < 4 || n > 12 {
 			t.Errorf("the breaker let %d through in an hour", n)
 		}
 		broken.Store("fixed", true)
-		time.Sleep(20 * time.Minute)
+		pass(20 * time.Minute)
 		if a, b := p.pool("bad"), p.pool("bad2"); a.Ready != 2 || b.Ready != 2 || a.Skip != "" {
 			t.Errorf("after it works again: %+v, %+v", a, b)
 		}
@@ -530,7 +347,7 @@ func TestDiskFloor(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPooled(t, func(o *Options) { o.FreeBytes = func() (int64, error) { return c.free, c.err } })
 				p.run(target("a", template("a", "r1"), 1, 0))
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				s := p.pool("a")
 				if (s.Ready == 1) != c.full || !c.full && (s.Skip != SkipDiskPressure || p.host.count("restore") != 0 || s.Message == "") {
 					t.Errorf("%+v", s)
@@ -551,11 +368,11 @@ func TestMaxAge(t *testing.T) {
 		tgt := target("a", template("a", "r1"), 2, 0)
 		tgt.MaxAge = time.Hour
 		p.run(tgt)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		before := p.host.ids()
 		least := 2
 		for range 200 {
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			least = min(least, p.pool("a").Ready)
 		}
 		if s := p.pool("a"); s.Ready != 2 || least < 2 || p.watch.evicted[EvictAged] != 6 {
@@ -576,19 +393,19 @@ func TestTargetsGo(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 4, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		l, err := p.supply.Acquire(t.Context(), templateRequest("pod", tmpl))
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		p.supply.SetTargets([]Target{target("a", tmpl, 1, 0)})
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 1 || s.Active != 1 {
 			t.Errorf("%+v", s)
 		}
 		p.supply.SetTargets(nil)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if got := p.host.ids(); !slices.Equal(got, []string{l.MachineID()}) {
 			t.Errorf("left %v", got)
 		}
@@ -615,7 +432,7 @@ func TestDrain(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 4, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		l, err := p.supply.Acquire(t.Context(), templateRequest("pod", tmpl))
 		if err != nil {
 			t.Fatal(err)
@@ -624,7 +441,7 @@ func TestDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.supply.SetTargets([]Target{target("a", tmpl, 4, 0)}) // ignored
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if got := p.host.ids(); !slices.Equal(got, []string{l.MachineID()}) {
 			t.Errorf("left %v", got)
 		}
@@ -635,34 +452,6 @@ func TestDrain(t *testing.T) {
 		defer cancel()
 		if err := p.supply.Drain(ctx); err != nil {
 			t.Error(err)
-		}
-		p.stop()
-	})
-}
-
-func TestOnDemandDoesNotQueueBehindRefills(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPooled(t, func(o *Options) { o.Restores, o.Refills = 1, 4 })
-		p.host.setDelay(func(op, id string) time.Duration {
-			if op != "restore" {
-				return 0
-			}
-			if isWarmID(id) {
-				return time.Hour
-			}
-			return time.Second
-		})
-		p.run(target("a", template("a", "r1"), 8, 0))
-		time.Sleep(time.Minute)
-		if s := p.pool("a"); s.Restoring != 4 {
-			t.Fatalf("%+v", s)
-		}
-		start := time.Now()
-		if l, err := p.supply.Acquire(t.Context(), templateRequest("pod", template("a", "r1"))); err != nil || l.Path() != PathRestore {
-			t.Fatal(err)
-		}
-		if took := time.Since(start); took != time.Second {
-			t.Errorf("took %s", took)
 		}
 		p.stop()
 	})

@@ -132,8 +132,12 @@ func (s *Supply) abandon(ctx context.Context, e *warmEntry, err error) {
 		machine = leftover.Machine
 	}
 	if machine == nil {
-		if s.opts.Images != nil {
-			s.opts.Images.Release(e.id())
+		// There is none, but perhaps a reference that could not be dropped.
+		if ferr := s.forget(e.id()); ferr != nil {
+			s.opts.Logger.Error("Cannot forget a machine that was not made, trying again", "machine", e.id(), "error", ferr)
+			e.room.stuck()
+			s.lay(grave{id: e.id(), room: e.room})
+			return
 		}
 		e.room.release()
 		return

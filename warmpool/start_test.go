@@ -26,7 +26,7 @@ func TestRestartKeepsWarmEntries(t *testing.T) {
 		tmpl := template("a", "r1")
 		tgt := target("a", tmpl, 4, 0)
 		p.run(tgt)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		kept, err := p.supply.Acquire(t.Context(), templateRequest("kept", tmpl))
 		if err != nil {
 			t.Fatal(err)
@@ -43,7 +43,7 @@ func TestRestartKeepsWarmEntries(t *testing.T) {
 		if _, err := p.supply.Acquire(t.Context(), restored); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		ready := slices.Clone(p.supply.ledger.shelves.pools["ns/a"].ready)
 		account := p.supply.Ledger()
 		p.stop()
@@ -87,7 +87,7 @@ func TestRestartKeepsWarmEntries(t *testing.T) {
 		if err != nil || len(reaped) != 1 || !slices.Contains(gone, reaped[0]) {
 			t.Errorf("reaped %v, %v", reaped, err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := p.pool("a"); s.Ready != 4 || s.Outdated != 0 {
 			t.Errorf("%+v", s)
 		}
@@ -121,7 +121,7 @@ func TestCheckoutThatWasCutOffIsNotAdopted(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 1, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		e := p.supply.ledger.shelves.pools["ns/a"].ready[0]
 		p.stop()
 		req := templateRequest("pod", tmpl)
@@ -147,7 +147,7 @@ func TestAdoptionThatCannotAskKeepsTheMachine(t *testing.T) {
 		p := newPooled(t, nil)
 		tmpl := template("a", "r1")
 		p.run(target("a", tmpl, 1, 0))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		l, err := p.supply.Acquire(t.Context(), templateRequest("pod", tmpl))
 		if err != nil {
 			t.Fatal(err)
