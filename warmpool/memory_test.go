@@ -268,8 +268,11 @@ func (h *memoryHost) bring(ctx context.Context, op, id string, cfg vm.Config, op
 	return nil, errors.Join(err, h.Forget(id))
 }
 
-func (h *memoryHost) Refresh(ctx context.Context, m vm.Machine, _ Conn, _ string) error {
-	return h.do(ctx, "refresh", m.ID())
+func (h *memoryHost) Refresh(ctx context.Context, m vm.Machine, c Conn, _ string) error {
+	if err := h.do(ctx, "refresh", m.ID()); err != nil {
+		return err
+	}
+	return c.Ping(ctx) // a guest that hangs does not answer this call either
 }
 
 func (h *memoryHost) Rehearse(ctx context.Context, m vm.Machine, _ Conn, _ []SlotImage) error {
