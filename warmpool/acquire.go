@@ -165,7 +165,7 @@ func (s *Supply) Acquire(ctx context.Context, req Request) (*Lease, error) {
 func (s *Supply) acquire(ctx context.Context, req Request, start time.Time) (*Lease, error) {
 	w := want{
 		entry: Entry{Machine: req.MachineID, PodUID: req.PodUID, Budget: req.budget()},
-		refs:  req.Refs, pool: req.Pool,
+		refs:  req.Refs, shape: req.Shape, pool: req.Pool,
 	}
 	if req.Template != nil {
 		w.entry.Template = req.Template.ID()

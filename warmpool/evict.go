@@ -134,17 +134,15 @@ func fewest(lack Budget, candidates []candidate, members []int) []int {
 		}
 		return rest == (Budget{})
 	}
-	// What later ones have made superfluous, and what a smaller one does as well.
-	for i := 0; i < len(chosen); {
-		without := slices.Delete(slices.Clone(chosen), i, i+1)
-		if covers(without) {
+	// What others have made superfluous, and what a smaller one does as well; the last
+	// chosen, and so the youngest, stay first.
+	for i := len(chosen) - 1; i >= 0; i-- {
+		if without := slices.Delete(slices.Clone(chosen), i, i+1); covers(without) {
 			left = append(left, chosen[i])
 			chosen = without
-			continue
 		}
-		i++
 	}
-	for i := range chosen {
+	for i := len(chosen) - 1; i >= 0; i-- {
 		for j, m := range left {
 			if !smaller(candidates[m].budget, candidates[chosen[i]].budget) {
 				continue

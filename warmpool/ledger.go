@@ -57,6 +57,14 @@ func (b Budget) minus(o Budget) Budget {
 	return b
 }
 
+// atLeast is the greater of both in each field.
+func (b Budget) atLeast(o Budget) Budget {
+	for _, d := range dimensions {
+		*d.of(&b) = max(*d.of(&b), *d.of(&o))
+	}
+	return b
+}
+
 // exceeds returns the first resource of which b has more than o.
 func (b Budget) exceeds(o Budget) (resource string, requested, available int64, exceeds bool) {
 	for _, d := range dimensions {
@@ -267,10 +275,11 @@ func (r *reservation) advanceLocked(to State) error {
 }
 
 // promote makes a warm machine active: what it costs more than in its pool has to be
-// free. The error is a *Refusal: InsufficientCapacity; nothing has changed then. With
+// free. It never costs less, whatever the pod's budget says: it is as large as it is. The error is a *Refusal: InsufficientCapacity; nothing has changed then. With
 // mu held.
 func (r *reservation) promote(podUID string, active Budget) error {
 	l := r.ledger
+	active = active.atLeast(r.entry.Budget)
 	if res, want, have, over := active.minus(r.entry.Budget).exceeds(l.available()); over {
 		return shortage(ReasonInsufficientCapacity, res, want, have)
 	}

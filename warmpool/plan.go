@@ -90,6 +90,7 @@ func makePlan(in planInput) plan {
 	p.out.restore = make([]int, len(in.pools))
 	p.out.skips = make([]Skip, len(in.pools))
 	p.wanted = make([]int, len(in.pools))
+	p.behind = make([]bool, len(in.pools))
 	p.evicted = make(map[*warmEntry]bool)
 	byPriority := make([]int, 0, len(in.pools))
 	for i := range in.pools {
@@ -102,6 +103,7 @@ func makePlan(in planInput) plan {
 		x, y := &in.pools[a], &in.pools[b]
 		return cmp.Or(cmp.Compare(y.target.Priority, x.target.Priority), cmp.Compare(x.name, y.name))
 	})
+	p.byPriority = byPriority
 	for len(byPriority) > 0 {
 		n := 1
 		for n < len(byPriority) && in.pools[byPriority[n]].target.Priority == in.pools[byPriority[0]].target.Priority {
@@ -120,8 +122,11 @@ type planner struct {
 	// now is what can be taken at once, room with what is on its way out.
 	now, room Budget
 	slots     int
-	wanted    []int // entries that are missing, by pool
+	wanted    []int  // entries that may be restored, by pool
+	behind    []bool // entries are missing, or to be replaced
 	evicted   map[*warmEntry]bool
+	// byPriority are the pools that are targets, the highest priority first.
+	byPriority []int
 	// starved: a pool of this or a higher priority found no room even by evicting all
 	// that it may: nothing that it could not evict again takes what there is.
 	starved bool
@@ -138,7 +143,7 @@ type planner struct {
 const mostHopeless = 8
 
 type victim struct {
-	entry planEntry
+	entry *warmEntry
 	candidate
 }
 
@@ -207,6 +212,7 @@ func (p *planner) trim(i int) {
 		}
 	}
 	p.wanted[i] = max(0, min(t.Desired-fresh-coming, t.Desired+surge-fresh-coming-(len(stale)-gone)))
+	p.behind[i] = t.Desired > fresh+coming
 	if fresh >= t.Desired {
 		p.out.skips[i].Reason = SkipAlreadyWarm
 	}
@@ -216,7 +222,7 @@ func (p *planner) trim(i int) {
 func (p *planner) fill(pools []int) {
 	open := pools[:0:0]
 	for _, i := range pools {
-		if p.wanted[i] == 0 {
+		if !p.behind[i] {
 			continue
 		}
 		switch pool := &p.in.pools[i]; {
@@ -226,7 +232,7 @@ func (p *planner) fill(pools []int) {
 			p.skip(i, Skip{Reason: pool.gate.reason, Message: pool.gate.message})
 		case p.in.waiting:
 			p.skip(i, Skip{Reason: SkipInsufficientCapacity, Message: "pods wait for room"})
-		case pool.gate.trial && len(pool.inFlight) > 0:
+		case p.wanted[i] == 0, pool.gate.trial && len(pool.inFlight) > 0:
 		default:
 			open = append(open, i)
 		}
@@ -298,27 +304,35 @@ func (p *planner) displace(i int, cost Budget) bool {
 	}
 	if !p.listed {
 		p.listed = true
-		for j := range p.in.pools {
+		n := 0
+		for i := range p.in.pools {
+			n += len(p.in.pools[i].ready) + len(p.in.pools[i].inFlight)
+		}
+		p.victims = make([]victim, 0, n)
+		for _, j := range slices.Backward(p.byPriority) {
 			pool := &p.in.pools[j]
-			if pool.target == nil || pool.target.Reclaim == ReclaimNever {
+			if pool.target.Reclaim == ReclaimNever {
 				continue
 			}
 			for k, list := range [][]planEntry{pool.ready, pool.inFlight} {
 				for _, e := range list {
-					p.victims = append(p.victims, victim{e, candidate{priority: pool.target.Priority, inFlight: k == 1, created: e.created, budget: e.cost}})
+					p.victims = append(p.victims, victim{e.entry, candidate{priority: pool.target.Priority, inFlight: k == 1, created: e.created, budget: e.cost}})
 				}
 			}
 		}
-		slices.SortStableFunc(p.victims, func(a, b victim) int { return cmp.Compare(a.priority, b.priority) })
 	}
+	// Only the priorities that it takes: there may be thousands of entries above.
+	lack := cost.minus(p.room)
 	var candidates []candidate
-	var entries []planEntry
-	for _, v := range p.victims {
-		if v.priority >= t.Priority {
+	var entries []*warmEntry
+	for i := range p.victims {
+		v := &p.victims[i]
+		if v.priority >= t.Priority || lack == (Budget{}) && v.priority > p.victims[i-1].priority {
 			break
 		}
-		if !p.evicted[v.entry.entry] {
+		if v.budget.helps(cost) && !p.evicted[v.entry] {
 			candidates, entries = append(candidates, v.candidate), append(entries, v.entry)
+			lack = lack.minus(v.budget)
 		}
 	}
 	chosen, ok := cheapest(cost, p.room, candidates)
@@ -327,8 +341,8 @@ func (p *planner) displace(i int, cost Budget) bool {
 		return false
 	}
 	for _, c := range chosen {
-		p.evict(entries[c], EvictPriority)
-		p.room = p.room.plus(entries[c].cost)
+		p.evict(planEntry{entry: entries[c]}, EvictPriority)
+		p.room = p.room.plus(candidates[c].budget)
 	}
 	return true
 }

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
 )
 
 // Defaults of the queue of requests that wait for room.
@@ -21,9 +23,10 @@ const (
 type want struct {
 	entry Entry // of a machine that is made for it
 	// template ("namespace/name") and revision of warm entries that will do; empty:
-	// none will. refs are the images that an outdated one must have.
+	// none will. refs and shape are what an outdated one must have.
 	template, revision string
 	refs               []string
+	shape              vm.Shape
 	pool               string
 }
 
@@ -104,11 +107,12 @@ func (l *Ledger) leave(ctx context.Context, me *waiter, wait time.Duration) (gra
 	if err := ctx.Err(); errors.Is(err, context.Canceled) {
 		return grant{}, fmt.Errorf("wait for room: %w", err)
 	}
-	refusal := refuse(ReasonInsufficientCapacity, ctx.Err(), "others were before it")
+	refusal := refuse(ReasonInsufficientCapacity, nil, "others wait for room before it")
 	if res, want, have, over := me.want.entry.Budget.exceeds(l.available()); over {
 		refusal = shortage(ReasonInsufficientCapacity, res, want, have)
 	}
-	refusal.Message += fmt.Sprintf("; it waited for at most %s", wait)
+	refusal.Message += fmt.Sprintf(", after a wait of at most %s", wait)
+	refusal.Err = ctx.Err()
 	return grant{}, refusal
 }
 

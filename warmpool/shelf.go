@@ -150,8 +150,8 @@ func (s *shelves) setTargets(targets []Target, now time.Time) {
 }
 
 // find returns the entry that a request gets: of its revision, the oldest of the
-// first pool that has any; else of another revision of the same template that has
-// every image it needs. Nil when there is none.
+// first pool that has any; else of another revision of the same template that has its
+// shape and every image it needs. Nil when there is none.
 func (s *shelves) find(w want) *warmEntry {
 	pools := s.byTemplate[w.template]
 	if w.pool != "" {
@@ -171,7 +171,7 @@ func (s *shelves) find(w want) *warmEntry {
 			if e.template.Revision == w.revision {
 				return e
 			}
-			if outdated == nil && hasAll(e.images, w.refs) {
+			if outdated == nil && e.template.Shape == w.shape && hasAll(e.images, w.refs) {
 				outdated = e
 			}
 		}

@@ -115,8 +115,14 @@ func (s *Supply) planInput(now time.Time) (in planInput, targets []*Target, next
 		}
 		p.gate = g
 		next = earlier(next, until)
-		if p.target.MaxAge > 0 && len(p.ready) > 0 {
-			next = earlier(next, p.ready[0].created.Add(p.target.MaxAge))
+		for _, e := range p.ready {
+			if p.target.MaxAge <= 0 {
+				break
+			}
+			// Those that are too old already wait for what replaces them.
+			if old := e.created.Add(p.target.MaxAge); old.After(now) {
+				next = earlier(next, old)
+			}
 		}
 	}
 	return in, targets, next

@@ -354,7 +354,7 @@ func (s *Supply) SnapshotBuilt(key string, build, save time.Duration) {
 	}
 }
 
-// close drops the pins.
+// close drops the pins, and the images of templates.
 func (t *templates) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -363,6 +363,9 @@ func (t *templates) close() {
 		if st.pin != nil {
 			st.pin.Release()
 			st.pin = nil
+		}
+		if images := t.supply.opts.Images; images != nil {
+			images.Release(nameOf(st.template).owner())
 		}
 	}
 }

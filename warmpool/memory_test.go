@@ -1,0 +1,660 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package warmpool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+)
+
+// memoryHost is a driver, a store and images in memory. It outlives supplies.
+type memoryHost struct {
+	mu        sync.Mutex
+	machines  map[string]*memoryMachine
+	origins   map[string]bool // by machine: proven
+	snapshots map[string]bool
+	pins      map[string]int
+	images    map[string]map[string]bool // owner -> digests
+	moved     string                     // what tags point to now
+	made      map[string]int             // how often each machine was made
+	calls     map[string]int             // by operation
+	fault     func(op, id string) error
+	delay     func(op, id string) time.Duration
+}
+
+func newMemoryHost() *memoryHost {
+	return &memoryHost{
+		machines: map[string]*memoryMachine{}, origins: map[string]bool{}, snapshots: map[string]bool{}, pins: map[string]int{},
+		images: map[string]map[string]bool{}, made: map[string]int{}, calls: map[string]int{},
+	}
+}
+
+// do is every operation: it takes its time, ends with ctx, and may fail.
+func (h *memoryHost) do(ctx context.Context, op, id string) error {
+	h.mu.Lock()
+	h.calls[op]++
+	fault, delay := h.fault, h.delay
+	h.mu.Unlock()
+	if delay != nil {
+		if d := delay(op, id); d > 0 {
+			timer := time.NewTimer(d)
+			defer timer.Stop()
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-timer.C:
+			}
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if fault != nil {
+		return fault(op, id)
+	}
+	return nil
+}
+
+func (h *memoryHost) setFault(f func(op, id string) error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fault = f
+}
+
+func (h *memoryHost) setDelay(f func(op, id string) time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.delay = f
+}
+
+func (h *memoryHost) count(op string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.calls[op]
+}
+
+func (h *memoryHost) machine(id string) *memoryMachine {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.machines[id]
+}
+
+func (h *memoryHost) ids() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ids := make([]string, 0, len(h.machines))
+	for id := range h.machines {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// reopen is what a new process finds: the store has dropped the references of machines
+// that are no more, and nothing is pinned.
+func (h *memoryHost) reopen() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id := range h.origins {
+		if h.machines[id] == nil {
+			delete(h.origins, id)
+		}
+	}
+	clear(h.images)
+}
+
+func (h *memoryHost) Name() string { return "memory" }
+func (h *memoryHost) Features() vm.Features {
+	return vm.Features{Arch: "amd64", Snapshots: true, Pause: true, ImageSlots: 4, Compatibility: "test-1"}
+}
+func (h *memoryHost) Close() error { return nil }
+func (h *memoryHost) Create(context.Context, string, vm.Config) (vm.Machine, error) {
+	return nil, vm.ErrNotSupported
+}
+
+type memoryDriver struct{ *memoryHost }
+
+func (memoryDriver) Restore(context.Context, string, string, vm.Config) (vm.Machine, error) {
+	return nil, vm.ErrNotSupported
+}
+
+func (h *memoryHost) Load(ctx context.Context, id string) (vm.Machine, error) {
+	if err := h.do(ctx, "load", id); err != nil {
+		return nil, err
+	}
+	if m := h.machine(id); m != nil {
+		return m, nil
+	}
+	return nil, vm.ErrNotFound
+}
+
+func (h *memoryHost) List(ctx context.Context) ([]string, error) {
+	if err := h.do(ctx, "list", ""); err != nil {
+		return nil, err
+	}
+	return h.ids(), nil
+}
+
+type memorySnapshot struct {
+	host *memoryHost
+	key  string
+	once *sync.Once
+}
+
+func (s memorySnapshot) Key() string { return s.key }
+func (s memorySnapshot) Release() {
+	s.once.Do(func() {
+		s.host.mu.Lock()
+		defer s.host.mu.Unlock()
+		s.host.pins[s.key]--
+	})
+}
+
+func sourceKey(src Source) string {
+	if src.Template == nil {
+		return "base " + src.Shape.String()
+	}
+	key := src.Template.ID() + "@" + src.Template.Revision
+	for _, i := range src.Images {
+		key += " " + i.Digest
+	}
+	return key
+}
+
+func (h *memoryHost) Ensure(ctx context.Context, src Source) (Snapshot, bool, error) {
+	key := sourceKey(src)
+	h.mu.Lock()
+	known := h.snapshots[key]
+	h.mu.Unlock()
+	if !known {
+		if err := h.do(ctx, "build", key); err != nil {
+			return nil, true, err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.snapshots[key] = true
+	h.pins[key]++
+	return memorySnapshot{h, key, new(sync.Once)}, !known, nil
+}
+
+func (h *memoryHost) Find(_ context.Context, t Template) (found [][]SlotImage, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for key := range h.snapshots {
+		name, digests, _ := strings.Cut(key, " ")
+		if name != t.ID()+"@"+t.Revision {
+			continue
+		}
+		var images []SlotImage
+		for i, d := range strings.Fields(digests) {
+			images = append(images, SlotImage{Ref: t.Images[i], Digest: d})
+		}
+		found = append(found, images)
+	}
+	return found, nil
+}
+
+func (h *memoryHost) Origin(machine string) (proven, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	proven, known = h.origins[machine]
+	return proven, known
+}
+
+func (h *memoryHost) Forget(machine string) error {
+	if err := h.do(context.Background(), "forget", machine); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.origins, machine)
+	return nil
+}
+
+func (h *memoryHost) Builders() []string { return nil }
+
+func (h *memoryHost) Restore(ctx context.Context, snap Snapshot, id string, cfg vm.Config, opts MakeOptions) (*Running, error) {
+	return h.bring(ctx, "restore", id, cfg, opts)
+}
+
+func (h *memoryHost) Boot(ctx context.Context, _ Source, id string, cfg vm.Config, opts MakeOptions) (*Running, error) {
+	return h.bring(ctx, "boot", id, cfg, opts)
+}
+
+// bring makes a machine as the snapshot store does: what fails leaves none, unless it
+// cannot be deleted.
+func (h *memoryHost) bring(ctx context.Context, op, id string, cfg vm.Config, opts MakeOptions) (*Running, error) {
+	if opts.Stage != nil {
+		opts.Stage(StageRestore)
+	}
+	if err := h.do(ctx, op, id); err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	if h.machines[id] != nil {
+		h.mu.Unlock()
+		return nil, vm.ErrAlreadyExists
+	}
+	m := &memoryMachine{host: h, id: id, state: vm.StateRunning, exited: make(chan struct{}), cfg: cfg}
+	h.machines[id] = m
+	h.made[id]++
+	h.origins[id] = false
+	h.mu.Unlock()
+	if opts.Stage != nil {
+		opts.Stage(StageProbe)
+	}
+	err := h.do(ctx, "prove", id)
+	if err == nil {
+		h.mu.Lock()
+		h.origins[id] = true
+		h.mu.Unlock()
+		return &Running{Machine: m, Conn: &memoryConn{m: m}, Restore: time.Millisecond, Probe: time.Millisecond}, nil
+	}
+	if derr := m.Delete(context.WithoutCancel(ctx)); derr != nil {
+		return nil, errors.Join(err, &snapshot.LeftoverError{Machine: m, Err: derr})
+	}
+	return nil, errors.Join(err, h.Forget(id))
+}
+
+func (h *memoryHost) Refresh(ctx context.Context, m vm.Machine, _ Conn, _ string) error {
+	return h.do(ctx, "refresh", m.ID())
+}
+
+func (h *memoryHost) Rehearse(ctx context.Context, m vm.Machine, _ Conn, _ []SlotImage) error {
+	return h.do(ctx, "rehearse", m.ID())
+}
+
+func (h *memoryHost) Dial(ctx context.Context, m vm.Machine) (Conn, error) {
+	if err := h.do(ctx, "dial", m.ID()); err != nil {
+		return nil, err
+	}
+	if s, err := m.State(ctx); err != nil || s != vm.StateRunning {
+		return nil, errors.Join(err, vm.ErrInvalidState)
+	}
+	return &memoryConn{m: m.(*memoryMachine)}, nil
+}
+
+// Images.
+
+func (h *memoryHost) keep(owner, digest string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.images[owner] == nil {
+		h.images[owner] = map[string]bool{}
+	}
+	h.images[owner][digest] = true
+}
+
+type memoryImages struct{ *memoryHost }
+
+func (h memoryImages) Resolve(ctx context.Context, owner, ref string) (SlotImage, error) {
+	if err := h.do(ctx, "pull", ref); err != nil {
+		return SlotImage{}, err
+	}
+	h.mu.Lock()
+	digest := "sha256:" + ref + h.moved
+	h.mu.Unlock()
+	h.keep(owner, digest)
+	return SlotImage{Ref: ref, Digest: digest, DiskPath: "/images/" + digest}, nil
+}
+
+func (h memoryImages) Pin(_ context.Context, owner, digest string) (SlotImage, error) {
+	h.keep(owner, digest)
+	return SlotImage{Digest: digest, DiskPath: "/images/" + digest}, nil
+}
+
+func (h memoryImages) Release(owner string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.images, owner)
+}
+
+// memoryMachine is a machine of it.
+type memoryMachine struct {
+	host   *memoryHost
+	id     string
+	cfg    vm.Config
+	exited chan struct{}
+
+	mu    sync.Mutex
+	state vm.State
+	gone  bool
+	hung  bool // its agent does not answer
+}
+
+func (m *memoryMachine) ID() string { return m.id }
+
+func (m *memoryMachine) State(context.Context) (vm.State, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.gone {
+		return "", vm.ErrNotFound
+	}
+	return m.state, nil
+}
+
+func (m *memoryMachine) set(ctx context.Context, op string, s vm.State) error {
+	if err := m.host.do(ctx, op, m.id); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.gone:
+		return vm.ErrNotFound
+	case m.state == vm.StateExited && s != vm.StateExited:
+		return vm.ErrInvalidState
+	case s == vm.StateExited && m.state != s:
+		close(m.exited)
+	}
+	m.state = s
+	return nil
+}
+
+func (m *memoryMachine) Resume(ctx context.Context) error {
+	return m.set(ctx, "resume", vm.StateRunning)
+}
+func (m *memoryMachine) Pause(ctx context.Context) error { return m.set(ctx, "pause", vm.StatePaused) }
+func (m *memoryMachine) Stop(ctx context.Context, _ time.Duration) error {
+	return m.set(ctx, "stop", vm.StateExited)
+}
+
+// exit kills it from inside.
+func (m *memoryMachine) exit() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != vm.StateExited {
+		m.state = vm.StateExited
+		close(m.exited)
+	}
+}
+
+func (m *memoryMachine) hang() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hung = true
+}
+
+func (m *memoryMachine) DialGuest(context.Context, uint32) (net.Conn, error) {
+	return nil, vm.ErrNotSupported
+}
+
+func (m *memoryMachine) Wait(ctx context.Context) (vm.Exit, error) {
+	select {
+	case <-m.exited:
+		return vm.Exit{Reason: vm.ExitGuest}, nil
+	case <-ctx.Done():
+		return vm.Exit{}, ctx.Err()
+	}
+}
+
+func (m *memoryMachine) Delete(ctx context.Context) error {
+	if err := m.host.do(ctx, "delete", m.id); err != nil {
+		return err
+	}
+	m.exit()
+	m.mu.Lock()
+	m.gone = true
+	m.mu.Unlock()
+	m.host.mu.Lock()
+	defer m.host.mu.Unlock()
+	delete(m.host.machines, m.id)
+	return nil
+}
+
+// memoryConn is a connection to it.
+type memoryConn struct {
+	m *memoryMachine
+
+	mu     sync.Mutex
+	closed bool
+}
+
+func (c *memoryConn) Ping(ctx context.Context) error {
+	if err := c.m.host.do(ctx, "ping", c.m.id); err != nil {
+		return err
+	}
+	c.m.mu.Lock()
+	hung, state := c.m.hung, c.m.state
+	c.m.mu.Unlock()
+	if hung || state == vm.StatePaused {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return c.Err()
+}
+
+func (c *memoryConn) PowerOff(context.Context) error {
+	c.m.exit()
+	return nil
+}
+
+func (c *memoryConn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	if c.closed || c.m.gone || c.m.state == vm.StateExited {
+		return fmt.Errorf("closed: %w", vm.ErrUnavailable)
+	}
+	return nil
+}
+
+func (c *memoryConn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	return nil
+}
+
+func (c *memoryConn) Client() *guest.Client { return nil }
+
+// memoryRecords keeps records as a directory does, and may fail.
+type memoryRecords struct {
+	host *memoryHost
+
+	mu  sync.Mutex
+	all map[string]record
+}
+
+func (r *memoryRecords) load() ([]record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []record
+	for _, rec := range r.all {
+		all = append(all, rec)
+	}
+	return all, nil
+}
+
+func (r *memoryRecords) write(rec record) error {
+	if err := r.host.do(context.Background(), "record", rec.Machine); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all[rec.Machine] = rec
+	return nil
+}
+
+func (r *memoryRecords) remove(machine string) error {
+	if err := r.host.do(context.Background(), "unrecord", machine); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.all, machine)
+	return nil
+}
+
+// watcher remembers what an observer is told.
+type watcher struct {
+	mu      sync.Mutex
+	samples map[Metric]int
+	paths   map[Path]int
+	evicted map[EvictReason]int
+	skipped map[SkipReason]int
+	refills int
+	failed  int
+}
+
+func newWatcher() *watcher {
+	return &watcher{samples: map[Metric]int{}, paths: map[Path]int{}, evicted: map[EvictReason]int{}, skipped: map[SkipReason]int{}}
+}
+
+func (w *watcher) Sampled(s Sample) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.samples[s.Metric]++
+}
+
+func (w *watcher) CheckedOut(p Path, _ string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.paths[p]++
+}
+
+func (w *watcher) Refilled(_ string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		w.failed++
+	} else {
+		w.refills++
+	}
+}
+
+func (w *watcher) Evicted(_ string, r EvictReason) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.evicted[r]++
+}
+
+func (w *watcher) Skipped(_ string, r SkipReason) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.skipped[r]++
+}
+
+// pooled is a node with pools, in memory.
+type pooled struct {
+	t       *testing.T
+	host    *memoryHost
+	records *memoryRecords
+	watch   *watcher
+	opts    Options
+	supply  *Supply
+}
+
+var smallShape = vm.Shape{VCPUs: 1, MemoryBytes: 256 * mi}
+
+func newPooled(t *testing.T, change func(*Options)) *pooled {
+	t.Helper()
+	h := newMemoryHost()
+	p := &pooled{t: t, host: h, records: &memoryRecords{host: h, all: map[string]record{}}, watch: newWatcher()}
+	p.opts = Options{
+		Driver: memoryDriver{h}, Store: h, Images: memoryImages{h}, Kit: testKit(),
+		Capacity: Budget{MilliCPU: 64_000, MemoryBytes: 16 << 30}, Restores: 8, Refills: 4, QueueWait: time.Minute,
+		Observer: p.watch, records: p.records,
+	}
+	if change != nil {
+		change(&p.opts)
+	}
+	p.start()
+	t.Cleanup(func() { p.stop() })
+	return p
+}
+
+func (p *pooled) start() {
+	p.t.Helper()
+	p.host.reopen()
+	supply, err := New(p.opts)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.supply = supply
+}
+
+func (p *pooled) stop() {
+	p.t.Helper()
+	if err := p.supply.Shutdown(context.Background()); err != nil {
+		p.t.Errorf("shut down: %v", err)
+	}
+}
+
+// run starts the pools.
+func (p *pooled) run(targets ...Target) {
+	p.t.Helper()
+	p.supply.SetTargets(targets)
+	if err := p.supply.Start(context.Background()); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func template(name, revision string) Template {
+	return Template{Namespace: "ns", Name: name, Revision: revision, Shape: smallShape, Images: []string{name + ":1"}}
+}
+
+func target(pool string, t Template, desired, priority int) Target {
+	return Target{Pool: "ns/" + pool, Template: t, Desired: desired, Priority: priority, Reclaim: ReclaimOnDemand, MaxSurge: 1}
+}
+
+func templateRequest(id string, t Template) Request {
+	return Request{MachineID: id, PodUID: "uid-" + id, Shape: t.Shape, Template: &t, Refs: t.Images}
+}
+
+func (p *pooled) pool(name string) PoolStatus {
+	for _, s := range p.supply.Status().Pools {
+		if s.Pool == "ns/"+name {
+			return s
+		}
+	}
+	return PoolStatus{}
+}
+
+// consistent compares the ledger with the driver. Machines that are being made, or
+// deleted, may be missing in the driver; when exact, none are.
+func (p *pooled) consistent(exact bool) error {
+	a := p.supply.Ledger()
+	have := map[string]bool{}
+	for _, id := range p.host.ids() {
+		have[id] = true
+	}
+	var active, warm Budget
+	for _, e := range a.Machines {
+		if e.Warm {
+			warm = warm.plus(e.Budget)
+		} else {
+			active = active.plus(e.Budget)
+		}
+		if !have[e.Machine] && (exact || e.State == StateWarm || e.State == StateActive) {
+			return fmt.Errorf("the ledger has %s (%s), the driver has not", e.Machine, e.State)
+		}
+		delete(have, e.Machine)
+	}
+	if len(have) > 0 {
+		return fmt.Errorf("the driver has %v, the ledger has not", have)
+	}
+	if active != a.Active || warm != a.Warm || a.Available != a.Capacity.minus(active.plus(warm)) {
+		return fmt.Errorf("account %+v, the machines are %+v active, %+v warm", a, active, warm)
+	}
+	for _, b := range []Budget{a.Capacity, a.Active, a.Warm, a.Available} {
+		if err := b.validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
