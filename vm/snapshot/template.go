@@ -166,15 +166,26 @@ func (t *Template) checkDisks(paths []string) error {
 // the newest first; an empty revision is any. They tell which images a tag meant when
 // a snapshot was made. It reads the manifests on disk.
 func (s *Store) FindTemplate(ctx context.Context, namespace, name, revision string) ([]Manifest, error) {
-	infos, err := s.List(ctx)
-	if err != nil {
-		return nil, err
+	entries, err := os.ReadDir(s.dir)
+	if err != nil && !isNotExist(err) {
+		return nil, fmt.Errorf("find template %s/%s: %w", namespace, name, err)
 	}
 	var found []Manifest
-	for _, i := range infos {
-		t := i.Manifest.Template
-		if i.Status == StatusReady && t != nil && t.Namespace == namespace && t.Name == name && (revision == "" || t.Revision == revision) {
-			found = append(found, i.Manifest)
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if !isHex(e.Name(), keyLength) {
+			continue
+		}
+		dir := filepath.Join(s.dir, e.Name())
+		m, err := readManifest(dir)
+		if err != nil || m.Key != e.Name() || m.Template == nil {
+			continue // not one that can be used: Ensure says so
+		}
+		t := m.Template
+		if t.Namespace == namespace && t.Name == name && (revision == "" || t.Revision == revision) && checkSizes(dir, m) == nil {
+			found = append(found, m)
 		}
 	}
 	slices.SortStableFunc(found, func(a, b Manifest) int {
