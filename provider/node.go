@@ -23,7 +23,8 @@ import (
 const (
 	LabelHostOS = "firkin.dev/host-os"
 	LabelDriver = "firkin.dev/driver"
-	// TaintMachine keeps pods away that do not expect to run in a machine.
+	// TaintMachine keeps pods away that do not expect to run in a machine. It is a label too,
+	// with the value "true", by which the RuntimeClasses of templates find these nodes.
 	TaintMachine = "firkin.dev/machine"
 )
 
@@ -79,7 +80,7 @@ func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
 		TypeMeta: metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
 			corev1.LabelOSStable: "linux", corev1.LabelArchStable: o.Arch, corev1.LabelHostname: name,
-			LabelHostOS: o.HostOS, LabelDriver: o.Driver,
+			LabelHostOS: o.HostOS, LabelDriver: o.Driver, TaintMachine: "true",
 		}},
 		Status: corev1.NodeStatus{
 			Capacity: o.Capacity, Allocatable: o.Allocatable,

@@ -50,11 +50,12 @@ that is restored from a snapshot instead of booted.
 Next steps:
   vk-firkin doctor     what this host can do, and what to install
   vk-firkin node       join a cluster (needs a kubeconfig and a guest kit)
+  vk-firkin controller spread warm pools over the nodes of a cluster
   vk-firkin snapshot   look at this host's snapshots`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newNodeCommand(), newSnapshotsCommand(), newDoctorCommand(), newVersionCommand())
+	cmd.AddCommand(newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newDoctorCommand(), newVersionCommand())
 	return cmd
 }
 

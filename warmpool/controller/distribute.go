@@ -63,6 +63,9 @@ func (s *seat) keeps() int64 {
 	return max(s.free(), s.held)
 }
 
+// room is what is left when every held replica that may stay does.
+func (s *seat) room() int64 { return s.free() - s.committed - s.pending }
+
 type distribution struct {
 	pools      []*Pool // that have not had their turn
 	nodes      []*seat
@@ -116,7 +119,7 @@ func (d *distribution) retain(p *Pool) {
 }
 
 // shed takes away what is more than the pool's replicas: replicas that are not ready
-// first, then from where most are. A ready one goes only while enough others are ready,
+// first, then from where most are, then from the fullest node. A ready one goes only while enough others are ready,
 // which is how a node that comes back gets its part without a dip.
 func (d *distribution) shed(p *Pool) {
 	ready := 0
@@ -132,7 +135,7 @@ func (d *distribution) shed(p *Pool) {
 			if count == 0 || isReady && ready <= p.Replicas || !isReady && s.Returning {
 				continue
 			}
-			if best == nil || cmp.Or(compareBools(isReady, bestReady), cmp.Compare(d.result.On(p.Key, best.Name), count)) < 0 {
+			if best == nil || cmp.Or(compareBools(isReady, bestReady), cmp.Compare(d.result.On(p.Key, best.Name), count), cmp.Compare(s.room(), best.room())) < 0 {
 				best, bestReady = s, isReady
 			}
 		}
@@ -154,7 +157,7 @@ func (d *distribution) readyOn(p *Pool, s *seat) int {
 	return min(s.Ready[p.Key], d.result.On(p.Key, s.Name))
 }
 
-// consolidate empties nodes that have fewer than the pool's minimum and cannot get it,
+// consolidate completes nodes that have fewer than the pool's minimum, or empties them,
 // smallest first, so that their replicas complete others.
 func (d *distribution) consolidate(p *Pool) {
 	for minimum := p.minimum(); minimum > 1; {
@@ -181,7 +184,12 @@ func (d *distribution) consolidate(p *Pool) {
 			return
 		}
 		if possible && needed <= missing {
-			return // grow completes them
+			for _, s := range d.eligible[p.Key] {
+				if count := d.result.On(p.Key, s.Name); count > 0 && count < minimum {
+					d.place(p, s, minimum)
+				}
+			}
+			return
 		}
 		d.place(p, smallest, 0)
 	}
@@ -216,10 +224,9 @@ func (d *distribution) growOne(p *Pool) bool {
 			continue
 		}
 		r := rank{
-			incomplete: count > 0 && count < minimum,
-			displaces:  s.committed+s.pending+need > s.free(),
-			count:      count,
-			room:       s.free() - s.committed - s.pending,
+			displaces: s.room() < need,
+			count:     count,
+			room:      s.room(),
 		}
 		if best == nil || r.before(bestRank) {
 			best, bestStep, bestRank = s, step, r
@@ -234,14 +241,13 @@ func (d *distribution) growOne(p *Pool) bool {
 
 // rank orders nodes for the next replica of a pool.
 type rank struct {
-	incomplete bool // it has fewer than the minimum
-	displaces  bool // a pool of lower priority would have to give way
-	count      int
-	room       int64
+	displaces bool // a pool of lower priority would have to give way
+	count     int
+	room      int64
 }
 
 func (r rank) before(o rank) bool {
-	return cmp.Or(compareBools(o.incomplete, r.incomplete), compareBools(r.displaces, o.displaces), cmp.Compare(r.count, o.count), cmp.Compare(o.room, r.room)) < 0
+	return cmp.Or(compareBools(r.displaces, o.displaces), cmp.Compare(r.count, o.count), cmp.Compare(o.room, r.room)) < 0
 }
 
 func compareBools(a, b bool) int {

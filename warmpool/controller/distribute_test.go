@@ -201,7 +201,7 @@ func TestDistribute(t *testing.T) {
 func TestDistributeProperties(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for round := range 3000 {
+	for round := range 10000 {
 		pools, nodes := randomFleet(rng)
 		a, shortfalls := Distribute(pools, nodes)
 		if fault := checkAssignment(pools, nodes, a, shortfalls); fault != "" {

@@ -36,6 +36,8 @@ type fleet struct {
 type member struct {
 	Node
 	ledger *v1alpha1.NodeLedger
+	// told are the ledger's targets by pool.
+	told map[Key]v1alpha1.PoolTarget
 	// pools and snapshots that it reports, cut to what can be.
 	pools     map[Key]v1alpha1.PoolStatus
 	snapshots map[snapshotKey]v1alpha1.SnapshotStatus
@@ -51,12 +53,19 @@ type snapshotKey struct {
 
 // target is what the node was last told about a pool.
 func (m *member) target(k Key) (v1alpha1.PoolTarget, bool) {
-	for _, t := range m.ledger.Spec.Targets {
-		if t.Namespace == k.Namespace && t.Pool == k.Name {
-			return t, true
-		}
+	t, ok := m.told[k]
+	return t, ok
+}
+
+// take makes a ledger the member's.
+func (m *member) take(l *v1alpha1.NodeLedger) {
+	m.ledger = l
+	m.told = make(map[Key]v1alpha1.PoolTarget, len(l.Spec.Targets))
+	m.Held = make(map[Key]int, len(l.Spec.Targets))
+	for _, t := range l.Spec.Targets {
+		m.told[Key{t.Namespace, t.Pool}] = t
+		m.Held[Key{t.Namespace, t.Pool}] = int(max(0, t.Replicas))
 	}
-	return v1alpha1.PoolTarget{}, false
 }
 
 type managedPool struct {
@@ -169,8 +178,8 @@ func observePool(p *v1alpha1.WarmPool, templates map[Key]*managedTemplate) *mana
 
 func (r *Reconciler) observeNode(n *corev1.Node, l *v1alpha1.NodeLedger, machine map[Key]int64, now time.Time) *member {
 	m := &member{
-		Node:   Node{Name: n.Name, Labels: n.Labels, Taints: n.Spec.Taints, Held: map[Key]int{}, Ready: map[Key]int{}},
-		ledger: l, pools: map[Key]v1alpha1.PoolStatus{}, snapshots: map[snapshotKey]v1alpha1.SnapshotStatus{},
+		Node:  Node{Name: n.Name, Labels: n.Labels, Taints: n.Spec.Taints, Ready: map[Key]int{}},
+		pools: map[Key]v1alpha1.PoolStatus{}, snapshots: map[snapshotKey]v1alpha1.SnapshotStatus{},
 	}
 	m.State, m.Returning, m.since = r.memory.state(n, now, r.opts)
 	m.Memory = m.bytes("capacity.memory", l.Status.Capacity.Memory)
@@ -179,9 +188,7 @@ func (r *Reconciler) observeNode(n *corev1.Node, l *v1alpha1.NodeLedger, machine
 		m.fault("active.memory is more than capacity.memory")
 		m.Used = m.Memory
 	}
-	for _, t := range l.Spec.Targets {
-		m.Held[Key{t.Namespace, t.Pool}] = int(t.Replicas)
-	}
+	m.take(l)
 	for i, p := range l.Status.Pools {
 		if i == v1alpha1.MaxNodeEntries {
 			m.fault("more than %d pools", v1alpha1.MaxNodeEntries)

@@ -72,7 +72,10 @@ func RollLimit(nodes int) int { return max(1, nodes/10) }
 // Decreases pass. Pure.
 func Pace(wanted, held []int, outstanding, limit int) []int {
 	paced := slices.Clone(wanted)
-	allowance := max(0, limit-outstanding)
+	allowance := limit - outstanding
+	if 2*outstanding > limit {
+		allowance = 0 // a few at a time would be a write for each
+	}
 	for i := range paced {
 		if raise := paced[i] - held[i]; raise > 0 {
 			raise = min(raise, allowance)

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -112,7 +111,7 @@ func (r *Reconciler) writeLedgers(ctx context.Context, f *fleet, p *plan) (compl
 				sums[k] += n
 			}
 		}
-		if spec := p.specs[m.Name]; !equality.Semantic.DeepEqual(m.ledger.Spec, spec) {
+		if spec := p.specs[m.Name]; !sameSpec(&m.ledger.Spec, &spec) {
 			changed = append(changed, m)
 			for _, t := range spec.Targets {
 				rise[m.Name] += max(0, int(t.Replicas)-m.Held[Key{t.Namespace, t.Pool}])
@@ -127,7 +126,7 @@ func (r *Reconciler) writeLedgers(ctx context.Context, f *fleet, p *plan) (compl
 	for _, m := range changed {
 		spec, whole := clipSpec(m, p.specs[m.Name], replicas, sums)
 		complete = complete && whole
-		if equality.Semantic.DeepEqual(m.ledger.Spec, spec) {
+		if sameSpec(&m.ledger.Spec, &spec) {
 			continue
 		}
 		ledger := m.ledger.DeepCopy()
@@ -157,6 +156,18 @@ func (r *Reconciler) writeLedgers(ctx context.Context, f *fleet, p *plan) (compl
 		}
 	}
 	return complete, errors.Join(errs...)
+}
+
+// sameSpec tells whether two specs, in the order of sortSpec, say the same. A template's
+// revision stands for all of it.
+func sameSpec(a, b *v1alpha1.NodeLedgerSpec) bool {
+	return slices.EqualFunc(a.Targets, b.Targets, func(x, y v1alpha1.PoolTarget) bool {
+		sameAge := x.MaxAge == y.MaxAge || x.MaxAge != nil && y.MaxAge != nil && *x.MaxAge == *y.MaxAge
+		x.MaxAge, y.MaxAge = nil, nil
+		return sameAge && x == y
+	}) && slices.EqualFunc(a.Templates, b.Templates, func(x, y v1alpha1.TemplateRevision) bool {
+		return x.Namespace == y.Namespace && x.Name == y.Name && x.Revision == y.Revision
+	})
 }
 
 // account adds what was written to the sums. Of a write that may have failed only
@@ -206,13 +217,4 @@ func clipSpec(m *member, spec v1alpha1.NodeLedgerSpec, replicas, sums map[Key]in
 		b.add(t, &spec.Templates[i].Spec, 0)
 	}
 	return b.spec(), whole
-}
-
-// take makes the member what was written to it.
-func (m *member) take(l *v1alpha1.NodeLedger) {
-	m.ledger = l
-	clear(m.Held)
-	for _, t := range l.Spec.Targets {
-		m.Held[Key{t.Namespace, t.Pool}] = int(t.Replicas)
-	}
 }

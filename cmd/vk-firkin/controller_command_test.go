@@ -1,0 +1,40 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestControllerOptions(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want []string // parts of the error; none is none
+	}{
+		{nil, nil},
+		{[]string{"--leader-elect=false", "--leader-elect-namespace="}, nil},
+		{[]string{"--health-probe-address=", "--metrics-address="}, nil},
+		{[]string{"--leader-elect-namespace=A B", "--node-fill-limit=0", "--node-grace-period=-1s"}, []string{"--leader-elect-namespace", "--node-fill-limit", "--node-grace-period"}},
+		{[]string{"--metrics-address=8080", "--log-level=loud"}, []string{"--metrics-address", "--log-level"}},
+		{[]string{"--leader-elect-lease-duration=1s"}, []string{"--leader-elect-lease-duration"}},
+	} {
+		var o controllerOptions
+		cmd := newControllerCommand()
+		cmd.ResetFlags()
+		o.addFlags(cmd.Flags())
+		if err := cmd.Flags().Parse(test.args); err != nil {
+			t.Fatal(err)
+		}
+		_, err := o.complete()
+		if err == nil && len(test.want) > 0 || err != nil && len(test.want) == 0 {
+			t.Errorf("%v: %v", test.args, err)
+		}
+		for _, part := range test.want {
+			if err != nil && !strings.Contains(err.Error(), part) {
+				t.Errorf("%v: %v does not name %s", test.args, err, part)
+			}
+		}
+	}
+}
