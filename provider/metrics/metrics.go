@@ -93,7 +93,7 @@ func New(s Sources) *Metrics {
 		}),
 		samples: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "vk_firkin_sample_seconds", Buckets: sampleBuckets,
-			Help: "Latencies that users wait for, each from its real start to its real end by the host's clock: see docs/operations.md.",
+			Help: "Latencies that users wait for, each from its real start to its real end by the host's clock.",
 		}, []string{"sample"}),
 		pools: newPoolMetrics(),
 	}
