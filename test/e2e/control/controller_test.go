@@ -336,9 +336,9 @@ func TestController(t *testing.T) {
 	})
 	wantSpread(t, "the large pool is gone", "large", map[string]int32{})
 
+	second := startController(t, "second", kubeconfig)
 	t.Run("another controller takes over", func(t *testing.T) {
-		startController(t, "second", kubeconfig)
-		time.Sleep(time.Second) // it stands by; that it does nothing shows in the writes' versions
+		eventually(t, 20*time.Second, "the second stands by", func() error { return get("http://"+second.health+"/readyz", "ok") })
 		_ = first.Process.Kill()
 		<-first.exited
 		began := time.Now()
@@ -368,22 +368,25 @@ func TestController(t *testing.T) {
 
 func TestControllerServesMetricsAndHealth(t *testing.T) {
 	c := startController(t, "third", plane.Kubeconfig)
-	get := func(url, says string) {
-		t.Helper()
-		eventually(t, 30*time.Second, url, func() error {
-			resp, err := http.Get(url)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-			if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), says) {
-				return fmt.Errorf("%s, %d bytes without %q: %w", resp.Status, len(body), says, err)
-			}
-			return nil
-		})
+	for url, says := range map[string]string{
+		"http://" + c.health + "/healthz":  "ok",
+		"http://" + c.health + "/readyz":   "ok",
+		"http://" + c.metrics + "/metrics": `firkin_controller_nodes{state="Ready"}`,
+	} {
+		eventually(t, 30*time.Second, url, func() error { return get(url, says) })
 	}
-	get("http://"+c.health+"/healthz", "ok")
-	get("http://"+c.health+"/readyz", "ok")
-	get("http://"+c.metrics+"/metrics", `firkin_controller_nodes{state="Ready"}`)
+}
+
+// get asks a URL for an answer that contains a text.
+func get(url, says string) error {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), says) {
+		return fmt.Errorf("%s, %d bytes without %q, %v", resp.Status, len(body), says, err)
+	}
+	return nil
 }
