@@ -71,11 +71,15 @@ test-controlplane: ## Tests of the embedded control plane itself.
 .PHONY: test-e2e
 test-e2e: build ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
-		$(GO) test -tags e2e -count 1 -v -timeout 40m ./test/e2e/...
+		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/...
 
 .PHONY: bench
-bench: guest ## Paired benchmarks: restore against QEMU by hand, cold boot against restore, private memory.
+bench: guest bench-pods ## Paired benchmarks: restore against QEMU by hand, cold boot against restore, private memory; pods by each path.
 	$(GO) run ./hack/bench --kit $(KIT)/amd64
+
+.PHONY: bench-pods
+bench-pods: build guest controlplane ## Pods of one template, bound to first output: warm checkout, restore and cold boot.
+	$(GO) run ./hack/podbench
 
 FUZZTIME ?= 30s
 .PHONY: fuzz

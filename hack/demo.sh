@@ -43,6 +43,7 @@ step "vk-firkin and the demo's own tools"
 make --no-print-directory build
 go build -o bin/demo ./hack/demo
 go build -o bin/bench ./hack/bench
+go build -o bin/podbench ./hack/podbench
 
 step "Guest kits (kernel, initramfs with the agent)"
 make --no-print-directory guest
@@ -50,7 +51,7 @@ make --no-print-directory guest
 step "Control plane (about 8 minutes the first time on 2 cores)"
 make --no-print-directory controlplane
 
-step "Starting registry, control plane and node"
+step "Starting registry, control plane, controller and node"
 rm -f "$dir/up.json"
 setsid bin/demo up --dir "$dir" >"$dir/up.log" 2>&1 </dev/null &
 echo $! >"$dir/up.pid"
@@ -60,6 +61,7 @@ bin/demo run --dir "$dir"
 
 step "Measured here, now"
 bin/bench --kit "bin/guest/$(go env GOARCH)" --samples 3 --json >"$dir/bench.json"
+bin/podbench --kubeconfig "$dir/cp/admin.kubeconfig" --image "$(bin/demo registry --dir "$dir")/busybox:latest" --samples 3 --json >"$dir/podbench.json"
 bin/demo table --dir "$dir"
 
 if [ "${KEEP:-}" = 1 ]; then

@@ -31,7 +31,7 @@ func main() {
 
 func command(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: demo up|wait|run|table --dir DIR")
+		return errors.New("usage: demo up|wait|run|registry|table --dir DIR")
 	}
 	flags := flag.NewFlagSet("demo "+args[0], flag.ContinueOnError)
 	dir := flags.String("dir", "", "where the demo keeps everything")
@@ -48,6 +48,13 @@ func command(ctx context.Context, args []string) error {
 		return wait(ctx, *dir)
 	case "run":
 		return run(ctx, *dir)
+	case "registry":
+		r, err := readRunning(*dir)
+		if err != nil {
+			return err
+		}
+		fmt.Println(r.Registry)
+		return nil
 	case "table":
 		return table(*dir)
 	}

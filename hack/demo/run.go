@@ -35,7 +35,7 @@ func run(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Minute)
 	defer cancel()
 	config, err := clientcmd.BuildConfigFromFlags("", r.Kubeconfig)
 	if err != nil {
@@ -52,6 +52,7 @@ func run(ctx context.Context, dir string) error {
 		return cmd.Run()
 	}
 
+	d := &demonstration{running: r, client: client, show: show}
 	var starts []podStart
 	for _, step := range []struct{ pod, file, what string }{
 		{"hello", "busybox.yaml", "busybox, first pod of the image"},
@@ -59,11 +60,10 @@ func run(ctx context.Context, dir string) error {
 		{"web", "debian-http.yaml", "Debian with python3, first pod of the image"},
 		{"web-again", "debian-http.yaml", "Debian with python3, second pod"},
 	} {
-		manifest, err := os.ReadFile(filepath.Join("examples", step.file))
+		manifest, err := r.example(step.file)
 		if err != nil {
 			return err
 		}
-		manifest = bytes.ReplaceAll(manifest, []byte("REGISTRY"), []byte(r.Registry))
 		manifest = bytes.Replace(manifest, []byte("name: "+strings.TrimSuffix(step.pod, "-again")+"\n"), []byte("name: "+step.pod+"\n"), 1)
 		took, err := applyAndTime(ctx, client, r, step.pod, manifest)
 		if err != nil {
@@ -72,10 +72,6 @@ func run(ctx context.Context, dir string) error {
 		fmt.Printf("\nexamples/%s as pod %s: Running %.2fs after it was bound\n", step.file, step.pod, took.Seconds())
 		starts = append(starts, podStart{Pod: step.pod, What: step.what, Bound: took})
 	}
-	if err := writeJSON(startsPath(dir), starts); err != nil {
-		return err
-	}
-
 	// python needs a moment to listen after its container is Running.
 	const get = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/').status, 'from', open('/etc/debian_version').read().strip())"
 	for _, args := range [][]string{
@@ -90,7 +86,11 @@ func run(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return nil
+	warm, err := d.warmPool(ctx)
+	if err != nil {
+		return fmt.Errorf("warm pool: %w; the node's log is %s", err, r.NodeLog)
+	}
+	return writeJSON(startsPath(dir), append(starts, warm...))
 }
 
 // applyAndTime creates a pod and returns the time between the watch showing it bound

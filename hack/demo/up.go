@@ -17,7 +17,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/test/images"
 )
 
-// up starts registry, control plane and node and keeps them until it is told to stop.
+// up starts registry, control plane, controller and node and keeps them until it is told to stop.
 func up(ctx context.Context, dir string) (err error) {
 	failed := filepath.Join(dir, "up.failed")
 	_ = os.Remove(failed)
@@ -47,6 +47,14 @@ func up(ctx context.Context, dir string) (err error) {
 	defer plane.Stop()
 	r.Kubeconfig, r.Kubectl = plane.Kubeconfig, filepath.Join(plane.Dir, "bin", "kubectl")
 	fmt.Printf("control plane is up after %.1fs\n", time.Since(began).Seconds())
+
+	began = time.Now()
+	controller, err := plane.StartController(starting, "bin/vk-firkin", filepath.Join(dir, "controller"))
+	if err != nil {
+		return fmt.Errorf("start controller: %w", err)
+	}
+	defer controller.Stop()
+	fmt.Printf("controller is ready after %.1fs\n", time.Since(began).Seconds())
 
 	began = time.Now()
 	node, err := plane.StartNode(starting, cluster.NodeOptions{
