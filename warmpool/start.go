@@ -13,9 +13,6 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 )
 
-// adoptions is how many warm entries of an earlier process are tried at once.
-const adoptions = 4
-
 // recall reads what an earlier process has left on disk, and counts it in the ledger.
 // Records that cannot be read are dropped: their machines are orphans.
 func (s *Supply) recall() error {
@@ -69,7 +66,7 @@ func (l *Ledger) putBack(r record, room *reservation) *warmEntry {
 // Start takes over the warm entries of an earlier process and then keeps the pools,
 // until Shutdown. An entry is taken over when it answers; the others are deleted, and
 // what an earlier process had not finished. It blocks for that, at most for the
-// checkout timeout for each four of them. Called again it does nothing.
+// dial timeout for each few of them. Called again it does nothing.
 //
 // The error is one of the driver's: what it could not list is left to Reap. The pools
 // are kept all the same.
@@ -92,7 +89,7 @@ func (s *Supply) Start(ctx context.Context) error {
 	slices.SortStableFunc(adoptees, func(a, b *warmEntry) int { return a.created.Compare(b.created) })
 	err = s.sweep(ctx)
 	errs := make([]error, len(adoptees))
-	turns := make(chan struct{}, adoptions)
+	turns := make(chan struct{}, s.opts.Wakes)
 	var wg sync.WaitGroup
 	for i, e := range adoptees {
 		turns <- struct{}{}
@@ -118,7 +115,7 @@ func (s *Supply) Start(ctx context.Context) error {
 
 // readopt proves that an entry of an earlier process is fit to be checked out.
 func (s *Supply) readopt(ctx context.Context, e *warmEntry) error {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.CheckoutTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
 	defer cancel()
 	m, err := s.opts.Driver.Load(ctx, e.id())
 	if err != nil {

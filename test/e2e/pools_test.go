@@ -367,7 +367,7 @@ func TestPodBeforePool(t *testing.T) {
 		return p.Status.Ready == 0 && len(p.Status.Nodes) == 1 && p.Status.Nodes[0].SkipReason == "InsufficientCapacity"
 	})
 	t.Logf("%s", condition(low.Status.Conditions, v1alpha1.ConditionDegraded))
-	if got := metric(t, n, "vk_firkin_evictions_total"); got < 2 {
+	if got := metric(t, n, "vk_firkin_pool_evictions_total"); got < 2 {
 		t.Errorf("%v evictions, want at least 2", got)
 	}
 	kubectl(t, "delete", "pod", "big", "-n", ns, "--grace-period=1")
