@@ -418,9 +418,13 @@ func (c *chaotic) restart(ctx context.Context) {
 			c.held[id] = l
 		}
 	}
-	if _, err := c.supply.Reap(ctx, ids); err != nil && !wild {
+	// What an earlier process was handing over when it ended is nobody's: it is reaped
+	// here, so that no later reap finds anything.
+	c.setWild(false)
+	if _, err := c.supply.Reap(ctx, ids); err != nil {
 		c.t.Error(err)
 	}
+	c.setWild(wild)
 	// What could not be asked is tried until it can.
 	for id := range known {
 		if c.held[id] == nil {

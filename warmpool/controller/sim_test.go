@@ -47,8 +47,11 @@ type sim struct {
 	cached  map[string]*v1alpha1.NodeLedger
 	pending []*v1alpha1.NodeLedger
 	lag     bool
+	frozen  bool // deliver nothing
 	// faults is the probability that a write fails, half of them after it was done.
 	faults float64
+	// fault decides about the write of one ledger: it fails before or after it is done.
+	fault func(l *v1alpha1.NodeLedger) (before, after bool)
 
 	writes map[string]int
 	events []string
@@ -66,8 +69,8 @@ type simNode struct {
 	used       int64
 	builds     map[snapshotKey]int
 	ready      map[Key]map[string]int // by revision
-	lie        func(*v1alpha1.NodeLedgerStatus)
 	brokenRevs map[string]bool
+	lie        func(*v1alpha1.NodeLedgerStatus)
 }
 
 var errSim = errors.New("the connection was lost")
@@ -104,7 +107,10 @@ func (s *sim) addNode(name string, memory int64) *simNode {
 	l := &v1alpha1.NodeLedger{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	l.Status.Capacity.Memory = *resource.NewQuantity(memory, resource.BinarySI)
 	s.stamp(l)
-	s.ledgers[name], s.cached[name] = l, l
+	if s.ledgers[name] == nil {
+		s.ledgers[name], s.cached[name] = l, l
+	}
+	s.put(l)
 	s.refresh(n)
 	return n
 }
@@ -171,6 +177,9 @@ func (s *sim) View(context.Context) (*View, error) {
 	if s.lag && deliver > 0 {
 		deliver = s.rng.IntN(deliver + 1)
 	}
+	if s.frozen {
+		deliver = 0
+	}
 	for _, l := range s.pending[:deliver] {
 		s.cached[l.Name] = l
 	}
@@ -213,7 +222,11 @@ func (s *sim) Update(_ context.Context, o client.Object) error {
 	l := o.(*v1alpha1.NodeLedger) //nolint:errcheck // the controller updates nothing else
 	s.writes["NodeLedger"]++
 	fault := s.rng.Float64()
-	if fault < s.faults/2 {
+	before, after := fault < s.faults/2, fault < s.faults
+	if s.fault != nil {
+		before, after = s.fault(l)
+	}
+	if before {
 		return errSim
 	}
 	old := s.ledgers[l.Name]
@@ -227,7 +240,7 @@ func (s *sim) Update(_ context.Context, o client.Object) error {
 	}
 	s.put(next)
 	s.checkWrite(old, next)
-	if fault < s.faults {
+	if after {
 		return errSim // it was done, and the answer was lost
 	}
 	next.DeepCopyInto(l)

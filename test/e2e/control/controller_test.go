@@ -371,7 +371,7 @@ func TestControllerServesMetricsAndHealth(t *testing.T) {
 	for url, says := range map[string]string{
 		"http://" + c.health + "/healthz":  "ok",
 		"http://" + c.health + "/readyz":   "ok",
-		"http://" + c.metrics + "/metrics": `firkin_controller_nodes{state="Ready"}`,
+		"http://" + c.metrics + "/metrics": "firkin_controller_pass_seconds_count",
 	} {
 		eventually(t, 30*time.Second, url, func() error { return get(url, says) })
 	}
