@@ -207,7 +207,11 @@ func (n *node) makeSupply(ctx context.Context) error {
 		floor = -1 // the store's own zero is its default
 	}
 	if n.snapshots, err = snapshot.Open(ctx, filepath.Join(n.StateDir, "snapshots"), snapshot.Options{
-		Driver: n.driver, Logger: n.log("snapshot"), MinFreeBytes: floor, Network: &agentv1.Network{Address: machineAddress + machinePrefix, Gateway: machineGateway, Nameservers: []string{machineNameserver}}, OnEvent: n.snapshotEvent,
+		Driver: n.driver, Logger: n.log("snapshot"), MinFreeBytes: floor,
+		// More than one: a template whose set-up hangs until its time-out must not keep the
+		// others waiting.
+		Builds:  max(2, runtime.NumCPU()),
+		Network: &agentv1.Network{Address: machineAddress + machinePrefix, Gateway: machineGateway, Nameservers: []string{machineNameserver}}, OnEvent: n.snapshotEvent,
 	}); err != nil {
 		return err
 	}

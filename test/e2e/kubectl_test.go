@@ -166,7 +166,7 @@ func eventually(t *testing.T, limit time.Duration, what string, ask func() error
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within %v: %v", what, limit, err)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(250 * time.Millisecond) // each question is a process, and costs the host what the machines need
 	}
 }
 

@@ -24,7 +24,7 @@ func TestBadTemplates(t *testing.T) {
 		"fails":   `setup: [{command: [sh, -c, "echo one; echo the cause >&2; exit 3"]}]`,
 		"hangs":   "setup: [{command: [sleep, \"3600\"]}]\n  buildTimeoutSeconds: 5",
 		"absent":  `setup: [{command: [/no/such/program]}]`,
-		"fills":   `setup: [{command: [sh, -c, "cat /dev/zero > /big; echo wrote $?"]}, {command: [sh, -c, "echo x > /after"]}]`,
+		"fills":   `setup: [{command: [sh, -c, "i=0; while fallocate -l 1G /big$i; do i=$((i+1)); done; cat /bin/busybox /bin/busybox > /after"]}]`,
 		"unready": "start: {command: [sleep, \"3600\"]}\n  readiness: {tcpSocket: {port: 9}, timeoutSeconds: 2}",
 		"stops":   `start: {command: [sh, -c, "echo going; exit 0"]}`,
 	} {
