@@ -363,8 +363,8 @@ func TestPodBeforePool(t *testing.T) {
 	apply(t, big)
 	waitRunning(t, ns, "big")
 	waitPool(t, ns, "high", "keeps its machines", full(2))
-	low := waitPool(t, ns, "low", "gave its room and says why it is not full", func(p *v1alpha1.WarmPool) bool {
-		return p.Status.Ready == 0 && len(p.Status.Nodes) == 1 && p.Status.Nodes[0].SkipReason == "InsufficientCapacity"
+	low := waitPool(t, ns, "low", "gave its room and says so", func(p *v1alpha1.WarmPool) bool {
+		return p.Status.Ready == 0 && strings.HasPrefix(condition(p.Status.Conditions, v1alpha1.ConditionDegraded), "True InsufficientCapacity")
 	})
 	t.Logf("%s", condition(low.Status.Conditions, v1alpha1.ConditionDegraded))
 	if got := metric(t, n, "vk_firkin_pool_evictions_total"); got < 2 {
