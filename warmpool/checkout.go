@@ -27,6 +27,10 @@ func (s *Supply) checkout(ctx context.Context, req Request, e *warmEntry, m made
 	} else {
 		s.opts.Logger.Warn("Discarding a warm machine that does not answer", "machine", e.id(), "pool", e.pool, "error", err)
 	}
+	// Before the request gets another: a later process must not take this one for it.
+	if err := s.opts.records.remove(e.id()); err != nil {
+		s.opts.Logger.Error("Leaving the record of a machine that is to be deleted", "machine", e.id(), "error", err)
+	}
 	e.room.demote()
 	s.lay(grave{id: e.id(), machine: e.machine, conn: e.conn, room: e.room, pool: e.pool, reason: reason})
 	return nil, fmt.Errorf("check out machine %q of pool %s: %w", e.id(), e.pool, err)
@@ -94,7 +98,7 @@ func recordOfEntry(e *warmEntry, req *Request) record {
 		Images: e.images, Created: e.created, Warm: e.cost,
 	}
 	if req != nil {
-		r.Request, r.PodUID, r.Active = req.MachineID, req.PodUID, req.budget()
+		r.Request, r.PodUID, r.Active, r.Bound = req.MachineID, req.PodUID, req.budget(), time.Now()
 	}
 	return r
 }
@@ -106,7 +110,7 @@ func recordOf(req Request, room *reservation, m made) record {
 	return record{
 		Machine: room.entry.Machine, Request: req.MachineID, PodUID: req.PodUID,
 		Namespace: t.Namespace, Name: t.Name, Revision: t.Revision, Shape: t.Shape,
-		Images: m.images, Created: time.Now(), Active: req.budget(),
+		Images: m.images, Created: time.Now(), Bound: time.Now(), Active: req.budget(),
 	}
 }
 

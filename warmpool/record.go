@@ -32,8 +32,10 @@ type record struct {
 	Machine string `json:"machine"`
 	// Request is the id of the request that has the machine; empty while it is warm.
 	Request string `json:"request,omitempty"`
-	PodUID  string `json:"podUID,omitempty"`
-	Pool    string `json:"pool,omitempty"`
+	// Bound is when the request got it.
+	Bound  time.Time `json:"bound,omitzero"`
+	PodUID string    `json:"podUID,omitempty"`
+	Pool   string    `json:"pool,omitempty"`
 	// Namespace, Name and Revision of its template.
 	Namespace string      `json:"namespace"`
 	Name      string      `json:"name"`

@@ -23,7 +23,13 @@ func (s *Supply) recall() error {
 		}
 		s.opts.Logger.Error("Dropping records of machines that cannot be read", "error", err)
 	}
-	for _, r := range records {
+	latest := latestOf(records)
+	for i, r := range records {
+		if r.Request != "" && latest[r.Request] != i {
+			// The request got another one when this did not answer: it is nobody's.
+			s.opts.Logger.Warn("Two machines were made for one request", "request", r.Request, "machine", r.Machine)
+			r.Request = r.Machine
+		}
 		e := Entry{Machine: r.Machine, PodUID: r.PodUID, Pool: r.Pool, Template: r.template().ID(), Budget: r.Active}
 		if r.Request == "" {
 			e.Warm, e.Budget = true, r.Warm
@@ -37,8 +43,10 @@ func (s *Supply) recall() error {
 			continue
 		}
 		room.rest = r.Warm
-		if err := s.ledger.claim(r.Request); err != nil && r.Request != r.Machine {
-			s.opts.Logger.Error("Two machines were made for one request", "request", r.Request, "machine", r.Machine)
+		if r.Request != r.Machine { // that id is taken in the ledger
+			if err := s.ledger.claim(r.Request); err != nil {
+				return err
+			}
 		}
 		s.records[r.Machine], s.pending[r.Machine] = r, room
 		if r.Request != r.Machine {
@@ -46,6 +54,19 @@ func (s *Supply) recall() error {
 		}
 	}
 	return nil
+}
+
+// latestOf returns, for each request, the index of the record of its machine: the
+// last that it got. One that was made for it came after all warm ones. Pure.
+func latestOf(records []record) map[string]int {
+	latest := make(map[string]int)
+	for i, r := range records {
+		j, ok := latest[r.Request]
+		if !ok || r.Machine == r.Request || records[j].Machine != r.Request && r.Bound.After(records[j].Bound) {
+			latest[r.Request] = i
+		}
+	}
+	return latest
 }
 
 // putBack puts an entry of an earlier process on its shelf: it is on its way until it

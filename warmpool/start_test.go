@@ -185,6 +185,55 @@ func TestAdoptionThatCannotAskKeepsTheMachine(t *testing.T) {
 	})
 }
 
+// TestTwoMachinesOfOneRequest: the first did not answer, and the process died before it
+// was deleted. The request has the last one, the other is an orphan.
+func TestTwoMachinesOfOneRequest(t *testing.T) {
+	at := func(machine string, seconds int64) record {
+		return record{Machine: machine, Request: "pod", Bound: time.Unix(seconds, 0)}
+	}
+	for _, c := range []struct {
+		records []record
+		want    string
+	}{
+		{[]record{at("warm-a", 1), at("warm-b", 2)}, "warm-b"},
+		{[]record{at("warm-b", 2), at("warm-a", 1)}, "warm-b"},
+		{[]record{at("warm-b", 2), at("pod", 1)}, "pod"},
+		{[]record{at("pod", 1), at("warm-b", 2)}, "pod"},
+	} {
+		if got := c.records[latestOf(c.records)["pod"]].Machine; got != c.want {
+			t.Errorf("%+v: %s", c.records, got)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooled(t, func(o *Options) { o.Restores = 1 })
+		tmpl := template("a", "r1")
+		p.run(target("a", tmpl, 1, 0))
+		pass(time.Minute)
+		e := p.supply.ledger.shelves.pools["ns/a"].ready[0]
+		p.host.machine(e.id()).hang()
+		p.host.setFault(func(op, id string) error {
+			if op == "restore" && isWarmID(id) || (op == "unrecord" || op == "delete") && id == e.id() {
+				return errBoom
+			}
+			return nil
+		})
+		req := templateRequest("pod", tmpl)
+		if l, err := p.supply.Acquire(t.Context(), req); err != nil || l.Path() != PathRestore {
+			t.Fatal(err)
+		}
+		p.stop()
+		p.host.setFault(nil)
+		p.start()
+		if l, err := p.supply.Adopt(t.Context(), req); err != nil || l.MachineID() != "pod" {
+			t.Errorf("adopted: %v", err)
+		}
+		if reaped, err := p.supply.Reap(t.Context(), []string{"pod"}); err != nil || !slices.Contains(reaped, e.id()) {
+			t.Errorf("reaped %v, %v", reaped, err)
+		}
+		p.stop()
+	})
+}
+
 func TestRecords(t *testing.T) {
 	dir := directory(filepath.Join(t.TempDir(), "warm"))
 	if records, err := dir.load(); err != nil || len(records) != 0 {
