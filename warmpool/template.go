@@ -176,7 +176,9 @@ func (t *templates) ensure(ctx context.Context, tmpl Template) (Source, Snapshot
 	var snap Snapshot
 	built := false
 	start := time.Now()
+	step := recipe.StepPull
 	if err == nil {
+		step = recipe.StepSave // unless the recipe says which
 		snap, built, err = t.supply.opts.Store.Ensure(ctx, src)
 	}
 	took := time.Since(start)
@@ -196,7 +198,7 @@ func (t *templates) ensure(ctx context.Context, tmpl Template) (Source, Snapshot
 			st.status.Phase = TemplatePending
 		}
 	default:
-		st.failed(time.Now(), t.supply.opts.templates, err)
+		st.failed(time.Now(), t.supply.opts.templates, step, err)
 	}
 	if st.status != before {
 		t.supply.changed()
@@ -205,14 +207,14 @@ func (t *templates) ensure(ctx context.Context, tmpl Template) (Source, Snapshot
 }
 
 // failed notes why there is no snapshot.
-func (st *templateState) failed(now time.Time, p pauses, err error) {
+func (st *templateState) failed(now time.Time, p pauses, step recipe.Step, err error) {
 	if !st.retry.waits(now) { // several callers get the same error
 		st.retry = st.retry.failed(now, p, err.Error())
 	}
 	st.status.Phase, st.status.RetryAt = TemplateFailed, st.retry.until
-	st.status.Step, st.status.Message, st.status.Output = "", err.Error(), ""
-	if step := (*recipe.StepError)(nil); errors.As(err, &step) {
-		st.status.Step, st.status.Message, st.status.Output = string(step.Step), step.Message, step.Output
+	st.status.Step, st.status.Message, st.status.Output = string(step), err.Error(), ""
+	if fault := (*recipe.StepError)(nil); errors.As(err, &fault) {
+		st.status.Step, st.status.Message, st.status.Output = string(fault.Step), fault.Message, fault.Output
 	}
 }
 

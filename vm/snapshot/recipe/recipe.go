@@ -74,6 +74,9 @@ type Step string
 
 // The steps, in order. Stable: they appear in statuses.
 const (
+	// StepPull and StepSave are not a recipe's own, but come before and after it.
+	StepPull      Step = "Pull"
+	StepSave      Step = "Save"
 	StepCheckout  Step = "Checkout"
 	StepSetup     Step = "Setup"
 	StepWarmCache Step = "WarmCache"
