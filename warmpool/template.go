@@ -53,6 +53,8 @@ type templateState struct {
 	images []SlotImage
 	// pin keeps the snapshot of a targeted template from being collected.
 	pin Snapshot
+	// cancel ends the build in the background; nil when there is none.
+	cancel context.CancelFunc
 }
 
 func newTemplates(s *Supply) *templates {
@@ -227,6 +229,9 @@ func (t *templates) sync(targeted map[templateName]Template, now time.Time) (nex
 	for _, st := range t.states {
 		if _, ok := targeted[nameOf(st.template)]; !ok && st.targeted {
 			st.targeted = false
+			if st.cancel != nil {
+				st.cancel() // a pod that waits for the same snapshot keeps it being built
+			}
 			t.drop(st)
 			t.supply.changed()
 		}
@@ -244,18 +249,21 @@ func (t *templates) sync(targeted map[templateName]Template, now time.Time) (nex
 		default:
 			st.status.Phase = TemplateBuilding
 			st.users++
+			ctx, cancel := context.WithCancel(t.supply.ctx)
+			st.cancel = cancel
 			t.supply.changed()
-			t.supply.wg.Go(func() { t.build(st) }) // the supervisor counts, so nobody has waited yet
+			t.supply.wg.Go(func() { defer cancel(); t.build(ctx, st) }) // the supervisor counts, so nobody has waited yet
 		}
 	}
 	return next
 }
 
 // build makes sure of the snapshot of a targeted template.
-func (t *templates) build(st *templateState) {
-	_, snap, _, err := t.ensure(t.supply.ctx, st.template)
+func (t *templates) build(ctx context.Context, st *templateState) {
+	_, snap, _, err := t.ensure(ctx, st.template)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	st.cancel = nil
 	if err == nil {
 		if st.pin != nil {
 			st.pin.Release()

@@ -48,8 +48,8 @@ const ensureRounds = 5
 
 // Ensure returns the snapshot of a spec, pinned, and builds it when it is missing
 // or damaged. It is verified in full before its first use in this process and by
-// its sizes before each further use. Any number of callers wait for one build,
-// which goes on when they give up. built tells that this call had to wait for a
+// its sizes before each further use. Any number of callers wait for one build;
+// that of a base goes on when they give up, a template's is cut short with the last. built tells that this call had to wait for a
 // build.
 //
 // Errors: *BuildError, *DiskPressureError, vm.ErrInvalidConfig, ErrReadOnly,
@@ -90,18 +90,26 @@ func (s *Store) Ensure(ctx context.Context, spec Spec) (ref *Ref, built bool, er
 		}
 		f := s.flights[key]
 		if f == nil {
-			f = &flight{done: make(chan struct{})}
+			fctx, cancel := context.WithCancel(s.ctx)
+			f = &flight{done: make(chan struct{}), cancel: cancel}
 			s.flights[key] = f
 			s.wg.Go(func() {
-				build, err := s.prepare(s.ctx, key, spec)
+				defer cancel()
+				build, err := s.prepare(fctx, key, spec)
 				s.land(key, f, build, err)
 			})
 		}
+		f.waiters++
+		abandoned := f.abandoned
 		s.mu.Unlock()
 		select {
 		case <-ctx.Done():
+			s.leave(f, spec)
 			return nil, built, fmt.Errorf("wait for snapshot of shape %s: %w", spec.Shape, ctx.Err())
 		case <-f.done:
+		}
+		if abandoned {
+			continue // it was given up before this call came
 		}
 		built = built || f.build
 		if f.err != nil {
@@ -109,6 +117,19 @@ func (s *Store) Ensure(ctx context.Context, spec Spec) (ref *Ref, built bool, er
 		}
 	}
 	return nil, built, fmt.Errorf("snapshot of shape %s does not stay: %w", spec.Shape, vm.ErrUnavailable)
+}
+
+// leave gives up waiting for a flight. The build of a template that nobody waits for is
+// cut short: its commands may run for as long as their user lets them, and keep others
+// from being built. A base is of use to the next pod, whoever that is.
+func (s *Store) leave(f *flight, spec Spec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.waiters--
+	if f.waiters == 0 && spec.Template != nil && f.cancel != nil {
+		f.abandoned = true
+		f.cancel()
+	}
 }
 
 // land ends a flight.

@@ -66,7 +66,11 @@ func (s *set) machineDir() string { return filepath.Join(s.dir, machineDir) }
 
 // flight is one change of a key under way. done closes when it is over.
 type flight struct {
-	done  chan struct{}
+	done    chan struct{}
+	cancel  context.CancelFunc // nil for one that is not a build
+	waiters int                // guarded by Store.mu
+	// abandoned: nobody waited any more, so it was cancelled; guarded by Store.mu.
+	abandoned bool
 	build bool  // it built a snapshot; valid after done
 	err   error // valid after done
 }

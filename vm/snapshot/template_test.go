@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -274,6 +275,67 @@ func TestTemplateCloseEndsBuild(t *testing.T) {
 	if got := d.Machines(); len(got) != 0 {
 		t.Errorf("machines are left: %v", got)
 	}
+}
+
+// TestTemplateNobodyWaitsFor: the build goes on while one caller waits, and is cut short
+// with the last; the next caller gets a build of its own.
+func TestTemplateNobodyWaitsFor(t *testing.T) {
+	d := snapshottest.New()
+	s := openTest(t, t.TempDir(), testOptions(d))
+	spec := templateSpec(t, t.TempDir())
+	begun, ended := make(chan struct{}, 2), make(chan error, 2)
+	spec.Template.Prepare = func(ctx context.Context, _ *guest.Client) error {
+		begun <- struct{}{}
+		<-ctx.Done()
+		ended <- ctx.Err()
+		return ctx.Err()
+	}
+	var waiting sync.WaitGroup
+	wait := func() context.CancelFunc {
+		ctx, cancel := context.WithCancel(t.Context())
+		waiting.Go(func() { _, _, _ = s.Ensure(ctx, spec) })
+		return cancel
+	}
+	first := wait()
+	<-begun
+	second := wait()
+	for s.waiters(Key(spec, s.features)) != 2 {
+		runtime.Gosched()
+	}
+	first()
+	for s.waiters(Key(spec, s.features)) != 1 {
+		runtime.Gosched()
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("the build ended (%v) while somebody waited", err)
+	default:
+	}
+	second()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the build ended with %v", err)
+	}
+	waiting.Wait()
+	// At once, while the former may still clean up.
+	spec.Template.Prepare = nil
+	if ref, built, err := s.Ensure(t.Context(), spec); err != nil || !built {
+		t.Errorf("built %v, %v", built, err)
+	} else {
+		ref.Release()
+	}
+	if got := d.Machines(); len(got) != 0 {
+		t.Errorf("machines are left: %v", got)
+	}
+}
+
+// waiters is how many calls wait for the build of a key.
+func (s *Store) waiters(key string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.flights[key]; f != nil {
+		return f.waiters
+	}
+	return 0
 }
 
 // TestTemplateFaultAtEveryCall fails each call of the driver and of the file system in
