@@ -183,8 +183,11 @@ func (l *Ledger) makeRoom(w want) {
 				if e == own {
 					continue
 				}
-				entries = append(entries, e)
-				candidates = append(candidates, candidate{priority: p.priority(), inFlight: i == 1, created: e.created, budget: e.cost})
+				c := candidate{priority: p.priority(), inFlight: i == 1, budget: e.cost}
+				if !c.inFlight {
+					c.created = e.created // until then its refill writes it
+				}
+				entries, candidates = append(entries, e), append(candidates, c)
 			}
 		}
 	}
