@@ -58,6 +58,9 @@ func (s *Supply) wake(ctx context.Context, req Request, e *warmEntry, m *made) e
 	if err := e.machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
+	if e.conn != nil {
+		e.conn.Pause(false)
+	}
 	resumed := time.Now()
 	m.timings.Restore = resumed.Sub(start)
 	conn, err := s.reach(ctx, e)

@@ -108,6 +108,9 @@ type Conn interface {
 	// PowerOff asks the guest to end itself. An error is also how a guest that was
 	// quicker than its answer looks: then Err is not nil.
 	PowerOff(ctx context.Context) error
+	// Pause says that the machine stands still from now on, so that silence means
+	// nothing, or with false that it runs again.
+	Pause(paused bool)
 	// Err is nil while the connection stands.
 	Err() error
 	// Close ends it; what runs in the guest goes on. Idempotent.

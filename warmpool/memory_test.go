@@ -439,6 +439,8 @@ func (c *memoryConn) Ping(ctx context.Context) error {
 	return c.Err()
 }
 
+func (c *memoryConn) Pause(bool) {}
+
 func (c *memoryConn) PowerOff(context.Context) error {
 	c.m.exit()
 	return nil

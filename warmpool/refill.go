@@ -100,18 +100,20 @@ func (s *Supply) restoreEntry(ctx context.Context, e *warmEntry) error {
 		return fmt.Errorf("probe machine %q: %w", e.id(), err)
 	}
 	s.opts.Observer.Sampled(Sample{Metric: MetricReadyProbe, Duration: running.Probe + time.Since(start), Pool: e.pool, Template: e.template.ID()})
-	if err := pause(pctx, e.machine); err != nil {
+	if err := pause(pctx, e.machine, e.conn); err != nil {
 		return err
 	}
 	e.created = time.Now()
 	return s.opts.records.write(recordOfEntry(e, nil))
 }
 
-func pause(ctx context.Context, m vm.Machine) error {
+// pause lets a machine stand still, and its connection know that.
+func pause(ctx context.Context, m vm.Machine, conn Conn) error {
 	pauser, ok := m.(vm.Pauser)
 	if !ok {
 		return fmt.Errorf("pause machine %q: %w", m.ID(), vm.ErrNotSupported)
 	}
+	conn.Pause(true)
 	if err := pauser.Pause(ctx); err != nil {
 		return fmt.Errorf("pause machine %q: %w", m.ID(), err)
 	}

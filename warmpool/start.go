@@ -164,7 +164,7 @@ func (s *Supply) readopt(ctx context.Context, e *warmEntry) error {
 	if err := conn.Ping(ctx); err != nil {
 		return err
 	}
-	return pause(ctx, m)
+	return pause(ctx, m, conn)
 }
 
 // sweep deletes entries that an earlier process had not finished.

@@ -185,6 +185,9 @@ func (c guestConn) Client() *guest.Client { return c.client }
 // Ping is part of Conn.
 func (c guestConn) Ping(ctx context.Context) error { return c.client.Ping(ctx) }
 
+// Pause is part of Conn.
+func (c guestConn) Pause(paused bool) { c.client.Pause(paused) }
+
 // Err is part of Conn.
 func (c guestConn) Err() error { return c.client.Err() }
 

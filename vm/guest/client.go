@@ -97,6 +97,8 @@ type Client struct {
 	Process    processconnect.ProcessClient
 
 	conn *watchedConn
+	beat *heartbeat
+	wg   sync.WaitGroup // the heartbeat
 }
 
 // Dial greets the agent on a stream from vm.Machine.DialGuest, and checks that it
@@ -144,7 +146,8 @@ func (c *Client) check(ctx context.Context) error {
 // newClient puts HTTP/2 and the services on a stream that was greeted.
 func newClient(conn net.Conn, opts Options) (*Client, error) {
 	opts = opts.withDefaults()
-	watched := &watchedConn{Conn: conn, done: make(chan struct{})}
+	beat := newHeartbeat(opts.IdleTimeout, opts.PingTimeout)
+	watched := &watchedConn{Conn: conn, done: make(chan struct{}), heard: beat.hear}
 	t2, err := http2.ConfigureTransports(&http.Transport{
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
@@ -153,8 +156,6 @@ func newClient(conn net.Conn, opts Options) (*Client, error) {
 			MaxReceiveBufferPerConnection: maxConnBuffer,
 			MaxReceiveBufferPerStream:     maxStreamBuffer,
 			MaxDecoderHeaderTableSize:     4096,
-			SendPingTimeout:               opts.IdleTimeout,
-			PingTimeout:                   opts.PingTimeout,
 			WriteByteTimeout:              opts.IdleTimeout + opts.PingTimeout,
 		},
 	})
@@ -175,14 +176,23 @@ func newClient(conn net.Conn, opts Options) (*Client, error) {
 	}
 	direct := roundTripper{h2: h2, conn: watched}
 	const base = "http://guest"
-	return &Client{
+	beat.ping = h2.Ping
+	beat.lost = func() { _ = watched.Close() }
+	c := &Client{
 		Agent:      agentv1connect.NewAgentServiceClient(direct, base, options...),
 		Containers: agentv1connect.NewContainerServiceClient(direct, base, options...),
 		Volumes:    agentv1connect.NewVolumeServiceClient(direct, base, options...),
 		Process:    processconnect.NewProcessClient(direct, base, options...),
 		conn:       watched,
-	}, nil
+		beat:       beat,
+	}
+	c.wg.Go(func() { beat.run(watched.done) })
+	return c, nil
 }
+
+// Pause tells the connection that its machine stands still from now on, so that silence
+// says nothing about the guest, or with false that it runs again. Calls under way wait.
+func (c *Client) Pause(paused bool) { c.beat.pause(paused) }
 
 // Ping proves that the agent answers. The error is vm.ErrUnavailable, or ctx's.
 func (c *Client) Ping(ctx context.Context) error {
@@ -207,6 +217,8 @@ func (c *Client) Close() error {
 	// HTTP/2 ends with its connection. Its own Close may wait for a guest that reads
 	// nothing, and the error of a connection that is gone already tells nobody anything.
 	_ = c.conn.Close()
+	c.beat.pause(true) // ends a ping under way
+	c.wg.Wait()
 	return nil
 }
 
@@ -229,6 +241,7 @@ var errClosed = errors.New("closed by the host")
 // watchedConn notices the end of the connection, whoever causes it.
 type watchedConn struct {
 	net.Conn
+	heard func() // called when the guest sent something
 
 	once  sync.Once
 	done  chan struct{}
@@ -244,6 +257,9 @@ func (c *watchedConn) fail(cause error) {
 
 func (c *watchedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard()
+	}
 	if err != nil {
 		c.fail(err)
 	}

@@ -269,6 +269,36 @@ func TestLostConnection(t *testing.T) {
 	})
 }
 
+// TestPausedGuest: silence means nothing while a machine stands still, and is an end again
+// once it runs.
+func TestPausedGuest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guestEnd, hostEnd := net.Pipe()
+		go h2Guest(func(*http2.Framer, uint32) {})(guestEnd)
+		c, err := newClient(hostEnd, Options{IdleTimeout: 10 * time.Second, PingTimeout: 20 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * time.Second) // in the middle of a ping
+		c.Pause(true)
+		time.Sleep(time.Hour)
+		if err := c.Err(); err != nil {
+			t.Fatalf("lost while it stood still: %v", err)
+		}
+		c.Pause(false)
+		time.Sleep(29 * time.Second)
+		if err := c.Err(); err != nil {
+			t.Fatalf("lost too early: %v", err)
+		}
+		time.Sleep(2 * time.Second)
+		if err := c.Err(); !errors.Is(err, vm.ErrUnavailable) {
+			t.Errorf("a silent guest: %v", err)
+		}
+		_ = c.Close()
+		_ = guestEnd.Close()
+	})
+}
+
 func TestCancelledCallIsNotTheGuest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		guestEnd, hostEnd := net.Pipe()
