@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/test/cluster"
@@ -20,6 +22,7 @@ import (
 type fleet struct {
 	kubeconfig string
 	image      string
+	node       *cluster.Node // nil when the cluster was there
 	stops      []func()
 }
 
@@ -68,6 +71,7 @@ func (f *fleet) start(ctx context.Context, log io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	f.node = node
 	f.stops = append(f.stops, node.Stop)
 	f.stops = append([]func(){func() { _ = os.RemoveAll(dir) }}, f.stops...)
 	return nil
@@ -80,6 +84,39 @@ func (f *fleet) stop() {
 		f.stops[last]()
 		f.stops = f.stops[:last]
 	}
+}
+
+// phases are the parts of a pod's start, in order, as the node's metrics call them.
+var phases = []string{"schedule_seen", "image", "restore", "agent", "volumes", "container_start"}
+
+// profile tells where the time of the starts went: the mean of each phase, by path.
+func (f *fleet) profile(ctx context.Context, out io.Writer) error {
+	if f.node == nil {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "mean of a phase\t%s\n", strings.Join(paths, "\t"))
+	for _, phase := range phases {
+		fmt.Fprint(w, phase)
+		for _, path := range paths {
+			labels := []string{`phase="` + phase + `"`, `path="` + path + `"`}
+			sum, _, err := f.node.Metric(ctx, "vk_firkin_pod_start_phase_seconds_sum", labels...)
+			if err != nil {
+				return err
+			}
+			count, found, err := f.node.Metric(ctx, "vk_firkin_pod_start_phase_seconds_count", labels...)
+			if err != nil {
+				return err
+			}
+			if !found {
+				fmt.Fprint(w, "\t-")
+				continue
+			}
+			fmt.Fprintf(w, "\t%s", ms(time.Duration(sum/count*float64(time.Second))))
+		}
+		fmt.Fprintln(w)
+	}
+	return w.Flush()
 }
 
 var errTimeout = errors.New("not in time")

@@ -73,6 +73,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	r, err := b.measure(ctx, *samples)
+	if err == nil {
+		err = f.profile(ctx, stderr)
+	}
 	if err := errors.Join(err, b.cleanUp()); err != nil {
 		return err
 	}

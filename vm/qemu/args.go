@@ -25,9 +25,11 @@ const (
 	scratchBytes int64 = 16 << 30
 	// consoleBytes is what vm.Consoler promises; QEMU wants a power of two.
 	consoleBytes = 64 << 10
-	// translationMiB bounds TCG's buffer of translated code, which is private
-	// memory of every machine. QEMU's own default grows with the host (up to 1 GiB).
-	translationMiB = 32
+	// translationMiB bounds TCG's buffer of translated code, which is private memory of every
+	// machine, as far as it is used. When it is full, QEMU throws all of it away: with 32 the
+	// code of one container's making did not fit, and every start translated it anew, which
+	// made it four times as slow. QEMU's own default grows with the host, up to 1 GiB.
+	translationMiB = 128
 	// macAddress is the same in all machines: each has a network of its own.
 	macAddress = "52:54:00:f1:4b:01"
 )

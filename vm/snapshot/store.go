@@ -71,8 +71,8 @@ type flight struct {
 	waiters int                // guarded by Store.mu
 	// abandoned: nobody waited any more, so it was cancelled; guarded by Store.mu.
 	abandoned bool
-	build bool  // it built a snapshot; valid after done
-	err   error // valid after done
+	build     bool  // it built a snapshot; valid after done
+	err       error // valid after done
 }
 
 // Open opens the store for writing and creates it when it is absent. It takes the
