@@ -27,6 +27,17 @@ func TestTwoNodes(t *testing.T) {
 		nodes[name] = startOwnNode(t, cluster.NodeOptions{Name: name})
 		kubectl(t, "label", "node", name, "e2e.firkin.dev/fleet=two")
 	}
+	// A replica that is placed stays: pools are spread over the nodes that the controller knows
+	// when it places them.
+	for name := range nodes {
+		eventually(t, waitShort, "the ledger of "+name, func() error {
+			out, err := tryKubectl(t, "get", "nodeledger", name, "-o", "jsonpath={.status.capacity.memory}")
+			if err == nil && out == "" {
+				err = fmt.Errorf("it says nothing yet")
+			}
+			return err
+		})
+	}
 	apply(t, templateManifest(ns, "spread", simpleSetup))
 	pools := map[string]int32{"one": 2, "two": 2, "three": 3}
 	for name, replicas := range pools {
