@@ -2,8 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Checkoutbench measures how long a node takes to check a ready entry out, from the request
-// until the agent has answered, while nothing else happens and while a pool of another
-// template is being filled. It fails when the second is slower than it may be.
+// until the agent has answered: while nothing else happens, while a process of the host only
+// computes, and while a pool of another template is being filled. What a refill costs a
+// checkout beyond the processor that it uses is what they wait for each other, and it
+// fails when that is more than nothing.
 package main
 
 import (
@@ -13,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"syscall"
@@ -21,14 +24,31 @@ import (
 )
 
 // maxRefillCost is how much slower the 99th percentile may be while another template's pool
-// is being filled. On two processors the host's own scheduling is not free.
-const maxRefillCost = 1.5
+// is being filled than while another process computes: the rest is chance.
+const maxRefillCost = 1.3
+
+// kind is what happens beside a checkout.
+type kind string
+
+const (
+	kindQuiet   kind = "nothing else happens"
+	kindCompute kind = "another process computes"
+	kindRefill  kind = "another template's pool is being filled"
+)
+
+var kinds = []kind{kindQuiet, kindCompute, kindRefill}
+
+// envCompute makes this program the process that computes.
+const envCompute = "CHECKOUTBENCH_COMPUTE"
 
 // block is how many samples of a kind are taken before the other kind's turn, so that
 // what changes on the host falls on both.
 const block = 10
 
 func main() {
+	if os.Getenv(envCompute) != "" {
+		compute()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
@@ -57,37 +77,58 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := n.fill(ctx); err != nil {
 		return err
 	}
-	var quiet, busy []time.Duration
-	for len(busy) < *samples {
-		fmt.Fprintf(stderr, "%d of %d\n", len(busy), *samples)
-		for _, kind := range []struct {
-			refill bool
-			all    *[]time.Duration
-		}{{false, &quiet}, {true, &busy}} {
-			took, err := n.checkouts(ctx, kind.refill, block)
+	all := map[kind][]time.Duration{}
+	for len(all[kindRefill]) < *samples {
+		fmt.Fprintf(stderr, "%d of %d\n", len(all[kindRefill]), *samples)
+		for _, k := range kinds {
+			took, err := n.checkouts(ctx, k, block)
 			if err != nil {
 				return err
 			}
-			*kind.all = append(*kind.all, took...)
+			all[k] = append(all[k], took...)
 		}
 	}
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "checkout to agent answering, %d each\tmedian\tp90\tp99\tmax\n", *samples)
-	for _, row := range []struct {
-		what string
-		all  []time.Duration
-	}{{"nothing else happens", quiet}, {"another template's pool is being filled", busy}} {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.what, ms(percentile(row.all, 50)), ms(percentile(row.all, 90)), ms(percentile(row.all, 99)), ms(percentile(row.all, 100)))
+	for _, k := range kinds {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k, ms(percentile(all[k], 50)), ms(percentile(all[k], 90)), ms(percentile(all[k], 99)), ms(percentile(all[k], 100)))
 	}
-	cost := float64(percentile(busy, 99)) / float64(percentile(quiet, 99))
-	fmt.Fprintf(w, "p99, with / without\t%.2f\t(at most %.1f)\n", cost, maxRefillCost)
+	cost := float64(percentile(all[kindRefill], 99)) / float64(percentile(all[kindCompute], 99))
+	fmt.Fprintf(w, "p99, refill / computing\t%.2f\t(at most %.1f)\n", cost, maxRefillCost)
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	if cost > maxRefillCost {
-		return fmt.Errorf("a refill of another template makes the slowest checkouts %.2f times as slow, at most %.1f is allowed", cost, maxRefillCost)
+		return fmt.Errorf("a refill of another template makes the slowest checkouts %.2f times as slow as any other work on the host, at most %.1f is allowed", cost, maxRefillCost)
 	}
 	return nil
+}
+
+// compute uses one processor until it is killed, or its parent is gone.
+func compute() {
+	for os.Getppid() != 1 {
+		for x := range 1 << 24 {
+			_ = x * x
+		}
+	}
+	os.Exit(0)
+}
+
+// computing starts a process that computes; end ends it.
+func computing(ctx context.Context) (end func(), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Env = append(os.Environ(), envCompute+"=1", "GOMAXPROCS=1")
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}, nil
 }
 
 // percentile is by nearest rank.

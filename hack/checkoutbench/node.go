@@ -184,9 +184,10 @@ func (n *node) fill(ctx context.Context) error {
 	return n.until(ctx, "empty the other pool", func() bool { return n.pool(other).Ready == 0 && len(n.supply.Ledger().Machines) == 2 })
 }
 
-// checkouts measures some checkouts, each from a full pool. With refill the other pool is
-// being filled from before each until after it; otherwise nothing else happens.
-func (n *node) checkouts(ctx context.Context, refill bool, count int) ([]time.Duration, error) {
+// checkouts measures some checkouts, each from a full pool, while something else happens
+// from before each until after it.
+func (n *node) checkouts(ctx context.Context, k kind, count int) ([]time.Duration, error) {
+	refill := k == kindRefill
 	var all []time.Duration
 	for len(all) < count {
 		n.target(0)
@@ -204,7 +205,16 @@ func (n *node) checkouts(ctx context.Context, refill bool, count int) ([]time.Du
 			}
 			time.Sleep(time.Duration(len(all)) * 100 * time.Millisecond)
 		}
+		end := func() {}
+		if k == kindCompute {
+			var err error
+			if end, err = computing(ctx); err != nil {
+				return nil, err
+			}
+			time.Sleep(100 * time.Millisecond) // until it does
+		}
 		took, err := n.checkout(ctx)
+		end()
 		if err != nil {
 			return nil, err
 		}
