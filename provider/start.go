@@ -109,7 +109,11 @@ func (w *worker) acquire() {
 	keys := slices.Clone(s.plan.images)
 	w.log.Info("Acquiring machine", "machine", req.MachineID, "shape", req.Shape.String())
 	w.acts.Go(func() {
-		ctx, cancel := context.WithTimeout(w.start, acquireTimeout)
+		limit := acquireTimeout
+		if req.Template != nil {
+			limit += req.Template.Recipe.Limit() // it may have to be carried out first
+		}
+		ctx, cancel := context.WithTimeout(w.start, limit)
 		defer cancel()
 		lease, err := w.env.supply.Acquire(ctx, req)
 		answered := time.Now()

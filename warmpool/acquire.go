@@ -298,12 +298,16 @@ func (s *Supply) attempt(ctx context.Context, req Request, room *reservation, m 
 		defer snap.Release()
 	}
 	start = time.Now()
-	select {
-	case s.turns <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("wait for a turn to restore: %w", ctx.Err())
+	turns := s.turns
+	if snap == nil {
+		turns = s.boots // a set-up may take long: restores do not wait behind it
 	}
-	defer func() { <-s.turns }()
+	select {
+	case turns <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a turn to make a machine: %w", ctx.Err())
+	}
+	defer func() { <-turns }()
 	m.timings.Wait += time.Since(start)
 
 	cfg := vm.Config{Shape: req.Shape, Kit: s.opts.Kit, Images: slices.Clone(req.Images)}

@@ -154,13 +154,12 @@ func (s *shelves) setTargets(targets []Target, now time.Time) {
 // shape and every image it needs. Nil when there is none.
 func (s *shelves) find(w want) *warmEntry {
 	pools := s.byTemplate[w.template]
-	if w.pool != "" {
-		for _, p := range pools {
-			if p.name == w.pool {
-				pools = []*pool{p}
-				break
-			}
+	if w.pool != "" { // that one or none
+		i := slices.IndexFunc(pools, func(p *pool) bool { return p.name == w.pool })
+		if i < 0 {
+			return nil
 		}
+		pools = pools[i : i+1]
 	}
 	var outdated *warmEntry
 	for _, p := range pools {

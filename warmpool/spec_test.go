@@ -152,7 +152,7 @@ func TestCheckoutReport(t *testing.T) {
 		if p.watch.samples[MetricKillDelete] != 1 {
 			t.Errorf("samples %v", p.watch.samples)
 		}
-		p.supply.SnapshotBuilt("ns/a@r1 sha256:a:1", time.Minute, time.Second)
+		p.supply.SnapshotBuilt("ns/a", "ns/a@r1 sha256:a:1", time.Minute, time.Second)
 		st := p.supply.Status().Templates[0]
 		if st.Build != time.Minute || st.Save != time.Second || p.watch.samples[MetricColdTemplateBuild] != 1 || p.watch.samples[MetricSnapshotSave] != 1 {
 			t.Errorf("%+v, samples %v", st, p.watch.samples)

@@ -124,6 +124,9 @@ func (s *Supply) Start(ctx context.Context) error {
 		if errs[i] == nil && s.ledger.shelve(e) {
 			continue
 		}
+		if errs[i] != nil && ctx.Err() != nil {
+			continue // the node stops: the next process tries it
+		}
 		if errs[i] != nil {
 			s.opts.Logger.Warn("Deleting a warm machine of an earlier process", "machine", e.id(), "pool", e.pool, "error", errs[i])
 		}

@@ -150,6 +150,7 @@ type Supply struct {
 	ledger    *Ledger
 	templates *templates
 	turns     chan struct{} // restores for requests under way
+	boots     chan struct{} // cold boots for requests under way
 	wakes     chan struct{} // entries that are being woken for requests
 	kicks     chan struct{} // holds one: the pools are to be looked at
 	changes   chan struct{} // holds one: see Changes
@@ -184,6 +185,7 @@ func New(opts Options) (*Supply, error) {
 		opts:    opts,
 		ledger:  NewLedger(opts.Capacity),
 		turns:   make(chan struct{}, opts.Restores),
+		boots:   make(chan struct{}, opts.Restores),
 		wakes:   make(chan struct{}, opts.Wakes),
 		kicks:   make(chan struct{}, 1),
 		changes: make(chan struct{}, 1),

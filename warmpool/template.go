@@ -48,6 +48,7 @@ type templateState struct {
 	users    int // calls under way
 	status   TemplateStatus
 	retry    backoff // of builds
+	err      error   // of the last build, when it failed
 	breaker  breaker // of restores
 	// images are those that the snapshot is made with, once they are known.
 	images []SlotImage
@@ -93,6 +94,9 @@ func (t *templates) drop(st *templateState) {
 	name := nameOf(st.template)
 	if st.targeted || st.users > 0 || t.states[name] != st {
 		return
+	}
+	if st.retry.waits(time.Now()) && !t.closed {
+		return // it is known to fail; sync forgets it later
 	}
 	delete(t.states, name)
 	if st.pin != nil {
@@ -174,6 +178,9 @@ func pinAll(ctx context.Context, images Images, owner string, set []SlotImage) [
 func (t *templates) ensure(ctx context.Context, tmpl Template) (Source, Snapshot, bool, error) {
 	st, done := t.use(tmpl)
 	defer done()
+	if err := t.waits(st, time.Now()); err != nil {
+		return Source{}, nil, false, err
+	}
 	src, err := t.source(ctx, tmpl)
 	var snap Snapshot
 	built := false
@@ -195,10 +202,7 @@ func (t *templates) ensure(ctx context.Context, tmpl Template) (Source, Snapshot
 		if built && st.status.Build == 0 {
 			st.status.Build = took // until SnapshotBuilt tells better
 		}
-	case ctx.Err() != nil:
-		if st.status.Phase == TemplateBuilding {
-			st.status.Phase = TemplatePending
-		}
+	case ctx.Err() != nil: // says nothing about the template
 	default:
 		st.failed(time.Now(), t.supply.opts.templates, step, err)
 	}
@@ -208,11 +212,23 @@ func (t *templates) ensure(ctx context.Context, tmpl Template) (Source, Snapshot
 	return src, snap, built, err
 }
 
+// waits is the error of the last build while the next one is not due: a pod that asks
+// again does not make a broken template's commands run more often than they should.
+func (t *templates) waits(st *templateState, now time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if st.status.Phase != TemplateFailed || !st.retry.waits(now) {
+		return nil
+	}
+	return fmt.Errorf("the next try is in %s: %w", st.retry.until.Sub(now).Round(time.Second), st.err)
+}
+
 // failed notes why there is no snapshot.
 func (st *templateState) failed(now time.Time, p pauses, step recipe.Step, err error) {
 	if !st.retry.waits(now) { // several callers get the same error
 		st.retry = st.retry.failed(now, p, err.Error())
 	}
+	st.err = err
 	st.status.Phase, st.status.RetryAt = TemplateFailed, st.retry.until
 	st.status.Step, st.status.Message, st.status.Output = string(step), err.Error(), ""
 	if fault := (*recipe.StepError)(nil); errors.As(err, &fault) {
@@ -235,6 +251,9 @@ func (t *templates) sync(targeted map[templateName]Template, now time.Time) (nex
 			t.drop(st)
 			t.supply.changed()
 		}
+	}
+	for _, st := range t.states {
+		t.drop(st) // those that only waited for their next try
 	}
 	for _, tmpl := range targeted {
 		st := t.state(tmpl)
@@ -264,6 +283,9 @@ func (t *templates) build(ctx context.Context, st *templateState) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	st.cancel = nil
+	if err != nil && ctx.Err() != nil {
+		st.status.Phase = TemplatePending // cut short: nobody wanted it any more, or again
+	}
 	if err == nil {
 		if st.pin != nil {
 			st.pin.Release()
@@ -343,15 +365,18 @@ func (t *templates) list() []TemplateStatus {
 }
 
 // SnapshotBuilt tells the supply what the store measured: it is for the store's
-// events. build is all of it, save the save in it; zero is unknown.
-func (s *Supply) SnapshotBuilt(key string, build, save time.Duration) {
+// events. template is "namespace/name", empty for a base; build is all of it, save the
+// save in it.
+func (s *Supply) SnapshotBuilt(template, key string, build, save time.Duration) {
 	t := s.templates
-	id := ""
+	id := template
+	if id == "" {
+		build = 0 // only templates' builds are measured, but every save
+	}
 	t.mu.Lock()
 	for _, st := range t.states {
 		// The event comes before Ensure returns, when the key is not known yet.
-		if st.status.Key == key || st.status.Key == "" && st.status.Phase == TemplateBuilding {
-			id = st.template.ID()
+		if id != "" && st.template.ID() == id && (st.status.Key == key || st.status.Key == "" && st.status.Phase == TemplateBuilding) {
 			st.status.Key, st.status.Build, st.status.Save = key, build, save
 		}
 	}

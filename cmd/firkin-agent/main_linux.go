@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -32,6 +33,10 @@ const stateDir = "/run/firkin"
 // boot it is 1.5 MiB (and the binary 10 MiB beside it); the rest is room for busy
 // containers' output, and little enough for the smallest machine, of 128 MiB.
 const memoryLimit = 32 << 20
+
+// The agent's first thread stays with main. Threads that go into a container's mount
+// namespace end there, which the first one could not: the machine's own would be lost with it.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	// A container's first process begins as a copy of this program.
@@ -73,11 +78,11 @@ func run() error {
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	runtime, err := runc.New(runc.Options{ScratchDir: system.ScratchDir(), StateDir: stateDir, Logger: logger})
+	containers, err := runc.New(runc.Options{ScratchDir: system.ScratchDir(), StateDir: stateDir, Logger: logger})
 	if err != nil {
 		return err
 	}
-	server, err := agent.NewServer(agent.Options{System: system, Runtime: runtime, Version: system.Version(), Logger: logger})
+	server, err := agent.NewServer(agent.Options{System: system, Runtime: containers, Version: system.Version(), Logger: logger})
 	if err != nil {
 		return err
 	}

@@ -113,11 +113,7 @@ func (n *node) snapshotEvent(e snapshot.Event) {
 		n.provider.NodeEvent(warning, "Snapshot"+string(e.Type), snapshotMessage(e))
 	}
 	if e.Type == snapshot.EventBuilt && n.supply != nil {
-		build := e.Duration
-		if e.Kind != snapshot.KindTemplate {
-			build = 0 // only templates' builds are measured, but every save
-		}
-		n.supply.SnapshotBuilt(e.Key, build, e.Save)
+		n.supply.SnapshotBuilt(e.Template, e.Key, e.Duration, e.Save)
 	}
 	if e.Type == snapshot.EventQuarantined {
 		n.metrics.SnapshotQuarantined()

@@ -126,6 +126,9 @@ func (k *Keeper) observe(l *v1alpha1.NodeLedger) {
 	if l == nil || l.UID == before.uid && l.Generation == before.generation {
 		return
 	}
+	if l.UID != before.uid && len(before.targets) > 0 && l.Generation == 1 && len(l.Spec.Targets) == 0 && len(l.Spec.Templates) == 0 {
+		return // made again by this node, empty: the controller has not said anything yet
+	}
 	targets, faults := Targets(&l.Spec, before.targets, k.opts.Limits)
 	for _, f := range faults {
 		k.log.Warn("A pool cannot be kept as the ledger says", "pool", f.Namespace+"/"+f.Pool, "template", f.Template, "revision", f.Revision, "reason", f.Message)

@@ -67,7 +67,7 @@ func Run(ctx context.Context, client *guest.Client, r Recipe, opts Options) erro
 	if err := r.Validate(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout(), &timeoutError{r.timeout()})
+	ctx, cancel := context.WithTimeoutCause(ctx, r.Limit(), &timeoutError{r.Limit()})
 	defer cancel()
 	if err := setupPod(ctx, client, opts); err != nil {
 		return err
@@ -252,8 +252,9 @@ func describe(c Command) string {
 // fault is the error of a step that could not be carried out, with what stands behind it.
 func (m *machine) fault(ctx context.Context, step Step, index int, what, output string, err error) error {
 	e := &StepError{Step: step, Index: index, Output: output, Err: err}
-	if errors.Is(err, vm.ErrUnavailable) {
-		// Its connection ends a moment before anybody notices that the machine has.
+	if errors.Is(err, vm.ErrUnavailable) || connect.CodeOf(err) == connect.CodeDeadlineExceeded {
+		// Its connection ends a moment before anybody notices that the machine has, and the
+		// agent may find the deadline over a moment before this host does.
 		select {
 		case <-ctx.Done():
 		case <-time.After(endPatience):

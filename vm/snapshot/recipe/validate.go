@@ -102,7 +102,8 @@ func (r Recipe) Empty() bool {
 	return r.Checkout == nil && len(r.Setup) == 0 && len(r.WarmCache) == 0 && r.Start == nil && r.Readiness == nil
 }
 
-func (r Recipe) timeout() time.Duration {
+// Limit is how long all of it may take.
+func (r Recipe) Limit() time.Duration {
 	if r.Timeout == 0 {
 		return DefaultTimeout
 	}

@@ -244,8 +244,15 @@ func (w *waiting) close() {
 // release lets the waiting process execute the program. Errors: *agent.StartError.
 func (c *container) release() error {
 	w := c.waiting
-	c.waiting = nil
-	defer w.close()
+	executed := false
+	defer func() {
+		// When it failed, the streams stay open until the container is removed: the end of its
+		// output would tell the end of a process that has not begun, before this error is known.
+		if executed {
+			c.waiting = nil
+			w.close()
+		}
+	}()
 	data, err := json.Marshal(order{
 		Args: c.spec.Args, Env: withHome(c.env(nil, false), c.user.home), Dir: c.spec.WorkingDir,
 		UID: c.user.uid, GID: c.user.gid, Groups: c.user.groups,
@@ -269,6 +276,7 @@ func (c *container) release() error {
 	case len(fault) > 0:
 		return &agent.StartError{Err: errors.New(string(fault))}
 	}
+	executed = true
 	return nil
 }
 
