@@ -81,13 +81,15 @@ func TestRun(t *testing.T) {
 	if diff := cmp.Diff([]string{"template.start"}, containers(t, c)); diff != "" {
 		t.Errorf("containers: %s", diff)
 	}
-	stream, err := c.Containers.ReadOutput(t.Context(), connect.NewRequest(&agentv1.ReadOutputRequest{Id: "template.start"}))
-	if err != nil || !stream.Receive() {
+	stream, err := c.Containers.ReadOutput(t.Context(), connect.NewRequest(&agentv1.ReadOutputRequest{Id: "template.start", Follow: true}))
+	if err != nil {
 		t.Fatalf("output of start: %v", err)
 	}
 	var env []string
-	for _, rec := range stream.Msg().GetRecords() {
-		env = append(env, string(rec.GetData()))
+	for len(env) < 3 && stream.Receive() { // it may not have been written yet
+		for _, rec := range stream.Msg().GetRecords() {
+			env = append(env, string(rec.GetData()))
+		}
 	}
 	_ = stream.Close()
 	if diff := cmp.Diff([]string{"A=image", "B=recipe", "C=d"}, env); diff != "" {
@@ -192,7 +194,8 @@ func TestRunFails(t *testing.T) {
 		message string
 		output  string
 	}{
-		{"exit", recipe.Recipe{Setup: []recipe.Command{cmd("echo"), cmd("do", "echo out", "warn err", "exit 3")}}, recipe.StepSetup, 1, `command "do echo out warn err exit 3" ended with exit code 3`, "out\nerr"},
+		{"exit", recipe.Recipe{Setup: []recipe.Command{cmd("echo"), cmd("do", "echo out", "warn err", "exit 3")}}, recipe.StepSetup, 1, `command "do echo out warn err exit 3" ended with exit code 3`, "out"},
+		{"exit, both streams", recipe.Recipe{Setup: []recipe.Command{cmd("echo"), cmd("do", "echo out", "warn err", "exit 3")}}, recipe.StepSetup, 1, "ended with exit code 3", "err"}, // in no order
 		{"warm", recipe.Recipe{WarmCache: []recipe.Command{cmd("exit", "1")}}, recipe.StepWarmCache, 0, "exit code 1", ""},
 		{"no program", recipe.Recipe{Setup: []recipe.Command{cmd("nothing")}}, recipe.StepSetup, 0, "cannot be executed: exec: \"nothing\"", ""},
 		{"oom", recipe.Recipe{Setup: []recipe.Command{cmd("oom")}}, recipe.StepSetup, 0, "want of memory", ""},
