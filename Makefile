@@ -74,8 +74,16 @@ test-e2e: build ## User stories on a real control plane and real machines. KUBEC
 		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/...
 
 .PHONY: bench
-bench: guest bench-pods ## Paired benchmarks: restore against QEMU by hand, cold boot against restore, private memory; pods by each path.
+bench: guest bench-supply bench-pods bench-checkout ## All benchmarks; each fails when its target is missed. Wants a quiet machine.
 	$(GO) run ./hack/bench --kit $(KIT)/amd64
+
+.PHONY: bench-supply
+bench-supply: ## What the supply itself costs: an acquire from a warm entry, a plan of 1,000 pools over 10,000 entries.
+	$(GO) test -run '^$$' -bench 'AcquireWarm|Plan' ./warmpool
+
+.PHONY: bench-checkout
+bench-checkout: guest ## Checkouts of a ready entry on real machines, with and without a refill of another template.
+	$(GO) run ./hack/checkoutbench --kit $(KIT)/amd64
 
 .PHONY: bench-pods
 bench-pods: build guest controlplane ## Pods of one template, bound to first output: warm checkout, restore and cold boot.
