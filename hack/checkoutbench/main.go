@@ -24,8 +24,9 @@ import (
 )
 
 // maxRefillCost is how much slower the 99th percentile may be while another template's pool
-// is being filled than while another process computes: the rest is chance.
-const maxRefillCost = 1.3
+// is being filled than without: than the slower of the other two kinds, since a refill
+// also uses a processor. The rest is chance: it is the second slowest of a hundred.
+const maxRefillCost = 1.5
 
 // kind is what happens beside a checkout.
 type kind string
@@ -93,13 +94,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	for _, k := range kinds {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k, ms(percentile(all[k], 50)), ms(percentile(all[k], 90)), ms(percentile(all[k], 99)), ms(percentile(all[k], 100)))
 	}
-	cost := float64(percentile(all[kindRefill], 99)) / float64(percentile(all[kindCompute], 99))
-	fmt.Fprintf(w, "p99, refill / computing\t%.2f\t(at most %.1f)\n", cost, maxRefillCost)
+	without := max(percentile(all[kindQuiet], 99), percentile(all[kindCompute], 99))
+	cost := float64(percentile(all[kindRefill], 99)) / float64(without)
+	fmt.Fprintf(w, "p99, with a refill / without\t%.2f\t(at most %.1f)\n", cost, maxRefillCost)
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	if cost > maxRefillCost {
-		return fmt.Errorf("a refill of another template makes the slowest checkouts %.2f times as slow as any other work on the host, at most %.1f is allowed", cost, maxRefillCost)
+		return fmt.Errorf("a refill of another template makes the slowest checkouts %.2f times as slow, at most %.1f is allowed", cost, maxRefillCost)
 	}
 	return nil
 }
