@@ -8,9 +8,12 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 	"github.com/vk-firkin/vk-firkin/test/cluster"
@@ -111,4 +114,41 @@ func watchTargets(ctx context.Context, t *testing.T, ns string, pools map[string
 			}
 		}
 	}
+}
+
+// A pool that never gives way is a resource of its node: its room is not for other pods,
+// and a pod that requests it gets one of its machines.
+func TestReservedPool(t *testing.T) {
+	ns := poolNamespace(t)
+	allocatable := func(name string) string {
+		return kubectl(t, "get", "node", node.Name, "-o", `jsonpath={.status.allocatable.`+strings.ReplaceAll(name, ".", `\.`)+`}`)
+	}
+	before := resource.MustParse(allocatable("memory"))
+	apply(t, templateManifest(ns, "kept", simpleSetup))
+	apply(t, poolManifest(ns, "pool", "kept", 1, "reclaimPolicy: Never"))
+	waitPool(t, ns, "pool", "is full", full(1))
+	name := "warm.firkin.dev/" + ns + ".pool"
+	eventually(t, waitShort, "the node offers the pool", func() error {
+		memory := resource.MustParse(allocatable("memory"))
+		if out := allocatable(name); out != "1" || before.Value()-memory.Value() != 256<<20 {
+			return fmt.Errorf("%s is %q, allocatable memory went from %v to %v", name, out, before.Value(), memory.Value())
+		}
+		return nil
+	})
+	warm := checkouts(t, node, "warm")
+	pod := strings.Replace(templatePod(ns, "asks", "kept"), "metadata: {", "metadata: {annotations: {firkin.dev/template: kept}, ", 1)
+	pod = strings.Replace(pod, "  runtimeClassName: kept\n", "  tolerations: [{key: firkin.dev/machine, operator: Exists}]\n", 1)
+	apply(t, pod+"    resources: {limits: {"+name+": 1}}\n")
+	waitRunning(t, ns, "asks")
+	if got := checkouts(t, node, "warm"); got != warm+1 {
+		t.Errorf("%v warm checkouts, want %v", got, warm+1)
+	}
+	kubectl(t, "delete", "pod", "asks", "-n", ns, "--grace-period=1")
+	kubectl(t, "delete", "warmpool", "pool", "-n", ns)
+	eventually(t, waitShort, "the room is everybody's again", func() error {
+		if memory := resource.MustParse(allocatable("memory")); memory.Cmp(before) != 0 {
+			return fmt.Errorf("allocatable memory is %v, was %v", memory.Value(), before.Value())
+		}
+		return nil
+	})
 }
