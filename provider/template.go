@@ -51,7 +51,7 @@ type Templates interface {
 	OnChange(f func(namespace, name string))
 }
 
-// ErrInvalidTemplate: the template exists, and this node cannot make a machine of it. The
+// ErrInvalidTemplate means that the template exists, and this node cannot make a machine of it. The
 // message says what to change.
 var ErrInvalidTemplate = errors.New("invalid template")
 

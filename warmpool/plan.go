@@ -355,14 +355,6 @@ func (t *Target) warmCost() Budget {
 	return t.Warm
 }
 
-// activeCost is what a machine of the target costs once a pod has it.
-func (t *Target) activeCost() Budget {
-	if t.Active == (Budget{}) {
-		return BudgetOf(t.Template.Shape)
-	}
-	return t.Active
-}
-
 // pressureMessage tells why the disk is too full to refill, empty when it is not:
 // exactly the floor is enough. Pure.
 func pressureMessage(free, floor int64, err error) string {

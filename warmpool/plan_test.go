@@ -16,12 +16,11 @@ var planTime = time.Unix(1_000_000, 0)
 
 // stock builds a pool for a plan: fresh, outdated, aged and in-flight entries.
 type stock struct {
-	target                       Target
-	fresh, outdated, aged        int
-	inFlight, outdatedInFlight   int
-	gate                         gate
-	gone                         bool
-	entryMemory, desiredOverride int64
+	target                     Target
+	fresh, outdated, aged      int
+	inFlight, outdatedInFlight int
+	gate                       gate
+	gone                       bool
 }
 
 func (s stock) pool(name string) planPool {
@@ -177,8 +176,8 @@ func TestPressureMessage(t *testing.T) {
 
 func TestBackoffAndBreaker(t *testing.T) {
 	p := pauses{time.Second, 10 * time.Second}
-	for failures, want := range map[int]time.Duration{1: 1, 2: 2, 3: 4, 4: 8, 5: 10, 1000: 10} {
-		if got := p.after(failures); got != want*time.Second {
+	for failures, want := range map[int]int{1: 1, 2: 2, 3: 4, 4: 8, 5: 10, 1000: 10} {
+		if got := p.after(failures); got != time.Duration(want)*time.Second {
 			t.Errorf("after %d failures: %s", failures, got)
 		}
 	}

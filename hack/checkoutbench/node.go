@@ -203,7 +203,7 @@ func (n *node) checkouts(ctx context.Context, k kind, count int) ([]time.Duratio
 			if err := n.until(ctx, "a refill", func() bool { return n.pool(other).Restoring > 0 }); err != nil {
 				return nil, err
 			}
-			time.Sleep(time.Duration(len(all)) * 100 * time.Millisecond)
+			time.Sleep(time.Duration(len(all)) * 100 * time.Millisecond) //nolint:forbidigo // into the refill, by chance
 		}
 		end := func() {}
 		if k == kindCompute {
@@ -211,7 +211,7 @@ func (n *node) checkouts(ctx context.Context, k kind, count int) ([]time.Duratio
 			if end, err = computing(ctx); err != nil {
 				return nil, err
 			}
-			time.Sleep(100 * time.Millisecond) // until it does
+			time.Sleep(100 * time.Millisecond) //nolint:forbidigo // until it does; nothing tells
 		}
 		took, err := n.checkout(ctx)
 		end()

@@ -49,7 +49,10 @@ func (c *ControlPlane) StartController(ctx context.Context, binary, dir string, 
 		"controller", "--kubeconfig", kubeconfig, "--health-probe-address", m.health, "--metrics-address", "",
 		"--leader-elect-lease-duration", "3s",
 	}, args...)
-	return m, m.Start(ctx)
+	if err := m.Start(ctx); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // Start starts the process and waits until it says that it is ready.

@@ -84,7 +84,7 @@ func TestBadTemplates(t *testing.T) {
 // More than the fleet has, and numbers that are none.
 func TestAbsurdPools(t *testing.T) {
 	ns := poolNamespace(t)
-	apply(t, templateManifest(ns, "big", strings.Replace(simpleSetup, "setup", "setup", 1)))
+	apply(t, templateManifest(ns, "big", simpleSetup))
 	apply(t, poolManifest(ns, "too-many", "big", 5000, "perNode: {max: 1}"))
 	pool := waitPool(t, ns, "too-many", "says that the fleet is too small", func(p *v1alpha1.WarmPool) bool {
 		return meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionDegraded) && p.Status.Desired == 1

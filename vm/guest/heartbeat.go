@@ -5,6 +5,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,5 +100,5 @@ func (h *heartbeat) beat() bool {
 		h.hear()
 	}
 	// Only a pause cancels before the time is over.
-	return err == nil || context.Cause(ctx) == context.Canceled
+	return err == nil || errors.Is(ctx.Err(), context.Canceled)
 }

@@ -123,8 +123,9 @@ func tolerates(t corev1.Toleration, taint corev1.Taint) bool {
 		return true
 	case corev1.TolerationOpEqual, "":
 		return t.Key != "" && t.Value == taint.Value
+	default: // Lt and Gt are of a later Kubernetes than the taints of these nodes
+		return false
 	}
-	return false
 }
 
 // Assignment is a number of replicas for each pool and node. Zeros are left out.

@@ -219,7 +219,7 @@ func (s *sim) Update(_ context.Context, o client.Object) error {
 		s.classes[class.Name] = class
 		return nil
 	}
-	l := o.(*v1alpha1.NodeLedger) //nolint:errcheck // the controller updates nothing else
+	l := o.(*v1alpha1.NodeLedger)
 	s.writes["NodeLedger"]++
 	fault := s.rng.Float64()
 	before, after := fault < s.faults/2, fault < s.faults
@@ -277,7 +277,7 @@ func (s *sim) UpdateStatus(_ context.Context, o client.Object) error {
 
 func (s *sim) Create(_ context.Context, o client.Object) error {
 	s.writes["RuntimeClass"]++
-	class := o.(*nodev1.RuntimeClass) //nolint:errcheck // the controller creates nothing else
+	class := o.(*nodev1.RuntimeClass)
 	s.stamp(class)
 	s.classes[class.Name] = class
 	return nil

@@ -358,7 +358,7 @@ func TestController(t *testing.T) {
 		kubectl(t, "delete", "snapshottemplate/go")
 		eventually(t, 20*time.Second, "the RuntimeClass goes", func() error {
 			if err := admin.Get(t.Context(), client.ObjectKey{Name: "go"}, &nodev1.RuntimeClass{}); !apierrors.IsNotFound(err) {
-				return fmt.Errorf("it is there: %v", err)
+				return fmt.Errorf("it is there: %w", err)
 			}
 			return nil
 		})
@@ -386,7 +386,7 @@ func get(url, says string) error {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), says) {
-		return fmt.Errorf("%s, %d bytes without %q, %v", resp.Status, len(body), says, err)
+		return fmt.Errorf("%s, %d bytes without %q, %w", resp.Status, len(body), says, err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -83,7 +84,7 @@ func TestCheckoutWithGit(t *testing.T) {
 			for _, p := range c.plans() {
 				for _, command := range p {
 					cmd := exec.CommandContext(t.Context(), command.Args[0], command.Args[1:]...)
-					cmd.Env, cmd.Dir = append(env, gitEnv...), "/"
+					cmd.Env, cmd.Dir = slices.Concat(env, gitEnv), "/"
 					out, err := cmd.CombinedOutput()
 					if output = string(out); err != nil {
 						if !fallBack(output) {

@@ -151,7 +151,7 @@ func TestDigest(t *testing.T) {
 		}
 		seen[d] = name
 	}
-	if valid().Digest() != valid().Digest() {
+	if one, other := valid(), valid(); one.Digest() != other.Digest() {
 		t.Error("the digest is not stable")
 	}
 }
