@@ -236,6 +236,9 @@ func (cs *containers) start(ctx context.Context, c *container) error {
 	if c.failStart(startErr) {
 		cs.changed(c.id)
 	}
+	if run != nil {
+		run.Release() // there will be no output
+	}
 	return nil
 }
 

@@ -41,7 +41,7 @@ type pod struct {
 // create creates a container. Where one is prepared before each, one that does not take it
 // leaves one too many, and the agent soon refuses to prepare more.
 func (p *pod) create(ctx context.Context, m *agentv1.CreateContainerRequest) error {
-	if p.prepared {
+	if p.prepared && !m.GetTty() && !m.GetReadOnlyRoot() && m.GetWritableLayer() == "" { // those take none
 		if _, err := p.Containers.PrepareContainer(ctx, connect.NewRequest(&agentv1.PrepareContainerRequest{ImageSlot: m.GetImageSlot(), LowerLayers: m.GetLowerLayers()})); err != nil {
 			return err
 		}
