@@ -60,8 +60,10 @@ bin/demo wait --dir "$dir"
 bin/demo run --dir "$dir"
 
 step "Measured here, now"
-bin/bench --kit "bin/guest/$(go env GOARCH)" --samples 3 --json >"$dir/bench.json"
-bin/podbench --kubeconfig "$dir/cp/admin.kubeconfig" --image "$(bin/demo registry --dir "$dir")/busybox:latest" --samples 3 --json >"$dir/podbench.json"
+# A target that is missed, on a host that is busy with something else, does not end the demo.
+missed() { echo "(on a busy host: make bench repeats it with more samples)"; }
+bin/bench --kit "bin/guest/$(go env GOARCH)" --samples 3 --json >"$dir/bench.json" || missed
+bin/podbench --kubeconfig "$dir/cp/admin.kubeconfig" --image "$(bin/demo registry --dir "$dir")/busybox:latest" --samples 3 --json >"$dir/podbench.json" || missed
 bin/demo table --dir "$dir"
 
 if [ "${KEEP:-}" = 1 ]; then
