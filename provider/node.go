@@ -142,10 +142,36 @@ func nodeConditions(p Pressure, unhealthy error, old []corev1.NodeCondition, now
 }
 
 // NodeEvent tells the cluster's operators what happened to the node, for example
-// SnapshotQuarantined. It does not block.
+// SnapshotQuarantined. It does not block. What happens before Run is told when it has begun.
 func (p *Provider) NodeEvent(warning bool, reason, message string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.recording {
+		if len(p.early) < maxEarlyEvents {
+			p.early = append(p.early, func() { p.nodeEvent(warning, reason, message) })
+		}
+		return
+	}
+	p.nodeEvent(warning, reason, message)
+}
+
+// maxEarlyEvents bounds what is kept until Run: a node that starts has a few snapshots.
+const maxEarlyEvents = 100
+
+func (p *Provider) nodeEvent(warning bool, reason, message string) {
 	ref := &corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: p.opts.NodeName, UID: types.UID(p.opts.NodeName)} // the kubelet's events have the name as UID
 	p.kube.recorder.Event(ref, eventType(warning), reason, bound(message, maxEventMessage))
+}
+
+// record begins to tell events: there is somebody to take them now.
+func (p *Provider) record() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.recording = true
+	for _, tell := range p.early {
+		tell()
+	}
+	p.early = nil
 }
 
 // measureEvery is how often the host is looked at; its cost is a few system calls.

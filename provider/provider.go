@@ -94,7 +94,10 @@ type Provider struct {
 	notify  func(*corev1.Pod)                    // guarded by mu; virtual-kubelet's
 	pending map[types.NamespacedName]*corev1.Pod // guarded by mu; statuses to hand to notify
 	bell    chan struct{}                        // holds one when pending is not empty
-	wg      sync.WaitGroup                       // workers
+	// recording: events reach somebody; until then they are kept in early. Guarded by mu.
+	recording bool
+	early     []func()
+	wg        sync.WaitGroup // workers
 }
 
 // buriedFor is how long the UID of an ended pod is remembered. Calls about it can only

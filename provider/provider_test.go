@@ -4,9 +4,14 @@
 package provider_test
 
 import (
+	"context"
+	"path/filepath"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/podlog"
 )
 
 // A pod runs to its end, and its status tells how.
@@ -38,4 +43,31 @@ func TestPodRunsToCompletion(t *testing.T) {
 	w.awaitGone("ok")
 	w.awaitGone("bad")
 	w.awaitNothing()
+}
+
+// What happens to the node before it runs is told once there is somebody to take it.
+func TestNodeEventBeforeRun(t *testing.T) {
+	w := newWorld(t)
+	p, err := provider.New(provider.Options{
+		Client: w.client, NodeName: nodeName, StateDir: w.state, Supply: w.supply, Images: w.images,
+		Logs: podlog.New(filepath.Join(w.state, "pods"), podlog.Options{}), Node: provider.NodeOptions{Arch: "amd64"}, Recorder: w.events,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.NodeEvent(true, "SnapshotQuarantined", "it was damaged")
+	if w.events.has(nodeName, "SnapshotQuarantined") {
+		t.Error("told before there was anybody to take it")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	up, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- p.Run(ctx, func() { close(up) }) }()
+	<-up
+	if !w.events.has(nodeName, "Warning", "SnapshotQuarantined", "it was damaged") {
+		t.Errorf("not told: %s", w.events)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }

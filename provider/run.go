@@ -33,6 +33,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 		}
 		return err
 	}
+	p.record()
 	if err := p.kube.watchPods(p); err != nil {
 		return err
 	}
