@@ -252,6 +252,10 @@ func TestLedgerIsDeleted(t *testing.T) {
 		if l == nil || l.Status.Capacity.CPU.String() != "1" {
 			t.Fatalf("ledger is %+v", l)
 		}
+		// It is empty until the controller speaks: the pools stay as they were.
+		if got := sc.s.pools(); !slices.Equal(got, []string{"team/app=2"}) {
+			t.Errorf("targets are %v before the controller said anything", got)
+		}
 		// The same generation in another ledger is another specification.
 		m.setSpec(ledgerSpec(target("other")))
 		sc.wait(2 * time.Second)
