@@ -61,10 +61,39 @@ type Kit struct {
 	Cmdline string
 }
 
+// GuestOS is the operating system of a machine's guest.
+type GuestOS string
+
+// Guest operating systems. The empty string is Linux.
+const (
+	GuestLinux GuestOS = "linux"
+	GuestMacOS GuestOS = "macos"
+)
+
+// MacOS is an installation of macOS: what a machine of GuestMacOS boots from. The files
+// are absolute paths and never change: every machine gets clones of its own, disk and
+// auxiliary storage together, since they are of no use without each other.
+type MacOS struct {
+	// Digest identifies the installation: "sha256:" and 64 hex digits.
+	Digest string
+	// Disk is the raw image of the system's disk.
+	Disk string
+	// AuxiliaryStorage is what the boot loader keeps beside it.
+	AuxiliaryStorage string
+	// HardwareModel and MachineIdentifier are the framework's opaque data.
+	HardwareModel     []byte
+	MachineIdentifier []byte
+}
+
 // Config is what a machine is made of.
 type Config struct {
 	Shape Shape
-	Kit   Kit
+	// GuestOS is GuestLinux when empty.
+	GuestOS GuestOS `json:",omitempty"`
+	// Kit boots a Linux guest.
+	Kit Kit
+	// MacOS boots a macOS guest, which has no image slots: Images is empty then.
+	MacOS *MacOS `json:",omitempty"`
 	// Images are the files behind the image slots, in slot order, absolute paths,
 	// each exactly Features.SlotBytes long and unchanged until the machine is
 	// deleted. Fewer than Features.ImageSlots leave the others empty; more are
@@ -131,7 +160,13 @@ func ValidateID(id string) error {
 // Validate reports every fault of the configuration that can be seen without
 // touching the disk, joined, as ErrInvalidConfig.
 func (c Config) Validate(f Features) error {
+	if c.GuestOS == GuestMacOS {
+		return errors.Join(c.Shape.Validate(), c.validateMacOS(f))
+	}
 	errs := []error{c.Shape.Validate()}
+	if c.GuestOS != "" && c.GuestOS != GuestLinux {
+		errs = append(errs, fmt.Errorf("%w: guest operating system %q, want linux or macos", ErrInvalidConfig, c.GuestOS))
+	}
 	if c.Kit.Arch != f.Arch {
 		errs = append(errs, fmt.Errorf("%w: guest kit is for %q, this driver runs %q", ErrInvalidConfig, c.Kit.Arch, f.Arch))
 	}
@@ -140,6 +175,20 @@ func (c Config) Validate(f Features) error {
 	}
 	if len(c.Images) > f.ImageSlots {
 		errs = append(errs, fmt.Errorf("%w: %d images for %d image slots", ErrInvalidConfig, len(c.Images), f.ImageSlots))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateMacOS(f Features) error {
+	var errs []error
+	if f.MacOSGuests == 0 {
+		errs = append(errs, fmt.Errorf("%w: this driver on this host runs no macOS guests", ErrInvalidConfig))
+	}
+	if m := c.MacOS; m == nil || m.Digest == "" || m.Disk == "" || m.AuxiliaryStorage == "" || len(m.HardwareModel) == 0 || len(m.MachineIdentifier) == 0 {
+		errs = append(errs, fmt.Errorf("%w: the macOS installation is incomplete", ErrInvalidConfig))
+	}
+	if len(c.Images) > 0 {
+		errs = append(errs, fmt.Errorf("%w: %d images for a macOS guest, which has no image slots", ErrInvalidConfig, len(c.Images)))
 	}
 	return errors.Join(errs...)
 }

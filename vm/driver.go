@@ -29,7 +29,8 @@ type Driver interface {
 	// Create starts a machine cold from cfg.Kit. It returns when the hypervisor
 	// runs the guest, which is before the agent answers; the machine is running.
 	//
-	// Errors: ErrAlreadyExists, ErrInvalidConfig, ErrNoSpace, ErrUnavailable.
+	// Errors: ErrAlreadyExists, ErrInvalidConfig, ErrNoSpace, ErrLimitExceeded,
+	// ErrUnavailable.
 	Create(ctx context.Context, id string, cfg Config) (Machine, error)
 
 	// Restore makes a machine from the files that Saver.Save wrote to dir. The
@@ -167,6 +168,8 @@ type Features struct {
 	SlotBytes int64
 	// ScratchBytes is the size of the scratch disk.
 	ScratchBytes int64
+	// MacOSGuests is how many macOS guests may run at once on this host. 0: none.
+	MacOSGuests int
 	// Compatibility is an opaque digest over everything about driver, hypervisor,
 	// accelerator, device list and host that must be equal for a snapshot made by
 	// one Driver to be restored by another.

@@ -32,6 +32,10 @@ var (
 	// the snapshot is to be quarantined and built again.
 	ErrSnapshotInvalid = errors.New("snapshot cannot be restored")
 
+	// ErrLimitExceeded: the host runs as many machines of this kind as it may; two macOS
+	// guests is Apple's limit. It passes when one of them ends, sometimes seconds later.
+	ErrLimitExceeded = errors.New("the host's limit of machines is reached")
+
 	// ErrNoSpace: the host's disk or memory is exhausted.
 	ErrNoSpace = errors.New("no space left on host")
 )
