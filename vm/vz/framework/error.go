@@ -13,18 +13,18 @@ type Code int
 
 // Codes of VZErrorDomain.
 const (
-	CodeInternal                           Code = 1
-	CodeInvalidVirtualMachineConfiguration Code = 2
-	CodeInvalidVirtualMachineState         Code = 3
+	CodeInternal                             Code = 1
+	CodeInvalidVirtualMachineConfiguration   Code = 2
+	CodeInvalidVirtualMachineState           Code = 3
 	CodeInvalidVirtualMachineStateTransition Code = 4
-	CodeInvalidDiskImage                   Code = 5
-	CodeVirtualMachineLimitExceeded        Code = 6
-	CodeNetworkError                       Code = 7
-	CodeOutOfDiskSpace                     Code = 8
-	CodeOperationCancelled                 Code = 9
-	CodeNotSupported                       Code = 10
-	CodeSave                               Code = 11
-	CodeRestore                            Code = 12
+	CodeInvalidDiskImage                     Code = 5
+	CodeVirtualMachineLimitExceeded          Code = 6
+	CodeNetworkError                         Code = 7
+	CodeOutOfDiskSpace                       Code = 8
+	CodeOperationCancelled                   Code = 9
+	CodeNotSupported                         Code = 10
+	CodeSave                                 Code = 11
+	CodeRestore                              Code = 12
 	// CodeHostKey is undocumented: no login session with a key for the file ("-9 ...
 	// HostKey"), as on a Mac without a graphical session.
 	CodeHostKey Code = -9
