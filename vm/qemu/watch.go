@@ -6,14 +6,13 @@ package qemu
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
 const (
@@ -95,7 +94,7 @@ func (m *machine) serve(q *qmp, gone <-chan struct{}) {
 func (m *machine) connect(ctx context.Context) *qmp {
 	ctx, cancel := context.WithTimeout(ctx, qmpTimeout)
 	defer cancel()
-	conn, err := dialUnix(ctx, m.dir, qmpSocket)
+	conn, err := machinedir.DialUnix(ctx, m.dir, qmpSocket)
 	if err != nil {
 		return nil
 	}
@@ -211,7 +210,7 @@ func (m *machine) finish() {
 			}
 		}
 		m.exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: bounded(status)}
-		if err := writeJSON(m.dir, exitFile, m.exit); err != nil {
+		if err := machinedir.WriteJSON(m.dir, exitFile, m.exit); err != nil {
 			m.driver.log.Warn("Cannot record the exit of the machine", "machine", m.id, "err", err)
 		}
 	}
@@ -271,25 +270,4 @@ func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return strings.ToValidUTF8(strings.Join(strings.FieldsFunc(string(t.text), func(r rune) bool { return r == '\n' || r == '\r' }), "; "), "?")
-}
-
-// readTail reads the last limit bytes of a file; a file that is not there is empty.
-func readTail(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if os.IsNotExist(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	text, err := io.ReadAll(io.NewSectionReader(f, info.Size()-min(info.Size(), limit), limit))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	return text, nil
 }

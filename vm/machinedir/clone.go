@@ -1,7 +1,7 @@
 // Copyright The vk-firkin Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package machinedir
 
 import (
 	"fmt"
@@ -9,9 +9,9 @@ import (
 	"os"
 )
 
-// copySparse copies from to a new file to, keeping holes and, where the
+// CopySparse copies from to a new file to, keeping holes and, where the
 // filesystem can, sharing blocks.
-func copySparse(from, to string) (err error) {
+func CopySparse(from, to string) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
 		return err
@@ -23,18 +23,18 @@ func copySparse(from, to string) (err error) {
 	}
 	dst, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return noSpace(err)
+		return NoSpace(err)
 	}
 	defer func() {
 		if cerr := dst.Close(); err == nil {
-			err = noSpace(cerr)
+			err = NoSpace(cerr)
 		}
 	}()
 	if clone(dst, src) {
 		return nil
 	}
 	if err := dst.Truncate(info.Size()); err != nil {
-		return noSpace(err)
+		return NoSpace(err)
 	}
 	for at := int64(0); at < info.Size(); {
 		start, end, err := nextData(src, at, info.Size())
@@ -52,22 +52,22 @@ func copySparse(from, to string) (err error) {
 		}
 		// Between files this is copy_file_range, inside the kernel.
 		if _, err := io.CopyN(dst, src, end-start); err != nil {
-			return noSpace(err)
+			return NoSpace(err)
 		}
 		at = end
 	}
 	return nil
 }
 
-// sparseFile creates an empty file of size bytes without allocating any.
-func sparseFile(path string, size int64) error {
+// SparseFile creates an empty file of size bytes without allocating any.
+func SparseFile(path string, size int64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return noSpace(err)
+		return NoSpace(err)
 	}
 	if err := f.Truncate(size); err != nil {
 		f.Close()
-		return noSpace(err)
+		return NoSpace(err)
 	}
-	return noSpace(f.Close())
+	return NoSpace(f.Close())
 }
