@@ -116,13 +116,13 @@ func TestDependencies(t *testing.T) {
 // TestRulesCatch plants a violation of each rule.
 func TestRulesCatch(t *testing.T) {
 	planted := map[string]listed{
-		"vm is a leaf":                            {ImportPath: module + "/vm", Imports: []string{"golang.org/x/sys/unix"}},
-		"drivers know only vm and what they share":                    {ImportPath: module + "/vm/qemu", Imports: []string{module + "/vm", module + "/vm/guest"}},
-		"nothing below warmpool knows Kubernetes": {ImportPath: module + "/vm/guest/agent", Imports: []string{"k8s.io/api/core/v1"}},
-		"warmpool knows no Kubernetes":            {ImportPath: module + "/warmpool", Imports: []string{"sigs.k8s.io/yaml"}},
-		"no way back from vm":                     {ImportPath: module + "/vm/snapshot", Imports: []string{module + "/warmpool"}},
-		"no way back from warmpool":               {ImportPath: module + "/warmpool", Imports: []string{module + "/provider"}},
-		"only main packages name a driver":        {ImportPath: module + "/provider", Imports: []string{module + "/vm/qemu"}},
+		"vm is a leaf": {ImportPath: module + "/vm", Imports: []string{"golang.org/x/sys/unix"}},
+		"drivers know only vm and what they share": {ImportPath: module + "/vm/qemu", Imports: []string{module + "/vm", module + "/vm/guest"}},
+		"nothing below warmpool knows Kubernetes":  {ImportPath: module + "/vm/guest/agent", Imports: []string{"k8s.io/api/core/v1"}},
+		"warmpool knows no Kubernetes":             {ImportPath: module + "/warmpool", Imports: []string{"sigs.k8s.io/yaml"}},
+		"no way back from vm":                      {ImportPath: module + "/vm/snapshot", Imports: []string{module + "/warmpool"}},
+		"no way back from warmpool":                {ImportPath: module + "/warmpool", Imports: []string{module + "/provider"}},
+		"only main packages name a driver":         {ImportPath: module + "/provider", Imports: []string{module + "/vm/qemu"}},
 	}
 	for _, r := range rules {
 		p, ok := planted[r.name]
