@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+
+	"github.com/vk-firkin/vk-firkin/vm"
 )
 
 // CopySparse copies from to a new file to, keeping holes and, where the
@@ -70,4 +73,32 @@ func SparseFile(path string, size int64) error {
 		return NoSpace(err)
 	}
 	return NoSpace(f.Close())
+}
+
+// EnsureSize makes path a file of size bytes, without allocating any.
+func EnsureSize(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return NoSpace(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		f.Close()
+		return NoSpace(err)
+	}
+	return NoSpace(f.Close())
+}
+
+// CheckFile checks that path is absolute and names a regular file, of exactly size bytes
+// unless that is 0. Errors are vm.ErrInvalidConfig and name what the file is.
+func CheckFile(what, path string, size int64) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %s: %w", vm.ErrInvalidConfig, what, err)
+	case !filepath.IsAbs(path) || !info.Mode().IsRegular():
+		return fmt.Errorf("%w: %s %s, want the absolute path of a regular file", vm.ErrInvalidConfig, what, path)
+	case size > 0 && info.Size() != size:
+		return fmt.Errorf("%w: %s %s has %d bytes, want exactly %d", vm.ErrInvalidConfig, what, path, info.Size(), size)
+	}
+	return nil
 }

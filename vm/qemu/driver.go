@@ -119,8 +119,8 @@ func (d *Driver) prepare(ctx context.Context) error {
 			return machinedir.NoSpace(err)
 		}
 	}
-	if err := d.prepareEmptySlot(); err != nil {
-		return err
+	if err := machinedir.EnsureSize(d.emptySlot(), slotBytes); err != nil {
+		return fmt.Errorf("make the file behind empty image slots: %w", err)
 	}
 	d.sweepProbes(time.Now())
 	accelerator, err := d.chooseAccelerator(ctx, program)
@@ -148,19 +148,6 @@ func (d *Driver) prepare(ctx context.Context) error {
 
 // emptySlot is what stands behind image slots without an image.
 func (d *Driver) emptySlot() string { return filepath.Join(d.opts.StateDir, "empty-slot") }
-
-// prepareEmptySlot makes the file behind empty slots: all hole, and shared.
-func (d *Driver) prepareEmptySlot() error {
-	f, err := os.OpenFile(d.emptySlot(), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return machinedir.NoSpace(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(slotBytes); err != nil {
-		return fmt.Errorf("make the file behind empty image slots: %w", machinedir.NoSpace(err))
-	}
-	return nil
-}
 
 // Name is part of vm.Driver.
 func (d *Driver) Name() string { return Name }
@@ -280,24 +267,14 @@ func (d *Driver) claim(id string) (release func(), err error) {
 
 // checkFiles checks what Config.Validate cannot see: that the files are there.
 func checkFiles(cfg vm.Config) error {
-	var errs []error
-	check := func(what, path string, size int64) {
-		info, err := os.Stat(path)
-		switch {
-		case err != nil:
-			errs = append(errs, fmt.Errorf("%w: %s: %w", vm.ErrInvalidConfig, what, err))
-		case !filepath.IsAbs(path) || !info.Mode().IsRegular():
-			errs = append(errs, fmt.Errorf("%w: %s %s, want the absolute path of a regular file", vm.ErrInvalidConfig, what, path))
-		case size > 0 && info.Size() != size:
-			errs = append(errs, fmt.Errorf("%w: %s %s has %d bytes, want exactly %d", vm.ErrInvalidConfig, what, path, info.Size(), size))
-		}
+	errs := []error{
+		machinedir.CheckFile("guest kit's kernel", cfg.Kit.Kernel, 0),
+		machinedir.CheckFile("guest kit's initramfs", cfg.Kit.Initramfs, 0),
+		machinedir.CheckFile("guest kit's scratch", cfg.Kit.Scratch, scratchBytes),
 	}
-	check("guest kit's kernel", cfg.Kit.Kernel, 0)
-	check("guest kit's initramfs", cfg.Kit.Initramfs, 0)
-	check("guest kit's scratch", cfg.Kit.Scratch, scratchBytes)
 	for i, image := range cfg.Images {
 		if image != "" {
-			check(fmt.Sprintf("image of slot %d", i), image, slotBytes)
+			errs = append(errs, machinedir.CheckFile(fmt.Sprintf("image of slot %d", i), image, slotBytes))
 		}
 	}
 	return errors.Join(errs...)

@@ -28,7 +28,7 @@ type machine struct {
 	driver *Driver
 	id     string
 	dir    string
-	stderr *tail // nil for a machine that an earlier process started
+	stderr *process.Tail // nil for a machine that an earlier process started
 
 	// exited is closed once the machine has ended and exit is set.
 	exited chan struct{}

@@ -129,7 +129,7 @@ func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (
 		read.Close()
 		return nil, fmt.Errorf("start %s: %w", d.binary, machinedir.NoSpace(err))
 	}
-	m.stderr = collect(read)
+	m.stderr = process.Collect(read)
 	// After the start, which makes the files that it hands on blocking ones.
 	if err := setNonblock(write); err != nil {
 		d.log.Warn("The hypervisor may have to wait until its standard error is read", "machine", m.id, "err", err)
@@ -140,7 +140,7 @@ func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		write.Close()
-		<-m.stderr.done
+		<-m.stderr.Done()
 		m.stderr.Close()
 		return nil, d.startError(m, fmt.Errorf("%w: %w", vm.ErrUnavailable, err))
 	}
@@ -170,7 +170,7 @@ func (m *machine) abandon() {
 	m.process.Wait()
 	m.process.Reap()
 	m.process.Close()
-	<-m.stderr.done
+	<-m.stderr.Done()
 	m.stderr.Close()
 }
 
@@ -209,7 +209,7 @@ func (d *Driver) loadState(ctx context.Context, m *machine, q *qmp, s *snapshot)
 		return context.Cause(ctx)
 	}
 	// QEMU ends itself over a state that it cannot load.
-	m.stderr.settle()
+	m.stderr.Settle()
 	err = d.startError(m, err)
 	if errors.Is(err, vm.ErrNoSpace) {
 		return err
