@@ -32,6 +32,10 @@ type Framework interface {
 	// Errors are *Error: CodeInvalidVirtualMachineConfiguration, and whatever the framework says of
 	// disks it cannot open.
 	New(cfg Configuration) (Machine, error)
+
+	// NewIdentifier makes a machine identifier, the framework's opaque bytes, for a
+	// guest of this kind: the generic platform's and the Mac platform's differ.
+	NewIdentifier(os GuestOS) ([]byte, error)
 }
 
 // Machine is one VZVirtualMachine. The framework wants its calls one at a time, from
@@ -102,8 +106,8 @@ type Configuration struct {
 	GuestOS     GuestOS
 	CPUs        uint
 	MemoryBytes uint64
-	// MachineIdentifier is the framework's opaque identifier. Empty: a fresh one, which
-	// Identifier of the package's implementations makes.
+	// MachineIdentifier is what Framework.NewIdentifier has made. It is required: a
+	// machine with an identifier that nobody kept could be saved and never restored.
 	MachineIdentifier []byte
 
 	// Kernel, Initramfs and CommandLine boot a Linux guest.
