@@ -23,7 +23,9 @@ import (
 // the caller brings the function that finds it out.
 func New(host func() (framework.Host, error)) framework.Framework { return binding{host} }
 
-type binding struct{ host func() (framework.Host, error) }
+type binding struct {
+	host func() (framework.Host, error)
+}
 
 func (b binding) Host() (framework.Host, error) { return b.host() }
 
