@@ -64,12 +64,13 @@ func TestPlantedCalls(t *testing.T) {
 			}
 			planted := strings.Replace(string(source), plant.right, plant.wrong, 1)
 			_, faults := c.check(apple, map[string][]byte{path: []byte(planted)})
-			line := 1 + strings.Count(planted[:strings.Index(planted, plant.wrong)], "\n")
+			where := plant.wrong
 			if plant.name == "a method of the seam missing" {
 				// Found where the type is used as the interface.
-				line = 1 + strings.Count(planted[:strings.Index(planted, "return m, nil")], "\n")
+				where = "return m, nil"
 			}
-			at := fmt.Sprintf("vm/vz/apple/apple_darwin.go:%d:", line)
+			before, _, _ := strings.Cut(planted, where)
+			at := fmt.Sprintf("vm/vz/apple/apple_darwin.go:%d:", 1+strings.Count(before, "\n"))
 			if !slices.ContainsFunc(faults, func(fault string) bool {
 				return strings.Contains(filepath.ToSlash(fault), at) && strings.Contains(fault, plant.fault)
 			}) {

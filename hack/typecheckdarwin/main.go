@@ -28,8 +28,6 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	tags := flag.String("tags", "", "build tags, separated by commas")
 	tests := flag.Bool("tests", true, "check test files too")
 	flag.Parse()
@@ -37,7 +35,10 @@ func main() {
 	if len(patterns) == 0 {
 		patterns = []string{"./..."}
 	}
-	if err := run(ctx, listing{dir: ".", patterns: patterns, tags: *tags, tests: *tests}, os.Stderr); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, listing{dir: ".", patterns: patterns, tags: *tags, tests: *tests}, os.Stderr)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "typecheckdarwin:", err)
 		os.Exit(1)
 	}

@@ -78,8 +78,8 @@ var states = map[vz.VirtualMachineState]framework.State{
 }
 
 // noListener are the errors of a connection that the guest turned down. A reset is what
-// hosts report while nothing listens on the port (Lakr233/vphone-cli #192); the other is
-// the usual name for the same.
+// others report while nothing listens on the port (Lakr233/vphone-cli #192); the other is
+// the usual name for the same. We have seen neither.
 var noListener = map[framework.Code]bool{framework.Code(syscall.ECONNRESET): true, framework.Code(syscall.ECONNREFUSED): true}
 
 func (binding) NewIdentifier(os framework.GuestOS) ([]byte, error) {
@@ -230,8 +230,8 @@ func setNetwork(config *vz.VirtualMachineConfiguration, cfg framework.Configurat
 	if err := errors.Join(deviceErr, addressErr); err != nil {
 		return err
 	}
-	// For an address of another length the binding holds nil and says nothing.
-	if !bytes.Equal(address.HardwareAddr(), cfg.MAC) {
+	// For what is no address the binding holds nil and says nothing.
+	if len(cfg.MAC) == 0 || !bytes.Equal(address.HardwareAddr(), cfg.MAC) {
 		return invalid("MAC address %q", cfg.MAC)
 	}
 	device.SetMACAddress(address)
@@ -337,14 +337,15 @@ func (m *machine) SaveRestoreSupport() error {
 }
 
 func (m *machine) Connect(port uint32) (net.Conn, error) {
-	for _, device := range m.machine.SocketDevices() {
-		conn, err := device.Connect(port)
-		if err != nil {
-			return nil, refused(translate(fmt.Sprintf("connect to port %d", port), err))
-		}
-		return conn, nil
+	sockets := m.machine.SocketDevices()
+	if len(sockets) == 0 {
+		return nil, invalid("no socket device")
 	}
-	return nil, invalid("no socket device")
+	conn, err := sockets[0].Connect(port)
+	if err != nil {
+		return nil, refused(translate(fmt.Sprintf("connect to port %d", port), err))
+	}
+	return conn, nil
 }
 
 func (m *machine) Close() error {

@@ -23,8 +23,8 @@ var imports = []string{
 }
 
 // ranges are what may be gone through: the configuration's lists, the table of devices,
-// what the framework lists, and forward's channel.
-var ranges = []string{"devices", "cfg.Disks", "m.machine.SocketDevices()", "from"}
+// and forward's channel.
+var ranges = []string{"devices", "cfg.Disks", "from"}
 
 // bindingFaults says where the binding decides something, as far as its source shows it.
 //

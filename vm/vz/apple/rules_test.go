@@ -92,7 +92,7 @@ func TestOneToOne(t *testing.T) {
 				return true
 			}
 			selector, ok := call.Fun.(*ast.SelectorExpr)
-			if ok && slices.Contains([]string{"m.machine", "m.config", "device", "vz"}, text(selector.X)) {
+			if ok && slices.Contains([]string{"m.machine", "m.config", "sockets[0]", "vz"}, text(selector.X)) {
 				got[fn.Name.Name] = append(got[fn.Name.Name], selector.Sel.Name)
 			}
 			return true
