@@ -68,7 +68,7 @@ var rules = []rule{
 	{
 		name: "only the binding names Virtualization.framework", of: []string{module}, except: []string{module + "/vm/vz/apple"},
 		deny: []string{"github.com/Code-Hex/vz"}, direct: true,
-		why: "what no test can run stays in one file",
+		why: "what only a Mac can run stays in one file",
 	},
 	{
 		name: "only main packages name a driver", of: []string{module}, except: append([]string{module + "/cmd", module + "/hack", module + "/test"}, drivers...), deny: drivers,

@@ -10,6 +10,10 @@
 // states and errors into ours. Anywhere else New gives a framework that refuses every
 // call, so that one source builds everywhere.
 //
+// Without a Mac the file is type-checked against the real module (make
+// typecheck-darwin) and run against a stand-in for it (TestAgainstFake). What the
+// framework makes of the calls, only a Mac shows.
+//
 // What the binding cannot mend, and who lives with it (vz v3.7.1):
 //
 //   - It holds file descriptors by number and releases a machine when its Go object is

@@ -18,8 +18,8 @@ const (
 	maxLines    = 400
 )
 
-// TestBindingIsThin holds the one file that no test here can run to the rules of
-// bindingFaults. Nothing in them needs a Mac: they read the source.
+// TestBindingIsThin holds the one file that no test here can run on the framework to
+// the rules of bindingFaults. Nothing in them needs a Mac: they read the source.
 func TestBindingIsThin(t *testing.T) {
 	for _, fault := range bindingFaults(t, source(t)) {
 		t.Error(fault)
