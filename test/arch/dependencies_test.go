@@ -69,6 +69,11 @@ var rules = []rule{
 		why: "provider -> warmpool -> vm, and no way back",
 	},
 	{
+		name: "only the binding names Virtualization.framework", of: []string{module}, except: []string{module + "/vm/vz/apple"},
+		deny: []string{"github.com/Code-Hex/vz"}, direct: true,
+		why: "what only a Mac can run stays in one file",
+	},
+	{
 		name: "only main packages name a driver", of: []string{module}, except: append([]string{module + "/cmd", module + "/hack", module + "/test"}, drivers...), deny: drivers,
 		why: "the driver is chosen where everything is wired",
 	},
@@ -82,9 +87,11 @@ type listed struct {
 }
 
 func TestDependencies(t *testing.T) {
-	for _, goos := range []string{"linux", "darwin"} {
-		t.Run(goos, func(t *testing.T) {
-			packages := list(t, goos)
+	// With cgo darwin has the file that calls Virtualization.framework. Listing needs
+	// no compiler.
+	for _, target := range []struct{ name, goos, cgo string }{{"linux", "linux", "0"}, {"darwin", "darwin", "0"}, {"darwin with cgo", "darwin", "1"}} {
+		t.Run(target.name, func(t *testing.T) {
+			packages := list(t, target.goos, target.cgo)
 			standard := map[string]bool{}
 			for _, p := range packages {
 				standard[p.ImportPath] = p.Standard
@@ -123,6 +130,8 @@ func TestRulesCatch(t *testing.T) {
 		"no way back from vm":                      {ImportPath: module + "/vm/snapshot", Imports: []string{module + "/warmpool"}},
 		"no way back from warmpool":                {ImportPath: module + "/warmpool", Imports: []string{module + "/provider"}},
 		"only main packages name a driver":         {ImportPath: module + "/provider", Imports: []string{module + "/vm/qemu"}},
+
+		"only the binding names Virtualization.framework": {ImportPath: module + "/vm/vz", Imports: []string{"github.com/Code-Hex/vz/v3"}},
 	}
 	for _, r := range rules {
 		p, ok := planted[r.name]
@@ -180,12 +189,12 @@ func under(path, root string) bool {
 }
 
 // list returns the repository's packages with all they depend on, as the target
-// sees them. cgo is off: that is how everything but the agent is built.
-func list(t *testing.T, goos string) []listed {
+// sees them. cgo is off where everything but the agent is built so.
+func list(t *testing.T, goos, cgo string) []listed {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-deps", "-json=ImportPath,Standard,Imports,Deps", "./...")
 	cmd.Dir = "../.."
-	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH=arm64", "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH=arm64", "CGO_ENABLED="+cgo)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

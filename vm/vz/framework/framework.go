@@ -24,18 +24,18 @@ type Framework interface {
 	// screen is locked, a user logs out.
 	Host() (Host, error)
 
-	// NewIdentifier makes a fresh machine identifier for a guest of this kind:
-	// VZGenericMachineIdentifier, or VZMacMachineIdentifier.
-	NewIdentifier(os GuestOS) ([]byte, error)
-
 	// New validates a configuration and makes a machine of it, stopped. The files that
 	// cfg names are opened and, but for read-only disks, are this machine's alone.
 	// cfg.Network and cfg.Console stay the caller's to close, and must stay open while
 	// the machine lives.
 	//
-	// Errors are *Error: CodeInvalidVirtualMachineConfiguration, and whatever the framework says of
-	// disks it cannot open.
+	// Errors wrap *Error: CodeInvalidVirtualMachineConfiguration, and whatever the framework
+	// says of disks it cannot open; fs.ErrNotExist for files that are not there.
 	New(cfg Configuration) (Machine, error)
+
+	// NewIdentifier makes a machine identifier, the framework's opaque bytes, for a
+	// guest of this kind: the generic platform's and the Mac platform's differ.
+	NewIdentifier(os GuestOS) ([]byte, error)
 }
 
 // Machine is one VZVirtualMachine. The framework wants its calls one at a time, from
@@ -106,7 +106,8 @@ type Configuration struct {
 	GuestOS     GuestOS
 	CPUs        uint
 	MemoryBytes uint64
-	// MachineIdentifier is the framework's opaque identifier (Framework.NewIdentifier).
+	// MachineIdentifier is what Framework.NewIdentifier has made. It is required: a
+	// machine with an identifier that nobody kept could be saved and never restored.
 	MachineIdentifier []byte
 
 	// Kernel, Initramfs and CommandLine boot a Linux guest.
