@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,14 +97,11 @@ func condition(t *testing.T, list []corev1.NodeCondition, kind corev1.NodeCondit
 }
 
 // keeper runs a node's keeper in a bubble until the test ends.
-func keeper(t *testing.T, m *macs, objects ...runtime.Object) (*nodeKeeper, *told) {
+func keeper(t *testing.T, o NodeOptions, objects ...runtime.Object) (*nodeKeeper, *told) {
 	t.Helper()
 	r := &told{}
 	p := &Provider{kube: &kube{recorder: r}, recording: true, log: slog.New(slog.DiscardHandler),
-		opts: Options{NodeName: "node-a", Client: fake.NewClientset(objects...), Node: NodeOptions{Arch: "arm64"}}}
-	if m != nil {
-		p.opts.Node.Examine = m.examine
-	}
+		opts: Options{NodeName: "node-a", Client: fake.NewClientset(objects...), Node: o}}
 	_, k, err := p.nodeController(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +122,7 @@ func TestHostConditions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &macs{status: map[corev1.NodeConditionType]corev1.ConditionStatus{screenLocked: "False", keychainLocked: "True"}}
 		began := time.Now()
-		k, r := keeper(t, m)
+		k, r := keeper(t, NodeOptions{Examine: m.examine})
 		first := k.node.DeepCopy().Status.Conditions
 		if c := condition(t, first, screenLocked); c.Status != "False" || c.Reason != "ScreenLockedFalse" || c.Message != "ScreenLocked is False" || !c.LastTransitionTime.Time.Equal(began) {
 			t.Errorf("screen: %+v", c)
@@ -180,9 +178,13 @@ func TestHostConditions(t *testing.T) {
 func TestHostExaminationHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &macs{status: map[corev1.NodeConditionType]corev1.ConditionStatus{screenLocked: "False", keychainLocked: "False"}}
-		k, r := keeper(t, m)
-		var sick error
-		k.p.opts.Node.Healthy = func(context.Context) error { return sick }
+		var sick atomic.Bool
+		_, r := keeper(t, NodeOptions{Examine: m.examine, Healthy: func(context.Context) error {
+			if sick.Load() {
+				return errors.New("no machines")
+			}
+			return nil
+		}})
 		stuck := make(chan struct{})
 		m.mu.Lock()
 		m.stuck = stuck
@@ -196,7 +198,7 @@ func TestHostExaminationHangs(t *testing.T) {
 		if c := condition(t, node.Status.Conditions, screenLocked); c.Status != "Unknown" || c.Reason != reasonNotExamined {
 			t.Errorf("screen: %+v", c)
 		}
-		sick = errors.New("no machines")
+		sick.Store(true)
 		time.Sleep(10 * examineEvery)
 		synctest.Wait()
 		if _, node = r.take(); node == nil || condition(t, node.Status.Conditions, corev1.NodeReady).Status != "False" {
@@ -222,13 +224,13 @@ func TestHostExaminationHangs(t *testing.T) {
 func TestHostConditionsOfTheProcessBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &macs{status: map[corev1.NodeConditionType]corev1.ConditionStatus{screenLocked: "True", keychainLocked: "False"}}
-		k, r := keeper(t, m)
+		k, r := keeper(t, NodeOptions{Examine: m.examine})
 		r.take()
 		began := time.Now()
 		old := k.node.DeepCopy()
 		time.Sleep(24 * time.Hour)
 		m.set(keychainLocked, "True")
-		k, r = keeper(t, &macs{status: m.status}, old)
+		k, r = keeper(t, NodeOptions{Examine: (&macs{status: m.status}).examine}, old)
 		if events, _ := r.take(); !slices.Equal(events, []string{"Warning KeychainLockedTrue: KeychainLocked is True"}) {
 			t.Errorf("events %q", events)
 		}
@@ -243,7 +245,7 @@ func TestHostConditionsOfTheProcessBefore(t *testing.T) {
 // A host that is not examined, as on Linux, has the kubelet's conditions and no others.
 func TestNoHostConditions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k, r := keeper(t, nil)
+		k, r := keeper(t, NodeOptions{})
 		time.Sleep(3 * examineEvery)
 		synctest.Wait()
 		var types []string
