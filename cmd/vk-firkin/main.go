@@ -55,7 +55,7 @@ Next steps:
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newDoctorCommand(), newVersionCommand())
+	cmd.AddCommand(newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newDoctorCommand(), newVersionCommand(), newShimCommand())
 	return cmd
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,20 +31,10 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider/podlog"
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
-	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
 	"github.com/vk-firkin/vk-firkin/vm/image"
-	"github.com/vk-firkin/vk-firkin/vm/qemu"
+	"github.com/vk-firkin/vk-firkin/vm/network"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 	"github.com/vk-firkin/vk-firkin/warmpool"
-)
-
-// The inside of a machine's own user-mode network, the same for every machine. These
-// are the addresses that QEMU's user network (libslirp) has by default.
-const (
-	machineAddress    = "10.0.2.15"
-	machinePrefix     = "/24"
-	machineGateway    = "10.0.2.2"
-	machineNameserver = "10.0.2.3"
 )
 
 func newNodeCommand() *cobra.Command {
@@ -157,29 +148,6 @@ func (n *node) makeClient(context.Context) error {
 	return nil
 }
 
-// makeDriver loads the guest kit and opens the driver, which may boot the kit once to
-// find out how guests are best run here.
-func (n *node) makeDriver(ctx context.Context) (err error) {
-	if n.kit, err = kit.Load(n.GuestKit); err != nil {
-		return fmt.Errorf("load guest kit (make guest builds it; --guest-kit says where it is): %w", err)
-	}
-	manifest, err := kit.ReadManifest(n.GuestKit)
-	if err != nil {
-		return err
-	}
-	n.kernel = manifest.KernelRelease
-	driver, err := qemu.Open(ctx, qemu.Options{
-		StateDir: n.StateDir, CacheDir: n.CacheDir, Arch: n.kit.Arch, Accelerator: n.Accelerator, Kit: n.kit, Logger: n.log("qemu"),
-	})
-	if err != nil {
-		return err
-	}
-	n.driver = driver
-	n.onClose(driver.Close)
-	n.logger.Info("Opened driver", "driver", driver.Name(), "accelerator", driver.Features().Accelerator, "arch", driver.Features().Arch)
-	return nil
-}
-
 // makeSupply opens the snapshots and the ledger over them.
 func (n *node) makeSupply(ctx context.Context) error {
 	memory, err := hostMemory()
@@ -211,7 +179,7 @@ func (n *node) makeSupply(ctx context.Context) error {
 		// More than one: a template whose set-up hangs until its time-out must not keep the
 		// others waiting.
 		Builds:  max(2, runtime.NumCPU()),
-		Network: &agentv1.Network{Address: machineAddress + machinePrefix, Gateway: machineGateway, Nameservers: []string{machineNameserver}}, OnEvent: n.snapshotEvent,
+		Network: &agentv1.Network{Address: network.Address, Gateway: network.Gateway, Nameservers: []string{network.Nameserver}}, OnEvent: n.snapshotEvent,
 	}); err != nil {
 		return err
 	}
@@ -255,8 +223,8 @@ func (n *node) makeProvider(context.Context) (err error) {
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
 			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure, Healthy: n.healthy, Examine: n.examination(),
 		},
-		DNS:            provider.DNS{Machine: []string{machineNameserver}},
-		MachineAddress: machineAddress,
+		DNS:            provider.DNS{Machine: []string{network.Nameserver}},
+		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),
 	})
 	return err

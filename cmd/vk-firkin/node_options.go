@@ -38,6 +38,7 @@ type nodeOptions struct {
 	MetricsAddress string
 
 	GuestKit    string
+	Driver      string
 	Accelerator string
 	Shapes      []string
 	Prepare     []string
@@ -138,6 +139,7 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.ClientCA, "client-ca-file", "", "authority of the API server's client certificate")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", "127.0.0.1:10255", "where Prometheus metrics are served in plain HTTP; loopback only, empty for nowhere")
 	flags.StringVar(&o.GuestKit, "guest-kit", filepath.Join("bin", "guest", runtime.GOARCH), "folder of the guest kit, built by make guest")
+	flags.StringVar(&o.Driver, "driver", defaultDriver(), "hypervisor: vz (Virtualization.framework, on a Mac) or qemu")
 	flags.StringVar(&o.Accelerator, "accelerator", "", "how QEMU runs guests: kvm, tcg, or empty for the best that boots the guest kit here")
 	flags.StringSliceVar(&o.Shapes, "shapes", nil, "sizes that machines may have, as VCPUSxMEMORY: 1x256Mi,2x1Gi (default: a ladder up to what the host has)")
 	flags.StringSliceVar(&o.Prepare, "prepare", nil, "shapes whose base snapshots are built at start (default: the smallest; \"none\" for none)")
@@ -194,6 +196,7 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 			fault("%s is missing: without it the API server cannot fetch logs or run commands", flag)
 		}
 	}
+	note(checkDriver(o.Driver))
 	if o.KubeletPort < 1 || o.KubeletPort > 65535 {
 		fault("--kubelet-port %d: want 1 to 65535", o.KubeletPort)
 	}

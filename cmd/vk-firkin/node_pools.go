@@ -15,6 +15,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/nodeledger"
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/network"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 	"github.com/vk-firkin/vk-firkin/warmpool"
@@ -30,7 +31,7 @@ func (n *node) openSupply(capacity warmpool.Budget) (err error) {
 		pending = -1
 	}
 	n.supply, err = warmpool.New(warmpool.Options{
-		Driver: n.driver, Store: warmpool.FromStore(n.snapshots, warmpool.StoreOptions{Image: n.imageConfig, Nameservers: []string{machineNameserver}}), Images: supplyImages{n.pinned}, Kit: n.kit, Logger: n.log("warmpool"),
+		Driver: n.driver, Store: warmpool.FromStore(n.snapshots, warmpool.StoreOptions{Image: n.imageConfig, Nameservers: []string{network.Nameserver}}), Images: supplyImages{n.pinned}, Kit: n.kit, Logger: n.log("warmpool"),
 		Capacity: capacity, RecordsDir: filepath.Join(n.StateDir, "warm"), Observer: n.metrics,
 		Refills: n.Refills, QueueLength: pending, QueueWait: n.PendingTimeout,
 		RefillFloorBytes: floor, FreeBytes: func() (int64, error) {

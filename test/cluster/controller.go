@@ -44,11 +44,9 @@ func (c *ControlPlane) StartController(ctx context.Context, binary, dir string, 
 		return nil, err
 	}
 	m := &Controller{LogPath: filepath.Join(dir, "controller.log"), binary: binary, health: "127.0.0.1:" + strconv.Itoa(health)}
-	// A lease that a killed controller held keeps the next one waiting.
-	m.args = append([]string{
-		"controller", "--kubeconfig", kubeconfig, "--health-probe-address", m.health, "--metrics-address", "",
-		"--leader-elect-lease-duration", "3s",
-	}, args...)
+	// The lease has its default, 15 s: with less, a host that is busy for a moment costs the
+	// controller its lease, and nothing here starts it again as a Deployment would.
+	m.args = append([]string{"controller", "--kubeconfig", kubeconfig, "--health-probe-address", m.health, "--metrics-address", ""}, args...)
 	if err := m.Start(ctx); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
+	"github.com/vk-firkin/vk-firkin/vm/process"
 )
 
 // Name is what Driver.Name returns.
@@ -114,11 +116,11 @@ func (d *Driver) prepare(ctx context.Context) error {
 	d.binary = program.path
 	for _, dir := range []string{filepath.Join(d.opts.StateDir, "machines"), d.opts.CacheDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return noSpace(err)
+			return machinedir.NoSpace(err)
 		}
 	}
-	if err := d.prepareEmptySlot(); err != nil {
-		return err
+	if err := machinedir.EnsureSize(d.emptySlot(), slotBytes); err != nil {
+		return fmt.Errorf("make the file behind empty image slots: %w", err)
 	}
 	d.sweepProbes(time.Now())
 	accelerator, err := d.chooseAccelerator(ctx, program)
@@ -146,19 +148,6 @@ func (d *Driver) prepare(ctx context.Context) error {
 
 // emptySlot is what stands behind image slots without an image.
 func (d *Driver) emptySlot() string { return filepath.Join(d.opts.StateDir, "empty-slot") }
-
-// prepareEmptySlot makes the file behind empty slots: all hole, and shared.
-func (d *Driver) prepareEmptySlot() error {
-	f, err := os.OpenFile(d.emptySlot(), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return noSpace(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(slotBytes); err != nil {
-		return fmt.Errorf("make the file behind empty image slots: %w", noSpace(err))
-	}
-	return nil
-}
 
 // Name is part of vm.Driver.
 func (d *Driver) Name() string { return Name }
@@ -232,7 +221,7 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, s *snapshot
 			err = errors.Join(err, d.removeDir(id))
 		}
 	}()
-	if err := writeJSON(m.dir, recordFile, m.record); err != nil {
+	if err := machinedir.WriteJSON(m.dir, recordFile, m.record); err != nil {
 		return nil, err
 	}
 	q, err := d.start(ctx, m, s)
@@ -264,7 +253,7 @@ func (d *Driver) claim(id string) (release func(), err error) {
 	if err := os.Mkdir(d.machineDir(id), 0o700); errors.Is(err, fs.ErrExist) {
 		return nil, vm.ErrAlreadyExists
 	} else if err != nil {
-		return nil, noSpace(err)
+		return nil, machinedir.NoSpace(err)
 	}
 	made := make(chan struct{})
 	d.making[id] = made
@@ -278,24 +267,14 @@ func (d *Driver) claim(id string) (release func(), err error) {
 
 // checkFiles checks what Config.Validate cannot see: that the files are there.
 func checkFiles(cfg vm.Config) error {
-	var errs []error
-	check := func(what, path string, size int64) {
-		info, err := os.Stat(path)
-		switch {
-		case err != nil:
-			errs = append(errs, fmt.Errorf("%w: %s: %w", vm.ErrInvalidConfig, what, err))
-		case !filepath.IsAbs(path) || !info.Mode().IsRegular():
-			errs = append(errs, fmt.Errorf("%w: %s %s, want the absolute path of a regular file", vm.ErrInvalidConfig, what, path))
-		case size > 0 && info.Size() != size:
-			errs = append(errs, fmt.Errorf("%w: %s %s has %d bytes, want exactly %d", vm.ErrInvalidConfig, what, path, info.Size(), size))
-		}
+	errs := []error{
+		machinedir.CheckFile("guest kit's kernel", cfg.Kit.Kernel, 0),
+		machinedir.CheckFile("guest kit's initramfs", cfg.Kit.Initramfs, 0),
+		machinedir.CheckFile("guest kit's scratch", cfg.Kit.Scratch, scratchBytes),
 	}
-	check("guest kit's kernel", cfg.Kit.Kernel, 0)
-	check("guest kit's initramfs", cfg.Kit.Initramfs, 0)
-	check("guest kit's scratch", cfg.Kit.Scratch, scratchBytes)
 	for i, image := range cfg.Images {
 		if image != "" {
-			check(fmt.Sprintf("image of slot %d", i), image, slotBytes)
+			errs = append(errs, machinedir.CheckFile(fmt.Sprintf("image of slot %d", i), image, slotBytes))
 		}
 	}
 	return errors.Join(errs...)
@@ -342,7 +321,7 @@ func (d *Driver) load(id string) (*machine, error) {
 		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 	}
 	var r record
-	err := readJSON(d.machineDir(id), recordFile, &r)
+	err := machinedir.ReadJSON(d.machineDir(id), recordFile, &r)
 	if err == nil && r.Version != recordVersion {
 		// Of another version of this program: it may run, and is not ours to touch.
 		return nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, recordVersion)
@@ -353,13 +332,13 @@ func (d *Driver) load(id string) (*machine, error) {
 	}
 	r.ID = id
 	m := newMachine(d, r)
-	recorded := readJSON(m.dir, exitFile, &m.exit) == nil
-	p, err := findProcess(r.Process)
-	if errors.Is(err, errProcessGone) {
+	recorded := machinedir.ReadJSON(m.dir, exitFile, &m.exit) == nil
+	p, err := process.Find(r.Process)
+	if errors.Is(err, process.ErrGone) {
 		exit := m.exit
 		if !recorded {
 			exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "the hypervisor's process ended while nobody watched it"}
-			if err := writeJSON(m.dir, exitFile, exit); err != nil {
+			if err := machinedir.WriteJSON(m.dir, exitFile, exit); err != nil {
 				d.log.Warn("Cannot record the exit of the machine", "machine", id, "err", err)
 			}
 		}
@@ -435,7 +414,7 @@ func (d *Driver) removeDir(id string) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	left, err := processesIn(dir, d.binary)
+	left, err := process.In(dir, d.binary)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
+	"github.com/vk-firkin/vk-firkin/vm/process"
 )
 
 // forceTimeout is how long an end by force may take before it is reported as
@@ -26,7 +28,7 @@ type machine struct {
 	driver *Driver
 	id     string
 	dir    string
-	stderr *tail // nil for a machine that an earlier process started
+	stderr *process.Tail // nil for a machine that an earlier process started
 
 	// exited is closed once the machine has ended and exit is set.
 	exited chan struct{}
@@ -37,7 +39,7 @@ type machine struct {
 
 	mu      sync.Mutex
 	record  record
-	process *process
+	process *process.Process
 	qmp     *qmp          // nil while not connected
 	online  chan struct{} // closed while qmp is not nil
 	exit    vm.Exit
@@ -287,7 +289,7 @@ func (m *machine) dialGuest(ctx context.Context, port uint32) (net.Conn, error) 
 	}
 	m.guest = g
 	m.mu.Unlock()
-	conn, err := dialUnix(ctx, m.dir, agentSocket)
+	conn, err := machinedir.DialUnix(ctx, m.dir, agentSocket)
 	if err != nil {
 		m.release(g)
 		if ctx.Err() != nil {
@@ -375,7 +377,7 @@ func (m *machine) askToEnd(ctx context.Context, grace time.Duration) (ended bool
 		m.record.Stopping = true
 		r := m.record
 		m.mu.Unlock()
-		if err := writeJSON(m.dir, recordFile, r); err != nil {
+		if err := machinedir.WriteJSON(m.dir, recordFile, r); err != nil {
 			m.driver.log.Warn("Cannot record that the machine is being stopped", "machine", m.id, "err", err)
 		}
 		if _, err := q.execute(asking, "system_powerdown", nil); err != nil && !m.hasExited() {
@@ -424,7 +426,7 @@ func (m *machine) decide(exit vm.Exit) error {
 	}
 	if !m.ending {
 		exit.Detail = bounded(exit.Detail)
-		if err := writeJSON(m.dir, exitFile, exit); err != nil {
+		if err := machinedir.WriteJSON(m.dir, exitFile, exit); err != nil {
 			// On a full disk a machine must still be stoppable.
 			m.driver.log.Warn("Cannot record the exit of the machine", "machine", m.id, "err", err)
 		}
@@ -513,7 +515,7 @@ func (m *machine) Console(ctx context.Context) ([]byte, error) {
 		return nil, m.wrap("read console of", err)
 	}
 	if m.hasExited() {
-		text, err := readTail(filepath.Join(m.dir, consoleFile), consoleBytes)
+		text, err := machinedir.ReadTail(filepath.Join(m.dir, consoleFile), consoleBytes)
 		return text, m.wrap("read console of", err)
 	}
 	q, end, err := m.begin(ctx)
@@ -529,7 +531,7 @@ func (m *machine) Console(ctx context.Context) ([]byte, error) {
 // with what was taken before.
 func (m *machine) keepConsole(ctx context.Context, q *qmp) ([]byte, error) {
 	path := filepath.Join(m.dir, consoleFile)
-	before, err := readTail(path, consoleBytes)
+	before, err := machinedir.ReadTail(path, consoleBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -543,7 +545,7 @@ func (m *machine) keepConsole(ctx context.Context, q *qmp) ([]byte, error) {
 	}
 	if len(fresh) > 0 {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
-			return text, noSpace(err)
+			return text, machinedir.NoSpace(err)
 		}
 	}
 	return text, nil
@@ -562,9 +564,9 @@ func (m *machine) Usage(context.Context) (vm.Usage, error) {
 	var memory int64
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
-			u.DiskBytes += allocatedBytes(info)
+			u.DiskBytes += machinedir.AllocatedBytes(info)
 			if e.Name() == memoryFile {
-				memory = allocatedBytes(info)
+				memory = machinedir.AllocatedBytes(info)
 			}
 		}
 	}
@@ -575,7 +577,7 @@ func (m *machine) Usage(context.Context) (vm.Usage, error) {
 		return u, nil
 	}
 	// A memory file of its own lies in the page cache: as good as private.
-	u.PrivateBytes, u.CPUTime, err = measure(p.identity.PID)
+	u.PrivateBytes, u.CPUTime, err = process.Measure(p.Identity().PID)
 	u.PrivateBytes += memory
 	return u, m.wrap("measure", err)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
 // exitedMachine is a machine without a process, on a driver without QEMU.
@@ -58,7 +59,7 @@ func TestDeleteBesideDelete(t *testing.T) {
 func TestDialBesideClose(t *testing.T) {
 	for range 200 {
 		m := exitedMachine(t)
-		socket, err := listenUnix(m.dir, agentSocket)
+		socket, err := machinedir.ListenUnix(m.dir, agentSocket)
 		if err != nil {
 			t.Fatal(err)
 		}

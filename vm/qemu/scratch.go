@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
 // Geometry of the overlay's file. Clusters of 64 KiB are QEMU's own default.
@@ -56,11 +58,11 @@ func writeOverlay(path string, size int64) (err error) {
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("write scratch overlay: %w", noSpace(err))
+		return fmt.Errorf("write scratch overlay: %w", machinedir.NoSpace(err))
 	}
 	defer func() {
 		if cerr := f.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("write scratch overlay: %w", noSpace(cerr))
+			err = fmt.Errorf("write scratch overlay: %w", machinedir.NoSpace(cerr))
 		}
 	}()
 	header, err := binary.Append(nil, binary.BigEndian, qcow2Header{
@@ -87,11 +89,11 @@ func writeOverlay(path string, size int64) (err error) {
 		{blockAt, []byte{0, 1, 0, 1, 0, 1, 0, 1}}, // the four clusters are in use once
 	} {
 		if _, err := f.WriteAt(part.data, part.at); err != nil {
-			return fmt.Errorf("write scratch overlay: %w", noSpace(err))
+			return fmt.Errorf("write scratch overlay: %w", machinedir.NoSpace(err))
 		}
 	}
 	if err := f.Truncate(end); err != nil {
-		return fmt.Errorf("write scratch overlay: %w", noSpace(err))
+		return fmt.Errorf("write scratch overlay: %w", machinedir.NoSpace(err))
 	}
 	return nil
 }

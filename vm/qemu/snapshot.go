@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
 // Files of a snapshot.
@@ -65,7 +66,7 @@ func (d *Driver) openSnapshot(dir string, cfg vm.Config) (*snapshot, error) {
 		return nil, fmt.Errorf("%w: snapshot directory %q, want an absolute path", vm.ErrInvalidConfig, dir)
 	}
 	s := &snapshot{dir: dir, sum: make(chan error, 1)}
-	if err := readJSON(dir, snapshotMeta, &s.record); err != nil {
+	if err := machinedir.ReadJSON(dir, snapshotMeta, &s.record); err != nil {
 		return nil, invalid("%w", err)
 	}
 	r := s.record
@@ -177,7 +178,7 @@ func (m *machine) save(ctx context.Context, q *qmp, dir string) ([]string, error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if err := copySparse(filepath.Join(m.dir, from), to(name)); err != nil {
+		if err := machinedir.CopySparse(filepath.Join(m.dir, from), to(name)); err != nil {
 			return nil, fmt.Errorf("copy %s: %w", name, err)
 		}
 	}
@@ -189,7 +190,7 @@ func (m *machine) save(ctx context.Context, q *qmp, dir string) ([]string, error
 		return nil, err
 	}
 	r.ScratchBytes = info.Size()
-	if err := writeJSON(dir, snapshotMeta, r); err != nil {
+	if err := machinedir.WriteJSON(dir, snapshotMeta, r); err != nil {
 		return nil, err
 	}
 	return []string{snapshotMemory, snapshotMeta, snapshotScratch, snapshotState}, nil
@@ -201,7 +202,7 @@ func (m *machine) writeState(ctx context.Context, q *qmp) (err error) {
 	path := filepath.Join(m.dir, stateFile)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return noSpace(err)
+		return machinedir.NoSpace(err)
 	}
 	defer func() {
 		f.Close()

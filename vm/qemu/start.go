@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
+	"github.com/vk-firkin/vk-firkin/vm/process"
 )
 
 // start makes the machine's files and its process, and leaves it running (or, from
@@ -39,9 +41,9 @@ func (d *Driver) start(ctx context.Context, m *machine, s *snapshot) (_ *qmp, er
 			return nil, err
 		}
 	}
-	m.record.Process = m.process.identity
+	m.record.Process = m.process.Identity()
 	m.record.Ready = true
-	if err := writeJSON(m.dir, recordFile, m.record); err != nil {
+	if err := machinedir.WriteJSON(m.dir, recordFile, m.record); err != nil {
 		return nil, err
 	}
 	return q, ctx.Err()
@@ -67,12 +69,12 @@ func (d *Driver) prepareFiles(m *machine, s *snapshot) (launch, error) {
 	switch {
 	case s == nil && cfg.Saveable:
 		l.memory, l.shared = memoryFile, true
-		if err := sparseFile(in(memoryFile), cfg.Shape.MemoryBytes); err != nil {
+		if err := machinedir.SparseFile(in(memoryFile), cfg.Shape.MemoryBytes); err != nil {
 			return l, fmt.Errorf("make memory file: %w", err)
 		}
 	case s != nil && cfg.Saveable:
 		l.memory, l.shared = memoryFile, true
-		if err := copySparse(s.path(snapshotMemory), in(memoryFile)); err != nil {
+		if err := machinedir.CopySparse(s.path(snapshotMemory), in(memoryFile)); err != nil {
 			return l, fmt.Errorf("copy memory: %w", err)
 		}
 	case s != nil:
@@ -81,7 +83,7 @@ func (d *Driver) prepareFiles(m *machine, s *snapshot) (launch, error) {
 	switch {
 	case s != nil && cfg.Saveable:
 		// Its own copy, so that a save is one file again and no chain of them.
-		if err := copySparse(s.path(snapshotScratch), in(scratchFile)); err != nil {
+		if err := machinedir.CopySparse(s.path(snapshotScratch), in(scratchFile)); err != nil {
 			return l, fmt.Errorf("copy scratch disk: %w", err)
 		}
 	case s != nil:
@@ -98,12 +100,12 @@ func (d *Driver) prepareFiles(m *machine, s *snapshot) (launch, error) {
 // spawn starts QEMU in the machine's directory, in a session of its own, and
 // connects to it. It sets m.process and m.stderr.
 func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (_ *qmp, err error) {
-	control, err := listenUnix(m.dir, qmpSocket)
+	control, err := machinedir.ListenUnix(m.dir, qmpSocket)
 	if err != nil {
 		return nil, err
 	}
 	defer control.Close()
-	agent, err := listenUnix(m.dir, agentSocket)
+	agent, err := machinedir.ListenUnix(m.dir, agentSocket)
 	if err != nil {
 		return nil, err
 	}
@@ -125,20 +127,20 @@ func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		read.Close()
-		return nil, fmt.Errorf("start %s: %w", d.binary, noSpace(err))
+		return nil, fmt.Errorf("start %s: %w", d.binary, machinedir.NoSpace(err))
 	}
-	m.stderr = collect(read)
+	m.stderr = process.Collect(read)
 	// After the start, which makes the files that it hands on blocking ones.
 	if err := setNonblock(write); err != nil {
 		d.log.Warn("The hypervisor may have to wait until its standard error is read", "machine", m.id, "err", err)
 	}
-	m.process, err = openProcess(cmd.Process.Pid)
+	m.process, err = process.Open(cmd.Process.Pid)
 	if err != nil {
 		// It has ended already; nobody else reaps it.
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		write.Close()
-		<-m.stderr.done
+		<-m.stderr.Done()
 		m.stderr.Close()
 		return nil, d.startError(m, fmt.Errorf("%w: %w", vm.ErrUnavailable, err))
 	}
@@ -148,7 +150,7 @@ func (d *Driver) spawn(ctx context.Context, m *machine, l launch, s *snapshot) (
 	agent.Close()
 	write.Close()
 
-	conn, err := dialUnix(ctx, m.dir, qmpSocket)
+	conn, err := machinedir.DialUnix(ctx, m.dir, qmpSocket)
 	if err == nil {
 		var q *qmp
 		if q, err = newQMP(ctx, conn); err == nil {
@@ -168,7 +170,7 @@ func (m *machine) abandon() {
 	m.process.Wait()
 	m.process.Reap()
 	m.process.Close()
-	<-m.stderr.done
+	<-m.stderr.Done()
 	m.stderr.Close()
 }
 
@@ -207,7 +209,7 @@ func (d *Driver) loadState(ctx context.Context, m *machine, q *qmp, s *snapshot)
 		return context.Cause(ctx)
 	}
 	// QEMU ends itself over a state that it cannot load.
-	m.stderr.settle()
+	m.stderr.Settle()
 	err = d.startError(m, err)
 	if errors.Is(err, vm.ErrNoSpace) {
 		return err

@@ -6,14 +6,11 @@ package qemu
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
 const (
@@ -95,7 +92,7 @@ func (m *machine) serve(q *qmp, gone <-chan struct{}) {
 func (m *machine) connect(ctx context.Context) *qmp {
 	ctx, cancel := context.WithTimeout(ctx, qmpTimeout)
 	defer cancel()
-	conn, err := dialUnix(ctx, m.dir, qmpSocket)
+	conn, err := machinedir.DialUnix(ctx, m.dir, qmpSocket)
 	if err != nil {
 		return nil
 	}
@@ -205,91 +202,15 @@ func (m *machine) finish() {
 			status = "the hypervisor's process has ended"
 		}
 		if m.stderr != nil {
-			<-m.stderr.done // at its end: the process held the only writing end
+			<-m.stderr.Done() // at its end: the process held the only writing end
 			if text := m.stderr.String(); text != "" {
 				status += ": " + text
 			}
 		}
 		m.exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: bounded(status)}
-		if err := writeJSON(m.dir, exitFile, m.exit); err != nil {
+		if err := machinedir.WriteJSON(m.dir, exitFile, m.exit); err != nil {
 			m.driver.log.Warn("Cannot record the exit of the machine", "machine", m.id, "err", err)
 		}
 	}
 	close(m.exited)
-}
-
-// tail keeps the end of what QEMU writes to its standard error. It is a pipe, so
-// that a guest that makes QEMU complain cannot fill the disk; the writing end does
-// not block, and once this process is gone what is written is dropped.
-type tail struct {
-	pipe *os.File
-	mu   sync.Mutex
-	text []byte
-	done chan struct{}
-}
-
-// collect reads r until it ends or is closed.
-func collect(r *os.File) *tail {
-	t := &tail{pipe: r, done: make(chan struct{})}
-	go func() {
-		defer close(t.done)
-		buffer := make([]byte, maxDetailBytes)
-		for {
-			n, err := r.Read(buffer)
-			t.mu.Lock()
-			t.text = append(t.text, buffer[:n]...)
-			if len(t.text) > maxDetailBytes {
-				t.text = append(t.text[:0], t.text[len(t.text)-maxDetailBytes:]...)
-			}
-			t.mu.Unlock()
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return t
-}
-
-// Close ends the collecting and waits for it.
-func (t *tail) Close() {
-	_ = t.pipe.Close()
-	<-t.done
-}
-
-// settle waits a moment for the last words of a process that is about to end.
-func (t *tail) settle() {
-	timer := time.NewTimer(time.Second)
-	defer timer.Stop()
-	select {
-	case <-t.done:
-	case <-timer.C:
-	}
-}
-
-// String is what was written, on one line.
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.ToValidUTF8(strings.Join(strings.FieldsFunc(string(t.text), func(r rune) bool { return r == '\n' || r == '\r' }), "; "), "?")
-}
-
-// readTail reads the last limit bytes of a file; a file that is not there is empty.
-func readTail(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if os.IsNotExist(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	text, err := io.ReadAll(io.NewSectionReader(f, info.Size()-min(info.Size(), limit), limit))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	return text, nil
 }

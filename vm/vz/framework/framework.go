@@ -24,6 +24,10 @@ type Framework interface {
 	// screen is locked, a user logs out.
 	Host() (Host, error)
 
+	// NewIdentifier makes a fresh machine identifier for a guest of this kind:
+	// VZGenericMachineIdentifier, or VZMacMachineIdentifier.
+	NewIdentifier(os GuestOS) ([]byte, error)
+
 	// New validates a configuration and makes a machine of it, stopped. The files that
 	// cfg names are opened and, but for read-only disks, are this machine's alone.
 	// cfg.Network and cfg.Console stay the caller's to close, and must stay open while
@@ -102,8 +106,7 @@ type Configuration struct {
 	GuestOS     GuestOS
 	CPUs        uint
 	MemoryBytes uint64
-	// MachineIdentifier is the framework's opaque identifier. Empty: a fresh one, which
-	// Identifier of the package's implementations makes.
+	// MachineIdentifier is the framework's opaque identifier (Framework.NewIdentifier).
 	MachineIdentifier []byte
 
 	// Kernel, Initramfs and CommandLine boot a Linux guest.

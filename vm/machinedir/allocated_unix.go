@@ -3,15 +3,15 @@
 
 //go:build unix
 
-package qemu
+package machinedir
 
 import (
 	"os"
 	"syscall"
 )
 
-// allocatedBytes is what a file occupies on disk: stat counts blocks of 512 bytes.
-func allocatedBytes(info os.FileInfo) int64 {
+// AllocatedBytes is what a file occupies on disk: stat counts blocks of 512 bytes.
+func AllocatedBytes(info os.FileInfo) int64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return st.Blocks * 512
 	}

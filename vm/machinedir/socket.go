@@ -1,7 +1,7 @@
 // Copyright The vk-firkin Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package machinedir
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 )
 
-// listenUnix makes dir/name a listening socket and returns it for a child to
+// ListenUnix makes dir/name a listening socket and returns it for a child to
 // inherit. So the socket is there before QEMU is: whoever connects waits in the
 // kernel's queue, nobody has to poll, and if QEMU dies the connection ends.
-func listenUnix(dir, name string) (*os.File, error) {
+func ListenUnix(dir, name string) (*os.File, error) {
 	var file *os.File
 	err := withShortPath(dir, name, func(path string) error {
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -27,13 +27,13 @@ func listenUnix(dir, name string) (*os.File, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", filepath.Join(dir, name), noSpace(err))
+		return nil, fmt.Errorf("listen on %s: %w", filepath.Join(dir, name), NoSpace(err))
 	}
 	return file, nil
 }
 
-// dialUnix connects to the socket dir/name.
-func dialUnix(ctx context.Context, dir, name string) (*net.UnixConn, error) {
+// DialUnix connects to the socket dir/name.
+func DialUnix(ctx context.Context, dir, name string) (*net.UnixConn, error) {
 	var conn net.Conn
 	err := withShortPath(dir, name, func(path string) error {
 		var d net.Dialer

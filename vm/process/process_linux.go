@@ -1,7 +1,7 @@
 // Copyright The vk-firkin Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package process
 
 import (
 	"bytes"
@@ -18,19 +18,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a handle of a QEMU process, of ours or of an earlier process's. It
-// is a pidfd: it never means another process that got the same number later.
-type process struct {
-	identity identity
+// Process is a handle of a process, a child or another. It is a pidfd: it never means
+// another process that got the same number later.
+type Process struct {
+	identity Identity
 	handle   *os.File
 	close    sync.Once
 }
 
-// errProcessGone: the process has ended, or its number belongs to another one.
-var errProcessGone = errors.New("process has ended")
-
-// openProcess opens the child with this number, which must not have been reaped.
-func openProcess(pid int) (*process, error) {
+// Open opens the child with this number, which must not have been reaped.
+func Open(pid int) (*Process, error) {
 	p, err := openPID(pid)
 	if err != nil {
 		return nil, err
@@ -43,9 +40,9 @@ func openProcess(pid int) (*process, error) {
 	return p, nil
 }
 
-// findProcess opens the process that was once identified as want. The error is
-// errProcessGone when it has ended.
-func findProcess(want identity) (*process, error) {
+// Find opens the process that was once identified as want. The error is
+// ErrGone when it has ended.
+func Find(want Identity) (*Process, error) {
 	p, err := openPID(want.PID)
 	if err != nil {
 		return nil, err
@@ -54,7 +51,7 @@ func findProcess(want identity) (*process, error) {
 	// the handle means, or that one has ended.
 	p.identity, err = identify(want.PID)
 	if err == nil && !sameProcess(p.identity, want) {
-		err = errProcessGone
+		err = ErrGone
 	}
 	if err != nil {
 		p.Close()
@@ -65,59 +62,59 @@ func findProcess(want identity) (*process, error) {
 
 // sameProcess compares identities. A program that was replaced by an upgrade while
 // it ran is marked as deleted by the kernel.
-func sameProcess(now, want identity) bool {
+func sameProcess(now, want Identity) bool {
 	now.Executable = strings.TrimSuffix(now.Executable, " (deleted)")
 	want.Executable = strings.TrimSuffix(want.Executable, " (deleted)")
 	return now == want
 }
 
-func openPID(pid int) (*process, error) {
+func openPID(pid int) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, errProcessGone
+		return nil, ErrGone
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	return &process{identity: identity{PID: pid}, handle: os.NewFile(uintptr(fd), "pidfd")}, nil
+	return &Process{identity: Identity{PID: pid}, handle: os.NewFile(uintptr(fd), "pidfd")}, nil
 }
 
 // identify reads what tells a process from its successors. The error is
-// errProcessGone for one that has ended, reaped or not.
-func identify(pid int) (identity, error) {
+// ErrGone for one that has ended, reaped or not.
+func identify(pid int) (Identity, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	// "Gone" must be known: a host that is out of descriptors or memory says nothing
 	// about the process, and a machine taken for ended would be one without an owner.
 	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return identity{}, errProcessGone
+		return Identity{}, ErrGone
 	}
 	if err != nil {
-		return identity{}, fmt.Errorf("identify process %d: %w", pid, err)
+		return Identity{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	// pid (name) state ppid ...: the name may hold anything, so count from its end.
 	i := bytes.LastIndexByte(stat, ')')
 	fields := strings.Fields(string(stat[i+1:]))
 	if i < 0 || len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
-		return identity{}, errProcessGone
+		return Identity{}, ErrGone
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
-		return identity{}, fmt.Errorf("identify process %d: %w", pid, err)
+		return Identity{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
 	// Without permission it is another user's process, and so not a machine's.
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission) {
-		return identity{}, errProcessGone
+		return Identity{}, ErrGone
 	}
 	if err != nil {
-		return identity{}, fmt.Errorf("identify process %d: %w", pid, err)
+		return Identity{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	boot, err := bootID()
 	if err != nil {
-		return identity{}, err
+		return Identity{}, err
 	}
-	return identity{PID: pid, StartTicks: start, Boot: boot, Executable: exe}, nil
+	return Identity{PID: pid, StartTicks: start, Boot: boot, Executable: exe}, nil
 }
 
 // bootID is different each time that the host boots.
@@ -129,8 +126,11 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
+// Identity is what tells the process from its successors.
+func (p *Process) Identity() Identity { return p.identity }
+
 // Wait blocks until the process has ended (true) or the handle is closed (false).
-func (p *process) Wait() bool {
+func (p *Process) Wait() bool {
 	raw, err := p.handle.SyscallConn()
 	if err != nil {
 		return false
@@ -146,7 +146,7 @@ func (p *process) Wait() bool {
 }
 
 // Kill ends the process by force. A process that has ended is no error.
-func (p *process) Kill() error {
+func (p *Process) Kill() error {
 	raw, err := p.handle.SyscallConn()
 	if err != nil {
 		return err
@@ -163,26 +163,26 @@ func (p *process) Kill() error {
 
 // Reap collects the status of an ended child. ok is false for a process that is
 // not our child.
-func (p *process) Reap() (status string, ok bool) {
+func (p *Process) Reap() (status string, ok bool) {
 	var ws unix.WaitStatus
 	pid, err := unix.Wait4(p.identity.PID, &ws, unix.WNOHANG, nil)
 	if err != nil || pid != p.identity.PID {
 		return "", false
 	}
 	if ws.Signaled() {
-		return fmt.Sprintf("the hypervisor was ended by signal %s", ws.Signal()), true
+		return fmt.Sprintf("it was ended by signal %s", ws.Signal()), true
 	}
-	return fmt.Sprintf("the hypervisor ended with status %d", ws.ExitStatus()), true
+	return fmt.Sprintf("it ended with status %d", ws.ExitStatus()), true
 }
 
 // Close releases the handle and ends a Wait. The process goes on.
-func (p *process) Close() {
+func (p *Process) Close() {
 	p.close.Do(func() { _ = p.handle.Close() })
 }
 
-// processesIn finds the processes of program that work in dir: the QEMU of a
-// machine whose maker died before it could write down the process's number.
-func processesIn(dir, program string) ([]*process, error) {
+// In finds the processes of program whose working directory is dir: those of a machine
+// whose maker died before it could write down their numbers.
+func In(dir, program string) ([]*Process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
@@ -191,7 +191,7 @@ func processesIn(dir, program string) ([]*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	var found []*process
+	var found []*Process
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -200,8 +200,8 @@ func processesIn(dir, program string) ([]*process, error) {
 		if cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd")); err != nil || cwd != dir {
 			continue
 		}
-		p, err := openProcess(pid)
-		if errors.Is(err, errProcessGone) {
+		p, err := Open(pid)
+		if errors.Is(err, ErrGone) {
 			continue
 		}
 		if err != nil {
@@ -223,10 +223,10 @@ func processesIn(dir, program string) ([]*process, error) {
 // architecture that Go runs on.
 const clockTick = 10 * time.Millisecond
 
-// measure reads what a process costs: anonymous memory (copies of the snapshot's
+// Measure reads what a process costs: anonymous memory (copies of the snapshot's
 // pages included, the snapshot's own pages and the program's text not) and
 // processor time.
-func measure(pid int) (anonymous int64, cpu time.Duration, err error) {
+func Measure(pid int) (anonymous int64, cpu time.Duration, err error) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	rollup, err := os.ReadFile(filepath.Join(dir, "smaps_rollup"))
 	if err != nil {

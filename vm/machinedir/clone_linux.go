@@ -1,7 +1,7 @@
 // Copyright The vk-firkin Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package machinedir
 
 import (
 	"errors"

@@ -3,7 +3,7 @@
 
 //go:build !linux
 
-package qemu
+package machinedir
 
 import "path/filepath"
 

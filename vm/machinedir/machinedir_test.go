@@ -1,0 +1,126 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package machinedir
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+type record struct{ ID string }
+
+func TestWriteJSONReplaces(t *testing.T) {
+	dir := t.TempDir()
+	for _, want := range []string{"first", "second"} {
+		if err := WriteJSON(dir, "x.json", record{ID: want}); err != nil {
+			t.Fatal(err)
+		}
+		var got record
+		if err := ReadJSON(dir, "x.json", &got); err != nil || got.ID != want {
+			t.Errorf("read %+v, %v, want id %q", got, err, want)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("directory has %v, %v, want the file alone", entries, err)
+	}
+}
+
+func TestReadJSONIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	big, err := json.Marshal(record{ID: strings.Repeat("x", MaxRecordBytes)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "x.json"), big, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadJSON(dir, "x.json", &record{}); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("error is %v, want one about the size", err)
+	}
+}
+
+func TestNoSpace(t *testing.T) {
+	for err, want := range map[error]bool{
+		syscall.ENOSPC: true, syscall.EDQUOT: true, syscall.ENOMEM: true, syscall.EIO: false,
+	} {
+		got := NoSpace(fmt.Errorf("write: %w", err))
+		if errors.Is(got, vm.ErrNoSpace) != want || !errors.Is(got, err) {
+			t.Errorf("%v became %v", err, got)
+		}
+	}
+	if NoSpace(nil) != nil {
+		t.Error("nil became an error")
+	}
+}
+
+func TestCopySparse(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	const size = 64 << 20
+	if err := SparseFile(from, size); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(from, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	places := map[int64][]byte{0: []byte("begin"), 10<<20 + 123: bytes.Repeat([]byte("x"), 9999), size - 4: []byte("end.")}
+	for at, data := range places {
+		if _, err := f.WriteAt(data, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := CopySparse(from, to); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the copy differs")
+	}
+	info, err := os.Stat(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := AllocatedBytes(info); n > size/2 {
+		t.Errorf("the copy of a file with %d bytes of data occupies %d", 10008, n)
+	}
+	if err := CopySparse(from, to); !errors.Is(err, os.ErrExist) {
+		t.Errorf("copy over a file: %v, want ErrExist", err)
+	}
+}
+
+func TestReadTail(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x")
+	if got, err := ReadTail(path, 10); err != nil || len(got) != 0 {
+		t.Errorf("of no file: %q, %v", got, err)
+	}
+	if err := os.WriteFile(path, []byte("0123456789abcdef"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for limit, want := range map[int64]string{4: "cdef", 16: "0123456789abcdef", 100: "0123456789abcdef"} {
+		if got, err := ReadTail(path, limit); err != nil || string(got) != want {
+			t.Errorf("last %d bytes: %q, %v, want %q", limit, got, err, want)
+		}
+	}
+}

@@ -1,0 +1,170 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// connectFirst and connectMax bound the pause between attempts to reach a port of the
+	// guest that nothing listens on yet.
+	connectFirst = 10 * time.Millisecond
+	connectMax   = 500 * time.Millisecond
+	// chunkBytes times chunks is what a stream keeps of what was written to it before the
+	// guest listens: greetings, which are repeated.
+	chunkBytes = 16 << 10
+	chunks     = 8
+)
+
+// streams are the open streams to a guest.
+type streams struct {
+	mu     sync.Mutex
+	open   map[net.Conn]context.CancelFunc // guarded by mu
+	closed bool                            // guarded by mu
+	all    sync.WaitGroup
+	// turn holds a token while a stream may be opened, where there is one at a time.
+	turn chan struct{}
+}
+
+func (s *streams) init() {
+	s.open = map[net.Conn]context.CancelFunc{}
+	s.turn = make(chan struct{}, 1)
+	s.turn <- struct{}{}
+}
+
+// add takes a stream on. false: the machine is ending.
+func (s *streams) add(c net.Conn, cancel context.CancelFunc) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.open[c] = cancel
+	s.all.Add(1)
+	return true
+}
+
+func (s *streams) remove(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+	s.all.Done()
+}
+
+// close ends all streams and waits for them.
+func (s *streams) close() {
+	s.mu.Lock()
+	s.closed = true
+	for c, cancel := range s.open {
+		cancel()
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	s.all.Wait()
+}
+
+// Dial is part of control.Machine. It connects as soon as the guest listens on the port,
+// however long that takes, and gives up when the client does.
+func (m *machine) Dial(ctx context.Context, port uint32, client net.Conn) {
+	defer client.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if !m.streams.add(client, cancel) {
+		return
+	}
+	defer m.streams.remove(client)
+
+	from := make(chan []byte, chunks)
+	go func() {
+		defer cancel() // the client has gone: there is nobody to connect for
+		defer close(from)
+		for {
+			b := make([]byte, chunkBytes)
+			n, err := client.Read(b)
+			if n > 0 {
+				select {
+				case from <- b[:n]:
+				case <-ctx.Done():
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	guest, release := m.connect(ctx, port)
+	if guest == nil {
+		return
+	}
+	defer release()
+	// Whichever end comes first ends the stream.
+	stop := context.AfterFunc(ctx, func() { _ = guest.Close() })
+	defer stop()
+	go func() {
+		defer cancel()
+		_, _ = io.Copy(client, guest)
+		_ = client.Close()
+	}()
+	for b := range from {
+		if _, err := guest.Write(b); err != nil {
+			return
+		}
+	}
+}
+
+// connect reaches a port of the guest. nil: ctx has ended before. release is to be called
+// when the stream is no longer used.
+func (m *machine) connect(ctx context.Context, port uint32) (guest net.Conn, release func()) {
+	release = func() {}
+	if host, err := m.framework.Host(); err == nil && host.SingleConn {
+		select {
+		case <-m.streams.turn:
+			release = sync.OnceFunc(func() { m.streams.turn <- struct{}{} })
+		case <-ctx.Done():
+			return nil, nil
+		}
+	}
+	for wait := connectFirst; ; wait = min(2*wait, connectMax) {
+		if p, v := m.current(); p == phaseUp {
+			type result struct {
+				conn net.Conn
+				err  error
+			}
+			connected := make(chan result, 1)
+			go func() {
+				c, err := v.Connect(port)
+				connected <- result{c, err}
+			}()
+			select {
+			case r := <-connected:
+				if r.err == nil {
+					return r.conn, func() { _ = r.conn.Close(); release() }
+				}
+			case <-ctx.Done():
+				// The call cannot be cancelled: whoever waits for it closes what it brings.
+				go func() {
+					if r := <-connected; r.err == nil {
+						_ = r.conn.Close()
+					}
+					release()
+				}()
+				return nil, nil
+			}
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			release()
+			return nil, nil
+		}
+	}
+}
