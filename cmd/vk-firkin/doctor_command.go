@@ -74,6 +74,7 @@ func (o doctorOptions) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	examine := doctor.Options{OS: runtime.GOOS, Arch: runtime.GOARCH, StateDir: o.StateDir, CacheDir: o.CacheDir, KitDir: o.guestKit, VerifyKit: kit.Verify}
+	examine.Framework = func() error { _, _, err := newFramework(); return err }
 	if !o.skipBoot {
 		examine.Accelerator = o.accelerator
 	}

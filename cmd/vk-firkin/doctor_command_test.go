@@ -62,16 +62,17 @@ func TestDoctorOnAMac(t *testing.T) {
 		},
 	}}
 	for name, c := range map[string]struct {
-		mac    *fakeMac
-		kit    error
-		failed bool
+		mac       *fakeMac
+		framework error
+		kit       error
+		failed    bool
 	}{
-		"healthy": {healthy, nil, false},
-		"sick":    {sick, errors.New("kit.json: no such file"), true},
+		"healthy": {healthy, nil, nil, false},
+		"sick":    {sick, errors.New("no Virtualization.framework in this program: built without cgo"), errors.New("kit.json: no such file"), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			findings := doctor.Examine(t.Context(), c.mac, doctor.Options{OS: "darwin", Arch: "arm64", StateDir: "/Users/ci/.firkin/state", CacheDir: "/Users/ci/.firkin/cache",
-				KitDir: "/Users/ci/vk-firkin/bin/guest/arm64", VerifyKit: func(string) error { return c.kit }})
+				KitDir: "/Users/ci/vk-firkin/bin/guest/arm64", VerifyKit: func(string) error { return c.kit }, Framework: func() error { return c.framework }})
 			if doctor.Failed(findings) != c.failed {
 				t.Errorf("failed: %v", !c.failed)
 			}

@@ -74,6 +74,9 @@ type Options struct {
 	// Accelerator finds out by a real boot how guests are executed: "kvm", "tcg". Nil,
 	// or a kit that is not there, leaves the check out.
 	Accelerator func(ctx context.Context) (string, error)
+	// Framework fails when this program cannot call Virtualization.framework, of which
+	// only a Mac is asked. Nil leaves the check out.
+	Framework func() error
 }
 
 // The limits of the checks.

@@ -84,6 +84,13 @@ func examineMac(ctx context.Context, host Host, o Options) []Finding {
 	for _, c := range macChecks {
 		findings = append(findings, c.judge(f).finding(c.name))
 	}
+	if o.Framework != nil {
+		j := well("this program can call Virtualization.framework")
+		if err := o.Framework(); err != nil {
+			j = judgement{status: Fail, found: err.Error(), remedy: "xcode-select --install, then make build on this Mac"}
+		}
+		findings = append(findings, j.finding("framework"))
+	}
 	for _, c := range macStateChecks {
 		findings = append(findings, c.judge(s).finding(c.name))
 	}

@@ -64,7 +64,11 @@ func TestExamineMac(t *testing.T) {
 		"signature broken": {func(h *host, _ *doctor.Options) {
 			h.facts.Signature = known(mac.Signature{Path: "/b/x", Problem: "modified"})
 		}, "signature=fail", "modified", "codesign --force"},
-		"an unknown signature":   {func(h *host, _ *doctor.Options) { h.facts.Signature = not[mac.Signature]() }, "signature=warn", "", "xcode-select --install"},
+		"an unknown signature": {func(h *host, _ *doctor.Options) { h.facts.Signature = not[mac.Signature]() }, "signature=warn", "", "xcode-select --install"},
+		"no framework": {func(_ *host, o *doctor.Options) {
+			o.Framework = func() error { return errors.New("built without cgo") }
+		}, "framework=fail", "built without cgo", "make build"},
+		"a framework":            {func(_ *host, o *doctor.Options) { o.Framework = func() error { return nil } }, "", "can call Virtualization.framework", ""},
 		"another file system":    {func(h *host, _ *doctor.Options) { h.facts.FileSystem = known("hfs") }, "file system=fail", "hfs", "--state-dir"},
 		"an unknown file system": {func(h *host, _ *doctor.Options) { h.facts.FileSystem = not[string]() }, "file system=warn", "", ""},
 		"screen lock at once":    {func(h *host, _ *doctor.Options) { h.facts.ScreenLock = known(mac.ScreenLock{}) }, "screen lock setting=warn", "as soon as the screen saver begins", "sysadminctl -screenLock off"},
