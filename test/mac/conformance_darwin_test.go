@@ -57,6 +57,7 @@ func TestVZ(t *testing.T) {
 	}
 	k = vmtest.TestKit(t, k)
 	program := filepath.Join(required(t, "FIRKIN_BIN_DIR"), "vk-firkin")
+	this := host.This()
 	vmtest.Run(t, vmtest.Harness{
 		Open: func(t *testing.T, stateDir string) vm.Driver {
 			d, err := vz.Open(t.Context(), vz.Options{
@@ -64,7 +65,7 @@ func TestVZ(t *testing.T) {
 				Host: func() (framework.Host, error) {
 					ctx, cancel := context.WithTimeout(context.Background(), hostTimeout)
 					defer cancel()
-					return host.Host(ctx)
+					return this.Host(ctx)
 				},
 			})
 			if err != nil {

@@ -109,7 +109,8 @@ func This() *Mac {
 	return &Mac{Run: Run, Sysctls: kernel{}, FileSystem: fileSystem, UID: os.Getuid(), Home: home}
 }
 
-// Host tells what machines run on, for vm/vz.
+// Host tells what machines run on, for vm/vz. Who asks more than once keeps a Mac and asks
+// that one, which looks for the hardware once.
 func Host(ctx context.Context) (framework.Host, error) { return This().Host(ctx) }
 
 // Host tells what machines run on. What is said of the screen is a moment old when it is
