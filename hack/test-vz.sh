@@ -13,8 +13,10 @@
 #   FIRKIN_KIT_DIR     folder of the guest kits (default bin/guest): it is built on Debian,
 #                      by make guest, and copied here
 #   FIRKIN_BUSYBOX     for e2e: a static busybox for Linux on arm64, and beside it
-#                      $FIRKIN_BUSYBOX.list with what "busybox --list" prints. On Debian:
+#                      $FIRKIN_BUSYBOX.list with what "busybox --list" prints. On Debian
+#                      (on amd64 after dpkg --add-architecture arm64 && apt-get update):
 #                        apt-get download busybox-static:arm64 && dpkg-deb -x busybox-static_*_arm64.deb .
+#                      and the list from the package busybox-static of that host
 #   CODESIGN_IDENTITY  who signs (default "-": ad hoc)
 #
 # It keeps to what bash 3.2 knows, which is the one of macOS.
