@@ -120,23 +120,23 @@ func (m *machine) Dial(ctx context.Context, port uint32, client net.Conn) {
 }
 
 // connect reaches a port of the guest. nil: ctx has ended before. release is to be called
-// when the stream is no longer used.
+// when the stream is no longer used; it closes it.
 func (m *machine) connect(ctx context.Context, port uint32) (guest net.Conn, release func()) {
-	release = func() {}
+	next := func() {}
 	if host, err := m.framework.Host(); err == nil && host.SingleConn {
 		select {
 		case <-m.streams.turn:
-			release = sync.OnceFunc(func() { m.streams.turn <- struct{}{} })
+			next = sync.OnceFunc(func() { m.streams.turn <- struct{}{} })
 		case <-ctx.Done():
 			return nil, nil
 		}
 	}
+	type result struct {
+		conn net.Conn
+		err  error
+	}
 	for wait := connectFirst; ; wait = min(2*wait, connectMax) {
 		if p, v := m.current(); p == phaseUp {
-			type result struct {
-				conn net.Conn
-				err  error
-			}
 			connected := make(chan result, 1)
 			go func() {
 				c, err := v.Connect(port)
@@ -145,7 +145,7 @@ func (m *machine) connect(ctx context.Context, port uint32) (guest net.Conn, rel
 			select {
 			case r := <-connected:
 				if r.err == nil {
-					return r.conn, func() { _ = r.conn.Close(); release() }
+					return r.conn, func() { _ = r.conn.Close(); next() }
 				}
 			case <-ctx.Done():
 				// The call cannot be cancelled: whoever waits for it closes what it brings.
@@ -153,7 +153,7 @@ func (m *machine) connect(ctx context.Context, port uint32) (guest net.Conn, rel
 					if r := <-connected; r.err == nil {
 						_ = r.conn.Close()
 					}
-					release()
+					next()
 				}()
 				return nil, nil
 			}
@@ -163,7 +163,7 @@ func (m *machine) connect(ctx context.Context, port uint32) (guest net.Conn, rel
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			release()
+			next()
 			return nil, nil
 		}
 	}

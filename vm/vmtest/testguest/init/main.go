@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
@@ -22,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vk-firkin/vk-firkin/vm/guest/agent/linux"
 	"github.com/vk-firkin/vk-firkin/vm/vmtest/testguest"
 )
 
@@ -49,7 +51,7 @@ func run(console *os.File) error {
 	if err != nil {
 		return err
 	}
-	go powerButton()
+	go powerKey(console)
 	fmt.Fprintln(console, "firkin-agent: ready")
 	for {
 		// Ends when the host's end of the port closes; a port without a host reads as
@@ -105,41 +107,12 @@ func openPort(name string) (*os.File, error) {
 	return nil, fmt.Errorf("no virtio-serial port %q", name)
 }
 
-// powerButton powers off when any input device says KEY_POWER.
-func powerButton() {
-	const (
-		evKey    = 1
-		keyPower = 116
-	)
-	var once sync.Once
-	seen := map[string]bool{}
-	for ; ; time.Sleep(200 * time.Millisecond) {
-		// devtmpfs puts them in /dev/input.
-		paths, _ := filepath.Glob("/dev/input/event*")
-		for _, path := range paths {
-			if seen[path] {
-				continue
-			}
-			seen[path] = true
-			f, err := os.Open(path)
-			if err != nil {
-				continue
-			}
-			go func() {
-				defer f.Close()
-				var e struct {
-					Sec, Usec int64
-					Type      uint16
-					Code      uint16
-					Value     int32
-				}
-				for binary.Read(f, binary.LittleEndian, &e) == nil {
-					if e.Type == evKey && e.Code == keyPower && e.Value == 1 {
-						once.Do(func() { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) })
-					}
-				}
-			}()
-		}
+// powerKey powers off when the host presses the power key: as the agent does, since the
+// key is another device on each architecture.
+func powerKey(console *os.File) {
+	err := linux.PowerKey(context.Background(), func() { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) })
+	if err != nil {
+		fmt.Fprintln(console, "init:", err)
 	}
 }
 

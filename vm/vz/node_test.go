@@ -1,0 +1,180 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package vz_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+)
+
+// nodeTask is a node that is about to be killed: what it does, and where it says so.
+type nodeTask struct {
+	StateDir string
+	Config   vm.Config
+	// Steps are done in order: "create ID", "restore ID DIR", "resume ID", "pause ID",
+	// "save ID DIR", "stop ID", "delete ID". Each is announced before and after.
+	Steps []string
+}
+
+// run does the steps and then nothing, until it is killed.
+func (n *nodeTask) run(s simulation) error {
+	ctx := context.Background()
+	// What a node starts are shims.
+	s.Node = nil
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv(shimEnv, string(text)); err != nil {
+		return err
+	}
+	d, err := s.driver(ctx, n.StateDir)
+	if err != nil {
+		return err
+	}
+	for _, step := range n.Steps {
+		fmt.Println("begin", step)
+		if err := n.step(ctx, d, strings.Fields(step)); err != nil {
+			fmt.Println("failed", step+":", err)
+			continue
+		}
+		fmt.Println("done", step)
+	}
+	fmt.Println("all done")
+	select {}
+}
+
+func (n *nodeTask) step(ctx context.Context, d vm.Driver, f []string) error {
+	switch f[0] {
+	case "create":
+		_, err := d.Create(ctx, f[1], n.Config)
+		return err
+	case "restore":
+		_, err := d.Restore(ctx, f[1], f[2], n.Config)
+		return err
+	}
+	m, err := d.Load(ctx, f[1])
+	if err != nil {
+		return err
+	}
+	switch f[0] {
+	case "resume":
+		return m.Resume(ctx)
+	case "pause":
+		return m.(vm.Pauser).Pause(ctx)
+	case "save":
+		if err := os.MkdirAll(f[2], 0o700); err != nil {
+			return err
+		}
+		_, err := m.(vm.Saver).Save(ctx, f[2])
+		return err
+	case "stop":
+		return m.Stop(ctx, 0)
+	case "delete":
+		return m.Delete(ctx)
+	}
+	return fmt.Errorf("unknown step %q", f)
+}
+
+// startNode runs a node until it has printed line (or, with an empty line, all it has to
+// say), and returns how to kill it.
+func startNode(t *testing.T, s simulation, task nodeTask, line string) (kill func(), said []string) {
+	t.Helper()
+	s.Node = &task
+	text, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), shimEnv+"="+string(text))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	killed := false
+	kill = func() {
+		if !killed {
+			killed = true
+			_ = cmd.Process.Kill() // SIGKILL: nothing is closed in order
+			_, _ = cmd.Process.Wait()
+		}
+	}
+	t.Cleanup(kill)
+	if line == "" {
+		line = "all done"
+	}
+	for in := bufio.NewScanner(out); in.Scan(); {
+		said = append(said, in.Text())
+		if in.Text() == line {
+			return kill, said
+		}
+	}
+	t.Fatalf("the node ended before it said %q; it said %q", line, said)
+	return nil, nil
+}
+
+// remnants lists what the machines of a state directory still hold on the host: shims,
+// hypervisors below them, and directories.
+func remnants(t *testing.T, stateDir string) []string {
+	t.Helper()
+	machines := filepath.Join(stateDir, "machines")
+	// What the simulator runs guests with is ended by the death of its shim, and is gone a
+	// moment after it, as the framework's own processes are.
+	var pids []int
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+		if pids = processesUnder(t, machines); len(pids) == 0 {
+			break
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	var left []string
+	for _, pid := range pids {
+		left = append(left, fmt.Sprintf("process %d", pid))
+	}
+	entries, err := os.ReadDir(machines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	return left
+}
+
+// eventually tries until f says nothing, for what another process does by itself.
+func eventually(t *testing.T, within time.Duration, what string, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(within)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s: not within %s: %v", what, within, err)
+		}
+	}
+}
