@@ -83,6 +83,10 @@ test-e2e: build ## User stories on a real control plane and real machines. KUBEC
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
 		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/...
 
+.PHONY: test-vz
+test-vz: ## On a Mac only, never run yet: conformance over Virtualization.framework, signed, and the user stories.
+	@hack/test-vz.sh
+
 .PHONY: bench
 bench: guest bench-supply bench-pods bench-checkout ## All benchmarks; each fails when its target is missed. Wants a quiet machine.
 	$(GO) run ./hack/bench --kit $(KIT)/amd64

@@ -6,6 +6,7 @@ package provider
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/virtual-kubelet/virtual-kubelet/node"
@@ -49,6 +50,10 @@ type NodeOptions struct {
 	// Healthy fails when the node cannot run pods, with a reason for people; nil is
 	// always healthy.
 	Healthy func(ctx context.Context) error
+	// Examine looks at what of the host's state takes programs to find out; nil shows
+	// nothing. It is called once at a time, every minute, must end with its ctx, and
+	// returns the same types each time. See HostCondition.
+	Examine func(ctx context.Context) []HostCondition
 }
 
 // Pressure is what a host is short of.
@@ -92,7 +97,7 @@ func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
 			},
 			// The default one, and that of the RuntimeClasses of templates.
 			RuntimeHandlers: []corev1.NodeRuntimeHandler{{}, {Name: v1alpha1.RuntimeHandler}},
-			Conditions:      nodeConditions(Pressure{}, nil, nil, now),
+			Conditions:      nodeConditions(Pressure{}, nil, nil, nil, now),
 		},
 	}
 	if ip != "" {
@@ -105,20 +110,24 @@ func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
 }
 
 // nodeConditions are the node's conditions. old gives the times of what did not change.
-func nodeConditions(p Pressure, unhealthy error, old []corev1.NodeCondition, now time.Time) []corev1.NodeCondition {
+func nodeConditions(p Pressure, unhealthy error, host []HostCondition, old []corev1.NodeCondition, now time.Time) []corev1.NodeCondition {
 	var list []corev1.NodeCondition
-	add := func(t corev1.NodeConditionType, ok bool, reason, message string) {
-		c := corev1.NodeCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message,
+	put := func(h HostCondition) {
+		c := corev1.NodeCondition{Type: h.Type, Status: h.Status, Reason: h.Reason, Message: h.Message,
 			LastHeartbeatTime: metav1.NewTime(now), LastTransitionTime: metav1.NewTime(now)}
-		if ok {
-			c.Status = corev1.ConditionTrue
-		}
 		for _, o := range old {
-			if o.Type == t && o.Status == c.Status {
+			if o.Type == c.Type && o.Status == c.Status {
 				c.LastTransitionTime = o.LastTransitionTime
 			}
 		}
 		list = append(list, c)
+	}
+	add := func(t corev1.NodeConditionType, ok bool, reason, message string) {
+		h := HostCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message}
+		if ok {
+			h.Status = corev1.ConditionTrue
+		}
+		put(h)
 	}
 	pressure := func(t corev1.NodeConditionType, what string, m Measured) {
 		reason := "KubeletHasSufficient" + what
@@ -137,6 +146,10 @@ func nodeConditions(p Pressure, unhealthy error, old []corev1.NodeCondition, now
 		add(corev1.NodeReady, false, "KubeletNotReady", bound(unhealthy.Error(), maxEventMessage))
 	} else {
 		add(corev1.NodeReady, true, "KubeletReady", "vk-firkin is ready to run pods in machines")
+	}
+	for _, h := range host {
+		h.Message = bound(h.Message, maxEventMessage)
+		put(h)
 	}
 	return list
 }
@@ -182,6 +195,7 @@ type nodeKeeper struct {
 	p      *Provider
 	node   *corev1.Node
 	notify chan func(*corev1.Node)
+	host   *examiner
 }
 
 var _ node.NodeProvider = (*nodeKeeper)(nil)
@@ -193,10 +207,16 @@ func (k *nodeKeeper) Ping(ctx context.Context) error { return ctx.Err() }
 // NotifyNodeStatus takes the callback for a changed node.
 func (k *nodeKeeper) NotifyNodeStatus(_ context.Context, cb func(*corev1.Node)) { k.notify <- cb }
 
-func (p *Provider) nodeController() (*node.NodeController, *nodeKeeper, error) {
-	k := &nodeKeeper{p: p, notify: make(chan func(*corev1.Node), 1)}
+func (p *Provider) nodeController(ctx context.Context) (*node.NodeController, *nodeKeeper, error) {
+	k := &nodeKeeper{p: p, notify: make(chan func(*corev1.Node), 1), host: newExaminer(p.opts.Node.Examine)}
 	k.node = nodeObject(p.opts.NodeName, p.opts.NodeIP, p.opts.Node, time.Now())
-	k.node.Status.Conditions = k.measure(context.Background())
+	// What the process before told has its times, and was told by events.
+	k.node.Status.Conditions = nil
+	if known, err := p.opts.Client.CoreV1().Nodes().Get(ctx, p.opts.NodeName, metav1.GetOptions{}); err == nil {
+		k.node.Status.Conditions = known.Status.Conditions
+	}
+	k.host.once(ctx)
+	k.set(k.measure(ctx))
 	first := k.node.DeepCopy()
 	nc, err := node.NewNodeController(k, first.DeepCopy(), p.opts.Client.CoreV1().Nodes(),
 		node.WithNodeEnableLeaseV1(p.opts.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease), node.DefaultLeaseDuration),
@@ -229,7 +249,15 @@ func (k *nodeKeeper) measure(ctx context.Context) []corev1.NodeCondition {
 		defer cancel()
 		unhealthy = k.p.opts.Node.Healthy(ctx)
 	}
-	return nodeConditions(p, unhealthy, k.node.Status.Conditions, time.Now())
+	return nodeConditions(p, unhealthy, k.host.latest(), k.node.Status.Conditions, time.Now())
+}
+
+// set takes new conditions, and tells by events what changed of the host.
+func (k *nodeKeeper) set(conditions []corev1.NodeCondition) {
+	for _, e := range hostEvents(k.node.Status.Conditions, conditions, k.host.latest()) {
+		k.p.NodeEvent(e.Warning, e.Reason, e.Message)
+	}
+	k.node.Status.Conditions = conditions
 }
 
 // offerPause is how long changes of the pools are gathered: each report is two requests.
@@ -248,6 +276,9 @@ func (k *nodeKeeper) run(ctx context.Context) {
 	if k.p.opts.Pools != nil {
 		changes = k.p.opts.Pools.Changes()
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { k.host.run(ctx) })
 	timer := time.NewTimer(measureEvery)
 	defer timer.Stop()
 	for {
@@ -255,6 +286,7 @@ func (k *nodeKeeper) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+		case <-k.host.examined:
 		case <-changes:
 			if !sleep(ctx, offerPause) {
 				return
@@ -269,7 +301,7 @@ func (k *nodeKeeper) run(ctx context.Context) {
 		if sameConditions(k.node.Status.Conditions, conditions) && sameOffer(was, k.node) {
 			continue
 		}
-		k.node.Status.Conditions = conditions
+		k.set(conditions)
 		told := make(chan struct{})
 		node := k.node.DeepCopy()
 		go func() { // the callback blocks when the controller has ended; then so has ctx

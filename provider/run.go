@@ -64,7 +64,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 		p.publish(w.published.Load())
 	}
 
-	nodes, keeper, err := p.nodeController()
+	nodes, keeper, err := p.nodeController(ctx)
 	if err != nil {
 		return err
 	}

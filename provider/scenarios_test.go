@@ -478,6 +478,36 @@ func TestConditionsOfOthersStay(t *testing.T) {
 	}
 }
 
+// A process that takes over says that it lives, and keeps since when what it says is so.
+func TestNodeTakenOver(t *testing.T) {
+	w := newWorld(t)
+	w.run().stop()
+	nodes := w.client.CoreV1().Nodes()
+	n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := metav1.NewTime(time.Now().Add(-time.Hour).Truncate(time.Second))
+	for i := range n.Status.Conditions {
+		n.Status.Conditions[i].LastHeartbeatTime, n.Status.Conditions[i].LastTransitionTime = old, old
+	}
+	if _, err := nodes.UpdateStatus(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.run()
+	if n, err = nodes.Get(t.Context(), nodeName, metav1.GetOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range n.Status.Conditions {
+		if !c.LastTransitionTime.Equal(&old) || !old.Before(&c.LastHeartbeatTime) {
+			t.Errorf("%+v, want since %v, and told now", c, old)
+		}
+	}
+	if len(n.Status.Conditions) != 4 {
+		t.Errorf("conditions %+v", n.Status.Conditions)
+	}
+}
+
 // The node registers with what it has, and follows what is measured.
 func TestNode(t *testing.T) {
 	w := newWorld(t)

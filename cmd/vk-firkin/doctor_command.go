@@ -39,6 +39,9 @@ func newDoctorCommand() *cobra.Command {
 about it. Where there is a KVM device that nobody tried yet, it
 boots the guest kit once to see whether it works, which takes up to 20 seconds.
 
+On a Mac it looks at the session, keychain and screen of the user that runs it: run it as
+the user that the node runs as. macOS may ask for the login keychain's password meanwhile.
+
 It ends with exit code 1 when something keeps pods from running.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
@@ -71,6 +74,7 @@ func (o doctorOptions) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	examine := doctor.Options{OS: runtime.GOOS, Arch: runtime.GOARCH, StateDir: o.StateDir, CacheDir: o.CacheDir, KitDir: o.guestKit, VerifyKit: kit.Verify}
+	examine.Framework = func() error { _, _, err := newFramework(); return err }
 	if !o.skipBoot {
 		examine.Accelerator = o.accelerator
 	}

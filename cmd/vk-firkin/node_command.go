@@ -221,7 +221,7 @@ func (n *node) makeProvider(context.Context) (err error) {
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
-			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure, Healthy: n.healthy,
+			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure, Healthy: n.healthy, Examine: n.examination(),
 		},
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}},
 		MachineAddress: strings.Split(network.Address, "/")[0],

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -162,20 +163,17 @@ func (n *Node) Stop() {
 // PID is the process's id.
 func (n *Node) PID() int { return n.process.Process.Pid }
 
-// MachinePIDs are the ids of the hypervisor processes whose command line names this node's
-// state folder.
+// MachinePIDs are the ids of the processes that machines live in, QEMU or a shim, whose
+// command line names this node's state folder, in order.
 func (n *Node) MachinePIDs() []int {
-	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	var pids []int
-	for _, e := range entries {
-		b, err := os.ReadFile(e)
-		if err != nil || !strings.Contains(string(b), n.StateDir+"/") || !strings.Contains(strings.SplitN(string(b), "\x00", 2)[0], "qemu") {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e))); err == nil {
+	for pid, command := range commandLines() {
+		program, _, _ := strings.Cut(command, " ")
+		if strings.Contains(command, n.StateDir+"/") && (strings.Contains(program, "qemu") || strings.Contains(command, " machine-shim ")) {
 			pids = append(pids, pid)
 		}
 	}
+	slices.Sort(pids)
 	return pids
 }
 

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -105,8 +106,8 @@ func footprint(t *testing.T) map[string]float64 {
 			t.Fatal(err)
 		}
 	}
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
+	mounts, err := os.ReadFile("/proc/self/mounts") // a Mac has none, and mounts nothing
+	if err != nil && runtime.GOOS == "linux" {
 		t.Fatal(err)
 	}
 	count["mounts"] = float64(strings.Count(string(mounts), node.StateDir))

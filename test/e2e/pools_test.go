@@ -10,7 +10,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -424,6 +427,17 @@ func lastLines(t *testing.T, path string, n int) string {
 // reservedFor is the memory to reserve so that so much is left for machines.
 func reservedFor(t *testing.T, left int64) string {
 	t.Helper()
+	if runtime.GOOS == "darwin" {
+		out, err := exec.CommandContext(t.Context(), "/usr/sbin/sysctl", "-n", "hw.memsize").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		total, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%d", total-left)
+	}
 	data, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		t.Fatal(err)

@@ -25,6 +25,9 @@ const busyboxPath = "/bin/busybox"
 // busybox with its applets as symbolic links. Its command prints a line and then
 // waits for SIGTERM. When the host has no static busybox, its package is downloaded
 // into cache and unpacked there; no root is needed for that.
+//
+// A Mac has neither: there FIRKIN_BUSYBOX names a static busybox for Linux, and a file of
+// that name with ".list" has the names of its applets, what "busybox --list" prints.
 func Busybox(ctx context.Context, cache string) (v1.Image, error) {
 	binary, err := busyboxBinary(ctx, cache)
 	if err != nil {
@@ -34,7 +37,7 @@ func Busybox(ctx context.Context, cache string) (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make busybox image: %w", err)
 	}
-	out, err := exec.CommandContext(ctx, binary, "--list").Output()
+	out, err := applets(ctx, binary)
 	if err != nil {
 		return nil, fmt.Errorf("make busybox image: list applets: %w", err)
 	}
@@ -63,8 +66,24 @@ func Busybox(ctx context.Context, cache string) (v1.Image, error) {
 	}, l)
 }
 
+// busyboxVariable names a busybox that this host cannot run.
+const busyboxVariable = "FIRKIN_BUSYBOX"
+
+func applets(ctx context.Context, binary string) ([]byte, error) {
+	if binary == os.Getenv(busyboxVariable) {
+		return os.ReadFile(binary + ".list")
+	}
+	return exec.CommandContext(ctx, binary, "--list").Output()
+}
+
 // busyboxBinary finds a static busybox.
 func busyboxBinary(ctx context.Context, cache string) (string, error) {
+	if given := os.Getenv(busyboxVariable); given != "" {
+		if !isStatic(given) {
+			return "", fmt.Errorf("%s: %s is no static program for Linux", busyboxVariable, given)
+		}
+		return given, nil
+	}
 	if isStatic(busyboxPath) {
 		return busyboxPath, nil
 	}

@@ -8,7 +8,9 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -113,6 +115,55 @@ func TestBusybox(t *testing.T) {
 	d1, _ := img.Digest()
 	if d2, _ := again.Digest(); d1 != d2 {
 		t.Error("two busybox images of one host differ")
+	}
+}
+
+// A Mac is given a busybox that it cannot run, with the names of its applets.
+func TestGivenBusybox(t *testing.T) {
+	if !isStatic(busyboxPath) {
+		t.Skip("no static busybox on this host: downloading one is not for unit tests")
+	}
+	content, err := os.ReadFile(busyboxPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := filepath.Join(t.TempDir(), "busybox")
+	if err := os.WriteFile(given, content, 0o600); err != nil { // not executable
+		t.Fatal(err)
+	}
+	t.Setenv(busyboxVariable, given)
+	if _, err := Busybox(t.Context(), t.TempDir()); err == nil {
+		t.Error("a busybox without its list was taken")
+	}
+	if err := os.WriteFile(given+".list", []byte("busybox\nsh\ncat\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	img, err := Busybox(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc := mutate.Extract(img)
+	applets := 0
+	for tr := tar.NewReader(rc); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.Linkname == "busybox" {
+			applets++
+		}
+	}
+	if applets != 2 {
+		t.Errorf("%d applets, want 2", applets)
+	}
+	if err := os.WriteFile(given, []byte("#!/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Busybox(t.Context(), t.TempDir()); err == nil {
+		t.Error("a script was taken for a static program")
 	}
 }
 

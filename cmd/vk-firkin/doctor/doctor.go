@@ -14,6 +14,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/vk-firkin/vk-firkin/vm/vz/mac"
 )
 
 // Status is the outcome of a check.
@@ -55,6 +57,10 @@ type Host interface {
 	FreeBytes(dir string) (int64, error)
 	// User names the user that the process runs as.
 	User() string
+	// Mac finds out what there is to know of a Mac; it is asked of no other host.
+	Mac(ctx context.Context, stateDir string) mac.Facts
+	// Machines is how many machines there are in the state directory.
+	Machines(stateDir string) (int, error)
 }
 
 // Options say what to look at.
@@ -68,6 +74,9 @@ type Options struct {
 	// Accelerator finds out by a real boot how guests are executed: "kvm", "tcg". Nil,
 	// or a kit that is not there, leaves the check out.
 	Accelerator func(ctx context.Context) (string, error)
+	// Framework fails when this program cannot call Virtualization.framework, of which
+	// only a Mac is asked. Nil leaves the check out.
+	Framework func() error
 }
 
 // The limits of the checks.
@@ -88,8 +97,8 @@ const (
 var oldestQEMU = [2]int{7, 2}
 
 // Examine does all checks for the host's system, in the order in which a person
-// would remedy them. It takes as long as the Accelerator takes; the other checks
-// take well under a second.
+// would remedy them. It takes as long as the Accelerator takes; the other checks take
+// well under a second, on a Mac that asks for a password a few.
 func Examine(ctx context.Context, host Host, o Options) []Finding {
 	var f []Finding
 	switch o.OS {
@@ -97,7 +106,7 @@ func Examine(ctx context.Context, host Host, o Options) []Finding {
 		f = append(f, checkQEMU(ctx, host, o.Arch)...)
 		f = append(f, checkKVM(host), checkOvercommit(host))
 	case "darwin":
-		f = append(f, checkMacOS(ctx, host), checkChip(ctx, host, o.Arch))
+		f = append(f, examineMac(ctx, host, o)...)
 	default:
 		f = append(f, Finding{"system", Fail, "this is " + o.OS, "vk-firkin runs on Linux and on macOS"})
 	}
@@ -219,34 +228,6 @@ func checkOvercommit(host Host) Finding {
 	default:
 		return Finding{name, OK, "vm.overcommit_memory is " + mode, ""}
 	}
-}
-
-func checkMacOS(ctx context.Context, host Host) Finding {
-	const name = "macos"
-	out, err := host.Run(ctx, "sw_vers", "-productVersion")
-	version := strings.TrimSpace(out)
-	major, _, ok := parseVersion(version)
-	switch {
-	case err != nil || !ok:
-		return Finding{name, Warn, "version is not known", "macOS 14 or newer is needed"}
-	case major < 14:
-		return Finding{name, Fail, "macOS " + version, "update to macOS 14 or newer: earlier ones cannot save machines"}
-	default:
-		return Finding{name, OK, "macOS " + version, ""}
-	}
-}
-
-func checkChip(ctx context.Context, host Host, arch string) Finding {
-	const name = "chip"
-	out, err := host.Run(ctx, "sysctl", "-n", "machdep.cpu.brand_string")
-	chip := strings.TrimSpace(out)
-	if err != nil || chip == "" {
-		chip = arch
-	}
-	if arch != "arm64" {
-		return Finding{name, Fail, chip, "a Mac with Apple silicon is needed: Intel Macs cannot save machines"}
-	}
-	return Finding{name, OK, chip, ""}
 }
 
 func checkKit(o Options) Finding {

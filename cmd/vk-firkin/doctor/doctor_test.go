@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/doctor"
+	"github.com/vk-firkin/vk-firkin/vm/vz/mac"
 )
 
 // host is a host as a test describes it.
@@ -23,7 +24,18 @@ type host struct {
 	kvm      error
 	writable error
 	free     int64
+	facts    *mac.Facts // nil: this is no Mac, and must not be asked as one
+	machines int
 }
+
+func (h *host) Mac(context.Context, string) mac.Facts {
+	if h.facts == nil {
+		panic("asked as if it were a Mac")
+	}
+	return *h.facts
+}
+
+func (h *host) Machines(string) (int, error) { return h.machines, nil }
 
 func (h *host) Run(_ context.Context, name string, args ...string) (string, error) {
 	out, ok := h.programs[strings.Join(append([]string{name}, args...), " ")]
@@ -51,7 +63,6 @@ func linuxHost() *host {
 		programs: map[string]string{
 			"qemu-system-x86_64 --version":    "QEMU emulator version 10.0.2 (Debian 1:10.0.2)\nCopyright (c)\n",
 			"qemu-system-x86_64 -netdev help": "Available netdev backend types:\nsocket\nuser\ntap\n",
-			"sw_vers -productVersion":         "15.1\n",
 			"sysctl -n hw.memsize":            "17179869184\n",
 		},
 		files: map[string]string{
@@ -95,14 +106,9 @@ func TestExamine(t *testing.T) {
 		"no memory":                     {func(h *host, _ *doctor.Options) { h.files["/proc/meminfo"] = "MemAvailable: 3000 kB\n" }, "memory=fail", "stop other"},
 		"damaged meminfo":               {func(h *host, _ *doctor.Options) { h.files["/proc/meminfo"] = "MemAvailable: lots\n" }, "memory=warn", ""},
 		"long state directory":          {func(_ *host, o *doctor.Options) { o.StateDir = "/" + strings.Repeat("x", 60) }, "socket paths=warn", "--state-dir"},
-		"a Mac":                         {func(_ *host, o *doctor.Options) { o.OS, o.Arch = "darwin", "arm64" }, "", ""},
-		"an old macOS": {func(h *host, o *doctor.Options) {
-			o.OS, o.Arch = "darwin", "arm64"
-			h.programs["sw_vers -productVersion"] = "13.6\n"
-		}, "macos=fail", "macOS 14"},
-		"an Intel Mac": {func(_ *host, o *doctor.Options) { o.OS = "darwin" }, "chip=fail", "Apple silicon"},
-		"a Mac with a long path": {func(_ *host, o *doctor.Options) {
-			o.OS, o.Arch, o.StateDir = "darwin", "arm64", "/"+strings.Repeat("x", 60)
+		"a Mac":                         {func(h *host, o *doctor.Options) { *h, o.OS, o.Arch = *macHost(), "darwin", "arm64" }, "", ""},
+		"a Mac with a long path": {func(h *host, o *doctor.Options) {
+			*h, o.OS, o.Arch, o.StateDir = *macHost(), "darwin", "arm64", "/"+strings.Repeat("x", 60)
 		}, "socket paths=fail", "shorter"},
 		"another system": {func(_ *host, o *doctor.Options) { o.OS = "plan9" }, "system=fail", "Linux"},
 	} {
@@ -156,5 +162,17 @@ func TestThisHost(t *testing.T) {
 	}
 	if h.User() == "" {
 		t.Error("no user")
+	}
+	if n, err := h.Machines(dir); n != 0 || err != nil {
+		t.Errorf("%d machines, %v", n, err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "machines", "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "machines", "lock"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := h.Machines(dir); n != 1 || err != nil {
+		t.Errorf("%d machines, %v", n, err)
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vk-firkin/vk-firkin/vm/vz/mac"
 )
 
 const (
@@ -90,6 +92,40 @@ func (ThisHost) User() string {
 		return u.Username
 	}
 	return fmt.Sprint(os.Getuid())
+}
+
+// Mac looks at the binary of this process.
+func (ThisHost) Mac(ctx context.Context, stateDir string) mac.Facts {
+	binary, err := os.Executable()
+	if err != nil {
+		binary = os.Args[0] // codesign says what is wrong with it
+	}
+	if resolved, err := filepath.EvalSymlinks(binary); err == nil {
+		binary = resolved
+	}
+	if existing, err := nearest(stateDir); err == nil {
+		stateDir = existing
+	}
+	return mac.This().Facts(ctx, binary, stateDir)
+}
+
+// Machines counts directories: what is in one of them, its driver knows. A machine has
+// one from before it is started until after it has ended.
+func (ThisHost) Machines(stateDir string) (int, error) {
+	entries, err := os.ReadDir(filepath.Join(stateDir, "machines"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count machines: %w", err)
+	}
+	n := 0
+	for _, e := range entries {
+		if e.IsDir() {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // nearest is the path itself or the first directory above it that exists.
