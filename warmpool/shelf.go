@@ -218,7 +218,7 @@ func (l *Ledger) reserveWarm(id string, t Target, cancel context.CancelFunc) (*w
 	if p := l.shelves.pools[t.Pool]; p == nil || p.target == nil {
 		return nil, refuse(ReasonCancelled, nil, "pool %s is no more", t.Pool)
 	}
-	if len(l.queue.waiting) > 0 {
+	if l.yields(e.Budget) {
 		return nil, refuse(ReasonInsufficientCapacity, nil, "pods wait for room")
 	}
 	room, err := l.reserveLocked(e)
