@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -113,6 +114,10 @@ type Entry struct {
 	Template string    `json:"template,omitempty"`
 	Since    time.Time `json:"since"`
 }
+
+// IsBuild tells whether it is not a machine of the supply's, but the slot in which a snapshot
+// is built.
+func (e Entry) IsBuild() bool { return strings.HasPrefix(e.Machine, buildPrefix) }
 
 // Account is the ledger at one moment: Capacity = Active + Warm + Available, unless
 // the capacity was lowered below what there is.

@@ -69,7 +69,7 @@ func (n *node) makeLedger(context.Context) error {
 		return err
 	}
 	n.ledger, err = nodeledger.New(nodeledger.Options{
-		API: api, NodeName: n.NodeName, Supply: n.supply, Limits: nodeledger.Limits{ImageSlots: n.driver.Features().ImageSlots}, Logger: n.log("nodeledger"),
+		API: api, NodeName: n.NodeName, Supply: n.supply, Limits: nodeledger.Limits{ImageSlots: n.driver.Features().ImageSlots, MacOSGuests: n.driver.Features().MacOSGuests}, Logger: n.log("nodeledger"),
 	})
 	return err
 }
@@ -110,8 +110,8 @@ func (n *node) baseKey(shape vm.Shape) string {
 }
 
 // capacityOf is what the host has for machines.
-func capacityOf(memory, disk int64) warmpool.Budget {
-	return warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: memory, DiskBytes: disk}
+func capacityOf(memory, disk int64, macOSGuests int) warmpool.Budget {
+	return warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: memory, DiskBytes: disk, Slots: int64(macOSGuests)}
 }
 
 // supplyImages lets a supply use the node's images for templates and the machines of
