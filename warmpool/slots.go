@@ -140,7 +140,7 @@ func overLimit(err error) bool {
 
 // buildPrefix begins the ids under which builds of snapshots are in the ledger: the
 // machine's own id is the snapshot store's affair.
-const buildPrefix = "build-"
+const buildPrefix = "slot-"
 
 // reserveBuild takes the slot in which the snapshot of a template is built in the
 // background; nil without an error is for templates that need none. It yields to requests
