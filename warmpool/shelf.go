@@ -151,7 +151,7 @@ func (s *shelves) setTargets(targets []Target, now time.Time) {
 
 // find returns the entry that a request gets: of its revision, the oldest of the
 // first pool that has any; else of another revision of the same template that has its
-// shape and every image it needs. Nil when there is none.
+// shape, its kind of guest and every image it needs. Nil when there is none.
 func (s *shelves) find(w want) *warmEntry {
 	pools := s.byTemplate[w.template]
 	if w.pool != "" { // that one or none
@@ -170,7 +170,7 @@ func (s *shelves) find(w want) *warmEntry {
 			if e.template.Revision == w.revision {
 				return e
 			}
-			if outdated == nil && e.template.Shape == w.shape && hasAll(e.images, w.refs) {
+			if outdated == nil && e.template.Shape == w.shape && e.cost.Slots == w.entry.Budget.Slots && hasAll(e.images, w.refs) {
 				outdated = e
 			}
 		}

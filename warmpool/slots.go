@@ -87,6 +87,9 @@ func (r *reservation) refused(err error) {
 	}
 	r.overLimit = true
 	now := l.now()
+	if now.Sub(l.limit.backoff.until) > slotPauses.most {
+		l.limit.backoff = backoff{} // long ago, and nobody has tried since
+	}
 	if !l.limit.backoff.waits(now) { // several are refused at once
 		l.limit.backoff = l.limit.backoff.failed(now, slotPauses, err.Error())
 	}

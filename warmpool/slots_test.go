@@ -272,3 +272,58 @@ func TestLinuxGoesPastASlot(t *testing.T) {
 		p.stop()
 	})
 }
+
+// TestMacOSPullTakesNoSlot: the installation is pulled before anything is evicted for its
+// build, and a pull that fails is told as one.
+func TestMacOSPullTakesNoSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newMac(t, nil)
+		p.host.setDelay(func(op, _ string) time.Duration {
+			return map[string]time.Duration{"pull": time.Hour, "build": time.Minute, "restore": time.Second}[op]
+		})
+		fails := true
+		p.host.setFault(func(op, _ string) error {
+			if op == "pull" && fails {
+				fails = false
+				return errBoom
+			}
+			return nil
+		})
+		p.run(target("mac", macOSTemplate("mac", "r1"), 1, 0))
+		pass(30 * time.Minute)
+		p.slots(0, 0, 2)
+		if st := p.supply.Status().Templates; len(st) != 1 || st[0].Phase != TemplateBuilding {
+			t.Errorf("while it is pulled: %+v", st)
+		}
+		pass(30*time.Minute + time.Second)
+		if st := p.supply.Status().Templates; len(st) != 1 || st[0].Phase != TemplateFailed || st[0].Step != "Pull" || st[0].RetryAt.IsZero() {
+			t.Errorf("after it failed: %+v", st)
+		}
+		pass(2 * time.Hour)
+		p.slots(0, 1, 1)
+		p.stop()
+	})
+}
+
+// TestOtherGuestIsNoEntry: an entry of an earlier revision is not given when the template
+// has become one of macOS guests.
+func TestOtherGuestIsNoEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newMac(t, nil)
+		tmpl := template("a", "r1")
+		p.run(target("a", tmpl, 1, 0))
+		pass(5 * time.Minute)
+		tmpl.Revision, tmpl.GuestOS = "r2", vm.GuestMacOS
+		l, err := p.supply.Acquire(t.Context(), templateRequest("pod-1", tmpl))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Path() == PathWarm {
+			t.Error("a pod of a macOS template got a Linux machine")
+		}
+		if err := l.Release(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		p.stop()
+	})
+}

@@ -55,8 +55,8 @@ type templateState struct {
 	breaker  breaker // of restores
 	// images are those that the snapshot is made with, once they are known.
 	images []SlotImage
-	// looked: whether the node has a snapshot was found out, before a slot is taken for its
-	// build. Of macOS templates only.
+	// looked: whether the node has a snapshot was found out, and if not, its image pulled,
+	// before a slot is taken for its build. Of macOS templates only.
 	looked bool
 	// pin keeps the snapshot of a targeted template from being collected.
 	pin Snapshot
@@ -294,20 +294,28 @@ func (t *templates) sync(targeted map[templateName]Template, now time.Time) (nex
 }
 
 // missing tells whether the snapshot has to be built and needs a slot for that. The
-// template is pending again then.
+// template is pending again then, with its image pulled: that may take as long as the rest,
+// and needs none.
 func (t *templates) missing(ctx context.Context, st *templateState) bool {
 	if st.template.slots() == 0 {
 		return false
 	}
 	found, err := t.supply.opts.Store.Find(ctx, st.template)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	st.looked = true
 	if err == nil && len(found) > 0 {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		st.looked = true
 		return false
 	}
+	_, err = t.source(ctx, st.template)
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	st.cancel = nil
+	st.looked = err == nil
 	st.status.Phase = TemplatePending
+	if err != nil && ctx.Err() == nil {
+		st.failed(time.Now(), t.supply.opts.templates, recipe.StepPull, err)
+	}
 	st.users--
 	t.drop(st)
 	t.supply.changed()
