@@ -78,6 +78,14 @@ func Capacity(milliCPU, memoryBytes, diskBytes int64, pods int) corev1.ResourceL
 	}
 }
 
+// MacOSGuests adds how many macOS guests the node runs at once, if it runs any.
+func MacOSGuests(resources corev1.ResourceList, n int) corev1.ResourceList {
+	if n > 0 {
+		resources[v1alpha1.ResourceMacOSVM] = *resource.NewQuantity(int64(n), resource.DecimalSI)
+	}
+	return resources
+}
+
 // nodeObject is the node as it registers. Only labels that NodeRestriction lets a
 // node set on itself are in it.
 func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
@@ -99,6 +107,9 @@ func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
 			RuntimeHandlers: []corev1.NodeRuntimeHandler{{}, {Name: v1alpha1.RuntimeHandler}},
 			Conditions:      nodeConditions(Pressure{}, nil, nil, nil, now),
 		},
+	}
+	if macOSGuests := o.Capacity[v1alpha1.ResourceMacOSVM]; !macOSGuests.IsZero() {
+		n.Labels[v1alpha1.LabelMacOSGuests] = "true"
 	}
 	if ip != "" {
 		n.Status.Addresses = append([]corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}}, n.Status.Addresses...)
@@ -296,7 +307,7 @@ func (k *nodeKeeper) run(ctx context.Context) {
 		conditions := k.measure(ctx)
 		was := k.node.DeepCopy()
 		if k.p.opts.Pools != nil {
-			offer(k.node, k.p.opts.Node, k.p.opts.Pools.Pools(), k.p.holdings())
+			offer(k.node, k.p.opts.Node, k.p.opts.Pools.Pools(), k.p.holdings(), k.p.opts.Pools.WithheldMacOSGuests())
 		}
 		if sameConditions(k.node.Status.Conditions, conditions) && sameOffer(was, k.node) {
 			continue

@@ -35,7 +35,8 @@ type holding struct {
 //     that should be ready, and for each that is out. A pod that requests the resource is
 //     charged nothing for its machine beyond that; one that has the RuntimeClass as
 //     well has its machine in its overhead, and is not counted a second time here.
-func offer(n *corev1.Node, base NodeOptions, pools []NodePool, held map[string]holding) {
+//   - withheld macOS guests, which the host refuses to run for now, are not allocatable.
+func offer(n *corev1.Node, base NodeOptions, pools []NodePool, held map[string]holding, withheld int64) {
 	labels := maps.Clone(n.Labels)
 	for key := range labels {
 		if isWarm(key) {
@@ -43,6 +44,7 @@ func offer(n *corev1.Node, base NodeOptions, pools []NodePool, held map[string]h
 		}
 	}
 	capacity, allocatable := base.Capacity.DeepCopy(), base.Allocatable.DeepCopy()
+	take(allocatable, v1alpha1.ResourceMacOSVM, withheld, resource.NewQuantity)
 	for _, p := range pools {
 		if p.Key != "" && p.Ready > 0 {
 			labels[p.Key] = "true"
@@ -55,6 +57,9 @@ func offer(n *corev1.Node, base NodeOptions, pools []NodePool, held map[string]h
 		take(allocatable, corev1.ResourceCPU, n*p.Each.MilliCPU, resource.NewMilliQuantity)
 		take(allocatable, corev1.ResourceMemory, n*p.Each.MemoryBytes, resource.NewQuantity)
 		take(allocatable, corev1.ResourceEphemeralStorage, n*p.Each.DiskBytes, resource.NewQuantity)
+		if p.MacOS {
+			take(allocatable, v1alpha1.ResourceMacOSVM, n, resource.NewQuantity)
+		}
 		if p.Key != "" {
 			q := *resource.NewQuantity(int64(p.Ready)+h.machines, resource.DecimalSI)
 			capacity[corev1.ResourceName(p.Key)], allocatable[corev1.ResourceName(p.Key)] = q, q

@@ -12,6 +12,35 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
+// TestOfferMacOS: how many macOS guests run at once is a resource of the node; what is
+// reserved or withheld of it is not allocatable.
+func TestOfferMacOS(t *testing.T) {
+	base := NodeOptions{Arch: "arm64", Capacity: MacOSGuests(Capacity(8000, 1<<34, 1<<40, 20), 2), Allocatable: MacOSGuests(Capacity(8000, 1<<34, 1<<40, 20), 2)}
+	const name = corev1.ResourceName("firkin.dev/macos-vm")
+	reserved := NodePool{Key: "warm.firkin.dev/team.mac", Ready: 1, Desired: 1, Reserved: true, MacOS: true, Each: Budget{MemoryBytes: 1 << 30}}
+	linux := reserved
+	linux.MacOS = false
+	for _, tt := range []struct {
+		pools    []NodePool
+		withheld int64
+		want     int64
+	}{{nil, 0, 2}, {nil, 1, 1}, {[]NodePool{reserved}, 0, 1}, {[]NodePool{linux}, 0, 2}, {[]NodePool{reserved}, 2, 0}} {
+		n := nodeObject("node", "", base, time.Now())
+		if n.Labels["firkin.dev/macos-guests"] != "true" {
+			t.Errorf("labels are %v", n.Labels)
+		}
+		offer(n, base, tt.pools, nil, tt.withheld)
+		capacity, allocatable := n.Status.Capacity[name], n.Status.Allocatable[name]
+		if capacity.Value() != 2 || allocatable.Value() != tt.want {
+			t.Errorf("%+v, %d withheld: %d of %d are allocatable, want %d", tt.pools, tt.withheld, allocatable.Value(), capacity.Value(), tt.want)
+		}
+	}
+	n := nodeObject("node", "", NodeOptions{Capacity: MacOSGuests(Capacity(1, 1, 1, 1), 0)}, time.Now())
+	if _, ok := n.Labels["firkin.dev/macos-guests"]; ok || len(n.Status.Capacity) != 4 {
+		t.Errorf("a node without macOS guests: %v, %v", n.Labels, n.Status.Capacity)
+	}
+}
+
 func TestOffer(t *testing.T) {
 	const gi = int64(1 << 30)
 	base := NodeOptions{Arch: "amd64", Capacity: Capacity(4000, 8*gi, 100*gi, 20), Allocatable: Capacity(4000, 7*gi, 90*gi, 20)}
@@ -38,7 +67,7 @@ func TestOffer(t *testing.T) {
 			n := nodeObject("node", "", base, time.Now())
 			own := maps.Clone(n.Labels)
 			n.Labels["warm.firkin.dev/team.gone"] = "true"
-			offer(n, base, tt.pools, tt.held)
+			offer(n, base, tt.pools, tt.held, 0)
 			var labels []string
 			for k, v := range n.Labels {
 				if own[k] != v {

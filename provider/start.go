@@ -33,6 +33,7 @@ const (
 	configRetryFirst, configRetryMax   = 2 * time.Second, time.Minute
 	connectionRetry                    = 200 * time.Millisecond
 	acquireTimeout                     = 10 * time.Minute // a base snapshot may have to be built first, without hardware virtualization
+	macOSPullTimeout                   = 2 * time.Hour    // an installation has tens of GB
 	prepareTimeout                     = 2 * time.Minute
 	containerTimeout                   = 2 * time.Minute
 )
@@ -112,6 +113,9 @@ func (w *worker) acquire() {
 		limit := acquireTimeout
 		if req.Template != nil {
 			limit += req.Template.Recipe.Limit() // it may have to be carried out first
+			if req.Template.GuestOS == vm.GuestMacOS {
+				limit += macOSPullTimeout
+			}
 		}
 		ctx, cancel := context.WithTimeout(w.start, limit)
 		defer cancel()

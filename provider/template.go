@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
+	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
@@ -65,6 +66,8 @@ type NodePool struct {
 	// Reserved: the pool's machines never give way, so their room is not offered to
 	// other pods.
 	Reserved bool
+	// MacOS: each machine is one of the node's macOS guests.
+	MacOS bool
 	// Each is what one machine takes from the node once a pod has it.
 	Each Budget
 }
@@ -74,6 +77,8 @@ type NodePool struct {
 type Pools interface {
 	// Pools returns the pools of the node's targets, sorted by key.
 	Pools() []NodePool
+	// WithheldMacOSGuests is how many of its macOS guests the host refuses to run for now.
+	WithheldMacOSGuests() int64
 	// Changes holds one when Pools may return something new.
 	Changes() <-chan struct{}
 }
@@ -160,7 +165,7 @@ func namedBy(pod *corev1.Pod) string {
 // them must fit in. It takes its memory from the node and, beyond what the containers
 // request, the processor time of the template's shape: that is what the RuntimeClass
 // adds as overhead for the scheduler.
-func useTemplate(p *plan, t Template) *refusal {
+func useTemplate(pod *corev1.Pod, p *plan, t Template) *refusal {
 	for i := range p.containers {
 		if image := p.containers[i].spec.Image; !slices.Contains(t.Images, image) {
 			return &refusal{Reason: ReasonImageNotInTemplate, Message: fmt.Sprintf(
@@ -175,6 +180,11 @@ func useTemplate(p *plan, t Template) *refusal {
 	case p.need.MemoryRequestBytes > memory:
 		return &refusal{Reason: reasonOutOfMemory, Message: fmt.Sprintf(
 			"Pod was rejected: its containers request %d bytes of memory, a machine of SnapshotTemplate %q has %d for them", p.need.MemoryRequestBytes, t.ID(), memory)}
+	}
+	if t.GuestOS == vm.GuestMacOS {
+		if faults := unsupportedMacOS(pod); len(faults) > 0 {
+			return &refusal{Reason: ReasonUnsupportedField, Message: strings.Join(faults, "; ")}
+		}
 	}
 	p.template = &t
 	p.shape = t.Shape
@@ -196,8 +206,8 @@ func (p *plan) refs() []string {
 // lowerLayers are what a container sees between its own writes and its image: what the
 // template's commands wrote, for which they had the image in the first slot.
 func (p *plan) lowerLayers(slot int) []string {
-	if p.template == nil || slot != 0 {
-		return nil
+	if p.template == nil || slot != 0 || p.template.GuestOS == vm.GuestMacOS {
+		return nil // a macOS guest has what they wrote on its disk
 	}
 	return []string{recipe.Layer}
 }

@@ -369,6 +369,8 @@ func (f *fakePools) Pools() []provider.NodePool {
 	return slices.Clone(f.pools)
 }
 
+func (f *fakePools) WithheldMacOSGuests() int64 { return 0 }
+
 func (f *fakePools) Changes() <-chan struct{} { return f.changes }
 
 func (f *fakePools) set(pools ...provider.NodePool) {

@@ -54,7 +54,7 @@ func translate(pod *corev1.Pod, sizing Supply, templates Templates, allocatable 
 		if wait != nil {
 			return nil, nil, wait
 		}
-		if r := useTemplate(p, t); r != nil {
+		if r := useTemplate(pod, p, t); r != nil {
 			return nil, r, nil
 		}
 		return p, oversized(p.need, allocatable), nil

@@ -21,6 +21,42 @@ import (
 )
 
 // Each line is a patch of an ordinary pod, and the field that is to be named; none for what is accepted.
+// TestUnsupportedMacOS: what a system without namespaces and cgroups cannot give is refused
+// by the name of the field.
+func TestUnsupportedMacOS(t *testing.T) {
+	mac := Template{MilliCPU: 2000, Template: warmpool.Template{
+		Namespace: "team", Name: "mac", GuestOS: vm.GuestMacOS, Shape: vm.Shape{VCPUs: 2, MemoryBytes: 4 << 30}, Images: []string{"mac:1"},
+	}}
+	for _, tt := range []struct{ patch, says string }{
+		{`{}`, ""},
+		{`{"containers":[{"name":"a","image":"mac:1","resources":{"requests":{"cpu":"1","memory":"1Gi","firkin.dev/macos-vm":"1"},"limits":{"firkin.dev/macos-vm":"1"}},"securityContext":{"runAsUser":501}}]}`, ""},
+		{`{"containers":[{"name":"a","image":"mac:1"},{"name":"b","image":"mac:1"}],"volumes":[{"name":"v","emptyDir":{}}]}`, ""},
+		{`{"containers":[{"name":"a","image":"mac:1"},{"name":"b","image":"other:1"}]}`, "spec.containers[1].image"},
+		{`{"containers":[{"name":"a","image":"mac:1","resources":{"limits":{"cpu":"1"}}}]}`, "spec.containers[0].resources.limits.cpu"},
+		{`{"containers":[{"name":"a","image":"mac:1","resources":{"limits":{"memory":"1Gi"}}}]}`, "spec.containers[0].resources.limits.memory"},
+		{`{"containers":[{"name":"a","image":"mac:1","securityContext":{"readOnlyRootFilesystem":true}}]}`, "spec.containers[0].securityContext.readOnlyRootFilesystem"},
+		{`{"containers":[{"name":"a","image":"mac:1"}],"volumes":[{"name":"v","emptyDir":{"medium":"Memory"}}]}`, "spec.volumes[0].emptyDir.medium"},
+	} {
+		pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Image: "mac:1"}}}}
+		if err := json.Unmarshal([]byte(tt.patch), &pod.Spec); err != nil {
+			t.Fatal(err)
+		}
+		if faults := unsupported(pod); len(faults) > 0 {
+			t.Errorf("%s is refused for every pod: %v", tt.patch, faults)
+		}
+		p := planOf(pod)
+		r := useTemplate(pod, p, mac)
+		switch {
+		case tt.says == "" && r != nil:
+			t.Errorf("%s is refused: %s", tt.patch, r.Message)
+		case tt.says != "" && (r == nil || !strings.Contains(r.Message, tt.says)):
+			t.Errorf("%s: refusal is %+v, want one that says %q", tt.patch, r, tt.says)
+		case tt.says == "" && len(p.lowerLayers(0)) > 0:
+			t.Errorf("%s: a macOS guest has no layers", tt.patch)
+		}
+	}
+}
+
 func TestUnsupported(t *testing.T) {
 	for _, tt := range []struct{ patch, field string }{
 		{`{}`, ""},

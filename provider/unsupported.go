@@ -163,6 +163,33 @@ func unsupported(pod *corev1.Pod) []string {
 	return w.faults
 }
 
+// unsupportedMacOS returns one sentence for each field that a macOS guest cannot give: its
+// containers are processes of one system, which has neither namespaces nor cgroups. It is
+// pure.
+func unsupportedMacOS(pod *corev1.Pod) []string {
+	var faults []string
+	refuse := func(asked bool, field, hint string, args ...any) {
+		if asked {
+			faults = append(faults, fmt.Sprintf(field, args...)+": not supported in a macOS guest ("+hint+")")
+		}
+	}
+	for i := range pod.Spec.Containers {
+		c := &pod.Spec.Containers[i]
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			_, limited := c.Resources.Limits[name]
+			refuse(limited, "spec.containers[%d].resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", i, name)
+		}
+		if s := c.SecurityContext; s != nil {
+			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "spec.containers[%d].securityContext.readOnlyRootFilesystem", "containers share the system's disk", i)
+		}
+	}
+	for i := range pod.Spec.Volumes {
+		e := pod.Spec.Volumes[i].EmptyDir
+		refuse(e != nil && e.Medium == corev1.StorageMediumMemory, "spec.volumes[%d].emptyDir.medium", "there is no file system in memory; leave the medium out", i)
+	}
+	return faults
+}
+
 type walker struct {
 	rules  map[string]rule
 	faults []string
@@ -172,8 +199,8 @@ type walker struct {
 func (w *walker) fields(v reflect.Value, path, shown string) {
 	if v.Kind() == reflect.Map {
 		for _, k := range v.MapKeys() {
-			if strings.HasPrefix(k.String(), v1alpha1.ResourceWarmPrefix) {
-				continue // a pool's extended resource: whoever gets one has a machine of it
+			if strings.HasPrefix(k.String(), v1alpha1.ResourceWarmPrefix) || k.String() == v1alpha1.ResourceMacOSVM {
+				continue // a pool's extended resource: whoever gets one has a machine of it; a slot is for the scheduler
 			}
 			w.value(v.MapIndex(k), join(path, k.String()), shown+"."+k.String())
 		}

@@ -22,7 +22,8 @@ type Request struct {
 	// PodUID is kept in the ledger, for people.
 	PodUID string
 	Shape  vm.Shape
-	// Budget is what the machine costs. The zero value is BudgetOf(Shape).
+	// Budget is what the machine costs. The zero value is BudgetOf(Shape); the slot of a
+	// macOS guest is added in any case.
 	Budget Budget
 	// Template that the machine is of; nil is none. Its shape is Shape.
 	Template *Template
@@ -43,10 +44,14 @@ type Request struct {
 }
 
 func (r Request) budget() Budget {
-	if r.Budget == (Budget{}) {
-		return BudgetOf(r.Shape)
+	b := r.Budget
+	if b == (Budget{}) {
+		b = BudgetOf(r.Shape)
 	}
-	return r.Budget
+	if r.Template == nil {
+		return b
+	}
+	return r.Template.charge(b)
 }
 
 func (r Request) hostname() string {
@@ -174,19 +179,25 @@ func (s *Supply) acquire(ctx context.Context, req Request, start time.Time) (*Le
 		}
 	}
 	var m made
-	for tried := 0; ; tried++ {
-		if tried == deadEntries {
+	again := false // it has had its turn
+	for dead := 0; ; again = true {
+		if dead == deadEntries {
 			w.template = ""
 		}
 		asked := time.Now()
-		g, err := s.ledger.admit(ctx, w, s.opts.QueueWait, tried > 0)
+		g, err := s.ledger.admit(ctx, w, s.opts.QueueWait, again)
 		m.timings.Wait += time.Since(asked)
 		if err != nil {
 			return nil, err
 		}
 		if g.entry == nil {
-			return s.onDemand(ctx, req, g.room, m)
+			lease, err := s.onDemand(ctx, req, g.room, m)
+			if overLimit(err) && ctx.Err() == nil && time.Since(start) < s.opts.QueueWait {
+				continue // until slots are offered again
+			}
+			return lease, err
 		}
+		dead++
 		lease, err := s.checkout(ctx, req, g.entry, m)
 		if err == nil {
 			s.opts.Observer.Sampled(Sample{Metric: MetricWarmPoolCheckout, Duration: time.Since(start), Pool: g.entry.pool, Template: w.entry.Template})
@@ -222,6 +233,9 @@ func (s *Supply) onDemand(ctx context.Context, req Request, room *reservation, m
 		signal(s.kicks) // refills may use all of their slots again
 	}()
 	err := s.make(ctx, req, room, &m)
+	if overLimit(err) {
+		room.refused(err)
+	}
 	if err == nil && req.Template != nil {
 		if err = s.opts.records.write(recordOf(req, room, m)); err != nil {
 			err = errors.Join(err, m.conn.Close(), s.leftover(ctx, m.machine))
@@ -310,9 +324,9 @@ func (s *Supply) attempt(ctx context.Context, req Request, room *reservation, m 
 	defer func() { <-turns }()
 	m.timings.Wait += time.Since(start)
 
-	cfg := vm.Config{Shape: req.Shape, Kit: s.opts.Kit, Images: slices.Clone(req.Images)}
-	for _, i := range src.Images {
-		cfg.Images = append(cfg.Images, i.DiskPath)
+	cfg := src.config()
+	if src.Template == nil {
+		cfg.Images = slices.Clone(req.Images)
 	}
 	opts := MakeOptions{Hostname: req.Hostname, Stage: func(stage Stage) {
 		// A second attempt begins where the first one got to.
@@ -407,7 +421,7 @@ func repeatable(err error) bool {
 	if ReasonOf(err) != "" {
 		return false
 	}
-	for _, final := range []error{vm.ErrNoSpace, vm.ErrInvalidConfig, vm.ErrAlreadyExists, vm.ErrNotSupported, snapshot.ErrClosed, snapshot.ErrReadOnly} {
+	for _, final := range []error{vm.ErrNoSpace, vm.ErrInvalidConfig, vm.ErrAlreadyExists, vm.ErrNotSupported, vm.ErrLimitExceeded, snapshot.ErrClosed, snapshot.ErrReadOnly} {
 		if errors.Is(err, final) {
 			return false
 		}

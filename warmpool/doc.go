@@ -30,6 +30,12 @@
 // what the ledger grants is never more than what is free. While requests wait, nothing is
 // refilled.
 //
+// # macOS guests
+//
+// A host runs a few of them at once. They are slots in the budget: a machine of a macOS
+// template takes one, active or warm, and so does the build of its snapshot. What the host
+// refuses although a slot is free is withheld for a while (slotLimit).
+//
 // # Over a restart
 //
 // A warm entry is paused and costs no processor time, and making it again would: so

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -114,6 +115,10 @@ type Entry struct {
 	Since    time.Time `json:"since"`
 }
 
+// IsBuild tells whether it is not a machine of the supply's, but the slot in which a snapshot
+// is built.
+func (e Entry) IsBuild() bool { return strings.HasPrefix(e.Machine, buildPrefix) }
+
 // Account is the ledger at one moment: Capacity = Active + Warm + Available, unless
 // the capacity was lowered below what there is.
 type Account struct {
@@ -121,7 +126,10 @@ type Account struct {
 	Active    Budget
 	Warm      Budget
 	Available Budget
-	// Machines, sorted by id.
+	// Withheld are slots that are not in Capacity because the host refused to fill them.
+	Withheld Withheld
+	// Machines, sorted by id. A snapshot that is being built with a slot of its own is among
+	// them.
 	Machines []Entry
 }
 
@@ -140,6 +148,7 @@ type Ledger struct {
 	capacity Budget                  // guarded by mu
 	active   Budget                  // guarded by mu; sum of machines that are not warm
 	warm     Budget                  // guarded by mu; sum of machines that are
+	limit    slotLimit               // guarded by mu
 	leaving  Budget                  // guarded by mu; part of warm: evicted, and soon deleted
 	machines map[string]*reservation // guarded by mu
 	claims   map[string]bool         // guarded by mu; ids of requests, see claim
@@ -170,6 +179,8 @@ type reservation struct {
 	rest    Budget // guarded by ledger.mu
 	leaving bool   // guarded by ledger.mu; counted in ledger.leaving
 	gone    bool   // guarded by ledger.mu
+	// overLimit: the host refused to make the machine, which does not count among its guests.
+	overLimit bool // guarded by ledger.mu
 }
 
 // claim takes the id of a request, under which its caller knows the machine whatever
@@ -253,7 +264,7 @@ func (l *Ledger) sum(r *reservation) *Budget {
 }
 
 // available is what is left. With mu held.
-func (l *Ledger) available() Budget { return l.capacity.minus(l.active.plus(l.warm)) }
+func (l *Ledger) available() Budget { return l.offered().minus(l.active.plus(l.warm)) }
 
 // advance moves the machine forward. A move back, or of a machine that is gone, is
 // a mistake of the caller and changes nothing.
@@ -269,6 +280,9 @@ func (r *reservation) advanceLocked(to State) error {
 	}
 	if r.entry.State != to {
 		r.entry.State, r.entry.Since = to, r.ledger.now()
+		if to == StateProbing {
+			r.ledger.filled(r)
+		}
 		r.ledger.changed()
 	}
 	return nil
@@ -387,7 +401,8 @@ func (l *Ledger) Account() Account {
 
 func (l *Ledger) account() Account {
 	a := Account{
-		Capacity:  l.capacity,
+		Capacity:  l.offered(),
+		Withheld:  l.withheld(),
 		Active:    l.active,
 		Warm:      l.warm,
 		Available: l.available(),

@@ -21,6 +21,22 @@ type Source struct {
 	Images []SlotImage
 }
 
+// config is that of a machine made from it.
+func (s Source) config() vm.Config {
+	if s.Template != nil && s.Template.GuestOS == vm.GuestMacOS {
+		cfg := vm.Config{Shape: s.Shape, GuestOS: vm.GuestMacOS}
+		if len(s.Images) > 0 {
+			cfg.MacOS = s.Images[0].MacOS
+		}
+		return cfg
+	}
+	cfg := vm.Config{Shape: s.Shape, Kit: s.Kit}
+	for _, i := range s.Images {
+		cfg.Images = append(cfg.Images, i.DiskPath)
+	}
+	return cfg
+}
+
 // Snapshot is a saved machine, pinned until Release.
 type Snapshot interface {
 	// Key names it in the store.

@@ -29,6 +29,10 @@ type memoryHost struct {
 	moved     string                     // what tags point to now
 	made      map[string]int             // how often each machine was made
 	calls     map[string]int             // by operation
+	guests    int                        // macOS guests that may run at once; 0 is any number
+	leaked    int                        // of them that have ended and still count
+	building  int                        // macOS guests that snapshots are made of
+	limited   int                        // how often one was refused
 	fault     func(op, id string) error
 	delay     func(op, id string) time.Duration
 }
@@ -178,7 +182,17 @@ func (h *memoryHost) Ensure(ctx context.Context, src Source) (Snapshot, bool, er
 	known := h.snapshots[key]
 	h.mu.Unlock()
 	if !known {
-		if err := h.do(ctx, "build", key); err != nil {
+		macOS := src.config().GuestOS == vm.GuestMacOS
+		if macOS {
+			if err := h.build(1); err != nil {
+				return nil, true, err
+			}
+		}
+		err := h.do(ctx, "build", key)
+		if macOS {
+			_ = h.build(-1)
+		}
+		if err != nil {
 			return nil, true, err
 		}
 	}
@@ -187,6 +201,35 @@ func (h *memoryHost) Ensure(ctx context.Context, src Source) (Snapshot, bool, er
 	h.snapshots[key] = true
 	h.pins[key]++
 	return memorySnapshot{h, key, new(sync.Once)}, !known, nil
+}
+
+// build counts a macOS guest that a snapshot is made of.
+func (h *memoryHost) build(n int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n > 0 && h.full() {
+		h.limited++
+		return vm.ErrLimitExceeded
+	}
+	h.building += n
+	return nil
+}
+
+// full: one macOS guest more is too much. With mu held.
+func (h *memoryHost) full() bool {
+	n := h.leaked + h.building
+	for _, m := range h.machines {
+		if m.cfg.GuestOS == vm.GuestMacOS && !m.over() {
+			n++
+		}
+	}
+	return h.guests > 0 && n >= h.guests
+}
+
+func (h *memoryHost) leak(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.leaked = n
 }
 
 func (h *memoryHost) Find(_ context.Context, t Template) (found [][]SlotImage, err error) {
@@ -247,6 +290,11 @@ func (h *memoryHost) bring(ctx context.Context, op, id string, cfg vm.Config, op
 		h.mu.Unlock()
 		return nil, vm.ErrAlreadyExists
 	}
+	if cfg.GuestOS == vm.GuestMacOS && h.full() {
+		h.limited++
+		h.mu.Unlock()
+		return nil, fmt.Errorf("memory: %w", vm.ErrLimitExceeded)
+	}
 	m := &memoryMachine{host: h, id: id, state: vm.StateRunning, exited: make(chan struct{}), cfg: cfg}
 	h.machines[id] = m
 	h.made[id]++
@@ -302,7 +350,7 @@ func (h *memoryHost) keep(owner, digest string) {
 
 type memoryImages struct{ *memoryHost }
 
-func (h memoryImages) Resolve(ctx context.Context, owner, ref string) (SlotImage, error) {
+func (h memoryImages) Resolve(ctx context.Context, owner, ref string, _ vm.GuestOS) (SlotImage, error) {
 	if err := h.do(ctx, "pull", ref); err != nil {
 		return SlotImage{}, err
 	}
@@ -381,6 +429,16 @@ func (m *memoryMachine) exit() {
 	if m.state != vm.StateExited {
 		m.state = vm.StateExited
 		close(m.exited)
+	}
+}
+
+// over tells whether it has ended.
+func (m *memoryMachine) over() bool {
+	select {
+	case <-m.exited:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -30,8 +30,9 @@ type planInput struct {
 	pressure string
 	// slots is how many more entries may be restored at once.
 	slots int
-	// waiting: requests wait for room, which comes first.
-	waiting bool
+	// waiting: requests wait for room, which comes first. slotsWaiting: they wait for a slot
+	// only, and what takes none need not wait.
+	waiting, slotsWaiting bool
 }
 
 // planPool is one pool as it is.
@@ -230,7 +231,7 @@ func (p *planner) fill(pools []int) {
 			p.skip(i, Skip{Reason: SkipDiskPressure, Message: p.in.pressure})
 		case pool.gate.reason != "":
 			p.skip(i, Skip{Reason: pool.gate.reason, Message: pool.gate.message})
-		case p.in.waiting:
+		case p.in.waiting, p.in.slotsWaiting && pool.target.Template.slots() > 0:
 			p.skip(i, Skip{Reason: SkipInsufficientCapacity, Message: "pods wait for room"})
 		case p.wanted[i] == 0, pool.gate.trial && len(pool.inFlight) > 0:
 		default:
@@ -350,9 +351,9 @@ func (p *planner) displace(i int, cost Budget) bool {
 // warmCost is what an entry costs in its pool.
 func (t *Target) warmCost() Budget {
 	if t.Warm == (Budget{}) {
-		return Budget{MemoryBytes: t.Template.Shape.MemoryBytes}
+		return t.Template.charge(Budget{MemoryBytes: t.Template.Shape.MemoryBytes})
 	}
-	return t.Warm
+	return t.Template.charge(t.Warm)
 }
 
 // pressureMessage tells why the disk is too full to refill, empty when it is not:

@@ -201,6 +201,9 @@ func (p *pooled) consistent(exact bool) error {
 		if !have[e.Machine] && (exact || e.State == StateWarm || e.State == StateActive) {
 			return fmt.Errorf("the ledger has %s (%s), the driver has not", e.Machine, e.State)
 		}
+		if m := p.host.machine(e.Machine); m != nil && (e.State == StateWarm || e.State == StateActive) && (m.cfg.GuestOS == vm.GuestMacOS) != (e.Budget.Slots == 1) {
+			return fmt.Errorf("%s is a guest of %q and has %d slots", e.Machine, m.cfg.GuestOS, e.Budget.Slots)
+		}
 		delete(have, e.Machine)
 	}
 	if len(have) > 0 {

@@ -51,7 +51,7 @@ type waiter struct {
 // admit gives a request its machine or its room. What fits and finds nobody waiting
 // gets it at once. Else entries are evicted, the cheapest set that makes it fit, or
 // none; and the request waits, at most for wait and ctx, in the order of arrival:
-// nobody overtakes. first is for a request that has had its turn and was given a dead
+// nobody overtakes, but those that need no slot whoever waits for a slot only. first is for a request that has had its turn and was given a dead
 // entry.
 //
 // The error is a *Refusal: Oversized, QueueFull, InsufficientCapacity when the wait is
@@ -61,7 +61,7 @@ func (l *Ledger) admit(ctx context.Context, w want, wait time.Duration, first bo
 		return grant{}, err
 	}
 	l.mu.Lock()
-	if first || len(l.queue.waiting) == 0 {
+	if first || !l.yields(w.entry.Budget) {
 		if g, ok := l.try(w); ok {
 			l.mu.Unlock()
 			return g, g.err
@@ -146,16 +146,45 @@ func (l *Ledger) find(w want) *warmEntry {
 // serve gives those who wait what there is, in order, and evicts what the first one
 // needs. It is called after every change that may help. With mu held.
 func (l *Ledger) serve() {
-	for len(l.queue.waiting) > 0 {
-		me := l.queue.waiting[0]
+	for i := 0; i < len(l.queue.waiting); {
+		me := l.queue.waiting[i]
+		if i > 0 && me.want.entry.Budget.Slots > 0 {
+			i++ // behind one that waits for a slot
+			continue
+		}
 		g, ok := l.try(me.want)
 		if !ok {
 			l.makeRoom(me.want)
-			return
+			if !l.lacksSlotsOnly(me.want) {
+				return
+			}
+			i++
+			continue
 		}
-		l.queue.waiting = slices.Delete(l.queue.waiting, 0, 1)
+		l.queue.waiting = slices.Delete(l.queue.waiting, i, i+1)
 		me.got <- g
 	}
+}
+
+// yields tells whether what costs this comes after those that wait: whoever takes no slot
+// goes past those that lack nothing else. With mu held.
+func (l *Ledger) yields(b Budget) bool {
+	return slices.ContainsFunc(l.queue.waiting, func(o *waiter) bool { return b.Slots > 0 || !l.lacksSlotsOnly(o.want) })
+}
+
+// lacksSlotsOnly tells whether a request would have its machine if the node had a slot
+// more: one of two macOS guests may run for days. With mu held.
+func (l *Ledger) lacksSlotsOnly(w want) bool {
+	if w.entry.Budget.Slots == 0 || l.find(w) != nil {
+		return false
+	}
+	available := l.available()
+	if w.entry.Budget.Slots <= available.Slots {
+		return false
+	}
+	available.Slots = w.entry.Budget.Slots
+	_, _, _, over := w.entry.Budget.exceeds(available)
+	return !over
 }
 
 // makeRoom evicts what a request needs, unless enough is on its way out or even all
@@ -169,7 +198,8 @@ func (l *Ledger) makeRoom(w want) {
 	// In sum, since a node that was made smaller has less than nothing: the room on its way
 	// out pays for that first.
 	need = l.active.plus(l.warm).minus(l.leaving).plus(need)
-	if _, _, _, over := need.exceeds(l.capacity); !over {
+	room := l.offered()
+	if _, _, _, over := need.exceeds(room); !over {
 		return
 	}
 	var entries []*warmEntry
@@ -191,7 +221,7 @@ func (l *Ledger) makeRoom(w want) {
 			}
 		}
 	}
-	chosen, ok := cheapest(need, l.capacity, candidates)
+	chosen, ok := cheapest(need, room, candidates)
 	if !ok {
 		return
 	}

@@ -22,7 +22,8 @@ import (
 const defaultOperations = 100_000
 
 // TestPoolProperties: 100,000 random operations on a supply with pools: acquire, release,
-// kill, hang, faults and delays at every call, other targets, other capacity, restart. After
+// kill, hang, faults and delays at every call, other targets, other capacity, slots for macOS
+// guests that the host does not give back, restart. After
 // each the ledger is what the driver has, nothing is negative, and nothing is above
 // capacity but what was there when it was cut. In the end all is given back.
 func TestPoolProperties(t *testing.T) {
@@ -70,6 +71,22 @@ func TestPoolProperties(t *testing.T) {
 	}
 }
 
+// TestSlotProperties: as TestPoolProperties, on a host that gives back the place of a macOS
+// guest at once. It never has to refuse one: builds of snapshots included, the ledger
+// takes the slot before the guest is made and gives it back after it has ended.
+func TestSlotProperties(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	synctest.Test(t, func(t *testing.T) {
+		c := newChaotic(t, seed, newWatcher())
+		c.exact = true
+		c.run(5_000)
+		if c.host.limited > 0 {
+			t.Errorf("seed %d: the host refused %d macOS guests", seed, c.host.limited)
+		}
+	})
+}
+
 // chaotic is a node to which random things happen.
 type chaotic struct {
 	*pooled
@@ -77,6 +94,8 @@ type chaotic struct {
 	rng  *rand.Rand
 	step int
 	op   string
+	// exact: nothing happens that the ledger cannot know of.
+	exact bool
 
 	calls sync.WaitGroup // acquires and releases under way
 	used  Budget         // at the last check
@@ -95,7 +114,7 @@ func newChaotic(t *testing.T, seed uint64, watch *watcher) *chaotic {
 		held: map[string]*Lease{}, busy: map[string]context.CancelFunc{},
 	}
 	c.pooled = newPooled(t, func(o *Options) {
-		o.Capacity = Budget{MilliCPU: 8000, MemoryBytes: 12 * 256 * mi}
+		o.Capacity = Budget{MilliCPU: 8000, MemoryBytes: 12 * 256 * mi, Slots: 2}
 		o.QueueLength, o.QueueWait, o.Restores = 4, 20*time.Second, 3
 		o.Observer = watch
 		o.FreeBytes = func() (int64, error) {
@@ -105,7 +124,7 @@ func newChaotic(t *testing.T, seed uint64, watch *watcher) *chaotic {
 		}
 	})
 	c.watch = watch
-	c.host.fault, c.host.delay = c.fault, c.delay
+	c.host.fault, c.host.delay, c.host.guests = c.fault, c.delay, 2
 	return c
 }
 
@@ -159,6 +178,7 @@ func (c *chaotic) run(operations int) {
 		}
 	}
 	c.setWild(false)
+	c.host.leak(0)
 	c.op = "end"
 	c.calls.Wait()
 	for id, l := range c.held {
@@ -181,7 +201,7 @@ func (c *chaotic) run(operations int) {
 	time.Sleep(time.Minute)
 	synctest.Wait()
 	c.check(true)
-	if a := c.supply.Ledger(); a.Available != a.Capacity || len(a.Machines) != 0 || len(c.supply.ledger.claims) != 0 || c.supply.ledger.leaving != (Budget{}) {
+	if a := c.supply.Ledger(); a.Available != a.Capacity || a.Capacity.Slots != c.supply.ledger.capacity.Slots || a.Withheld != (Withheld{}) || len(a.Machines) != 0 || len(c.supply.ledger.claims) != 0 || c.supply.ledger.leaving != (Budget{}) {
 		c.t.Errorf("seed %d: left in the end: %+v, claims %v, leaving %+v", c.seed, a, c.supply.ledger.claims, c.supply.ledger.leaving)
 	}
 	if n := len(c.host.images) + len(c.host.origins) + len(c.records.all) + len(c.supply.ledger.shelves.pools); n != 0 {
@@ -206,6 +226,7 @@ func (c *chaotic) check(exact bool) {
 	}
 	// Above capacity is only what was there when it was cut, and what a restart finds.
 	a := c.supply.Ledger()
+	a.Capacity.Slots += a.Withheld.Slots // a refused machine has its slot until it is released
 	used := a.Active.plus(a.Warm)
 	for _, d := range dimensions {
 		if now := *d.of(&used); now > *d.of(&a.Capacity) && now > *d.of(&c.used) && c.op != "restart" {
@@ -224,6 +245,9 @@ func (c *chaotic) setWild(wild bool) {
 func (c *chaotic) template(n int) Template {
 	t := template(fmt.Sprint("t", n%3), fmt.Sprint("r", n%2))
 	t.Shape.MemoryBytes *= int64(1 + n%2)
+	if n%3 == 2 {
+		t.GuestOS = vm.GuestMacOS
+	}
 	return t
 }
 
@@ -277,12 +301,17 @@ func (c *chaotic) do(ctx context.Context) {
 		c.supply.SetTargets(c.targets())
 	case k < 965:
 		c.op = "capacity"
-		b := Budget{MilliCPU: 1000 * c.rng.Int64N(12), MemoryBytes: c.rng.Int64N(20) * 256 * mi}
+		b := Budget{MilliCPU: 1000 * c.rng.Int64N(12), MemoryBytes: c.rng.Int64N(20) * 256 * mi, Slots: c.rng.Int64N(3)}
 		if c.rng.IntN(2) == 0 {
 			b = c.opts.Capacity
 		}
 		if err := c.supply.SetCapacity(b); err != nil {
 			c.t.Error(err)
+		}
+	case k < 968:
+		c.op = "leak"
+		if !c.exact {
+			c.host.leak(c.rng.IntN(2))
 		}
 	case k < 975:
 		c.op = "disk"
@@ -298,6 +327,7 @@ func (c *chaotic) do(ctx context.Context) {
 	case k < 995:
 		c.op = "wait"
 		time.Sleep(time.Duration(c.rng.IntN(10)) * time.Minute)
+	case c.exact:
 	default:
 		c.op = "restart"
 		c.restart(ctx)

@@ -79,12 +79,8 @@ func (s *Supply) restoreEntry(ctx context.Context, e *warmEntry) error {
 	if err := s.keepImages(ctx, e.id(), src.Images); err != nil {
 		return err
 	}
-	cfg := vm.Config{Shape: src.Shape, Kit: src.Kit}
-	for _, i := range src.Images {
-		cfg.Images = append(cfg.Images, i.DiskPath)
-	}
 	start := time.Now()
-	running, err := s.opts.Store.Restore(ctx, snap, e.id(), cfg, MakeOptions{
+	running, err := s.opts.Store.Restore(ctx, snap, e.id(), src.config(), MakeOptions{
 		Stage: func(stage Stage) { _ = e.room.advance(stateOf(stage)) },
 	})
 	if err != nil {
@@ -128,6 +124,9 @@ func (e *snapshotError) Unwrap() error { return e.error }
 
 // abandon deletes what a failed refill has made, and gives its room back.
 func (s *Supply) abandon(ctx context.Context, e *warmEntry, err error) {
+	if overLimit(err) {
+		e.room.refused(err)
+	}
 	s.ledger.unshelve(e)
 	machine := e.machine
 	if leftover := (*snapshot.LeftoverError)(nil); errors.As(err, &leftover) {
@@ -163,6 +162,9 @@ func (s *Supply) refillFailed(t Target, err error) {
 	s.opts.Logger.Warn("Could not fill a pool", "pool", t.Pool, "template", t.Template.ID(), "error", err)
 	if about := (*snapshotError)(nil); errors.As(err, &about) {
 		return // it waits for the snapshot
+	}
+	if overLimit(err) {
+		return // it waits for a slot
 	}
 	if errors.Is(err, vm.ErrNoSpace) {
 		s.ledger.retryLater(t.Pool, s.opts.pauses, err.Error()) // the disk, not the template

@@ -90,7 +90,10 @@ func refuse(reason Reason, err error, format string, args ...any) *Refusal {
 // shortage is the refusal for too little of a resource.
 func shortage(reason Reason, resource string, requested, available int64) *Refusal {
 	unit, scale := "", int64(1)
+	what := resource
 	switch resource {
+	case "slots":
+		what = "macOS guest slots"
 	case "cpu":
 		unit = "m"
 	case "memory", "disk":
@@ -105,7 +108,7 @@ func shortage(reason Reason, resource string, requested, available int64) *Refus
 		Resource:  resource,
 		Requested: requested,
 		Available: available,
-		Message:   fmt.Sprintf("insufficient %s: the machine needs %d%s, the node has %d%s %s", resource, (requested+scale-1)/scale, unit, available/scale, unit, left),
+		Message:   fmt.Sprintf("insufficient %s: the machine needs %d%s, the node has %d%s %s", what, (requested+scale-1)/scale, unit, available/scale, unit, left),
 	}
 }
 
@@ -123,6 +126,10 @@ func classify(stage Reason, err error, callerGone, closed bool) *Refusal {
 		return refuse(ReasonCancelled, err, "the machine is not wanted any more")
 	case errors.As(err, &pressure), errors.Is(err, vm.ErrNoSpace):
 		return refuse(ReasonDiskPressure, err, "not enough room on the node's disk for a machine")
+	case errors.Is(err, vm.ErrLimitExceeded):
+		refusal = refuse(ReasonInsufficientCapacity, err, "the host has as many macOS guests as it may run, or does not know yet that one has ended")
+		refusal.Resource, refusal.Requested = "slots", 1
+		return refusal
 	case errors.Is(err, vm.ErrInvalidConfig):
 		return refuse(ReasonInvalid, err, "the machine's configuration is invalid")
 	case errors.Is(err, vm.ErrAlreadyExists):

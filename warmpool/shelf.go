@@ -151,7 +151,7 @@ func (s *shelves) setTargets(targets []Target, now time.Time) {
 
 // find returns the entry that a request gets: of its revision, the oldest of the
 // first pool that has any; else of another revision of the same template that has its
-// shape and every image it needs. Nil when there is none.
+// shape, its kind of guest and every image it needs. Nil when there is none.
 func (s *shelves) find(w want) *warmEntry {
 	pools := s.byTemplate[w.template]
 	if w.pool != "" { // that one or none
@@ -170,7 +170,7 @@ func (s *shelves) find(w want) *warmEntry {
 			if e.template.Revision == w.revision {
 				return e
 			}
-			if outdated == nil && e.template.Shape == w.shape && hasAll(e.images, w.refs) {
+			if outdated == nil && e.template.Shape == w.shape && e.cost.Slots == w.entry.Budget.Slots && hasAll(e.images, w.refs) {
 				outdated = e
 			}
 		}
@@ -218,7 +218,7 @@ func (l *Ledger) reserveWarm(id string, t Target, cancel context.CancelFunc) (*w
 	if p := l.shelves.pools[t.Pool]; p == nil || p.target == nil {
 		return nil, refuse(ReasonCancelled, nil, "pool %s is no more", t.Pool)
 	}
-	if len(l.queue.waiting) > 0 {
+	if l.yields(e.Budget) {
 		return nil, refuse(ReasonInsufficientCapacity, nil, "pods wait for room")
 	}
 	room, err := l.reserveLocked(e)

@@ -42,12 +42,15 @@ func (s storeMaker) spec(src Source) snapshot.Spec {
 		return spec
 	}
 	spec.Kind = snapshot.KindTemplate
+	if cfg := src.config(); cfg.GuestOS == vm.GuestMacOS {
+		spec.Kit, spec.GuestOS, spec.MacOS = vm.Kit{}, cfg.GuestOS, cfg.MacOS
+	}
 	t := &snapshot.TemplateSpec{Namespace: src.Template.Namespace, Name: src.Template.Name, Revision: src.Template.Revision}
 	for _, i := range src.Images {
 		t.Images = append(t.Images, snapshot.TemplateImage{Ref: i.Ref, Digest: i.Digest, Path: i.DiskPath})
 	}
 	t.Prepare = func(ctx context.Context, client *guest.Client) error {
-		opts, err := s.recipeOptions(ctx, src.Images)
+		opts, err := s.recipeOptions(ctx, src.Images, spec.GuestOS == vm.GuestMacOS)
 		if err != nil {
 			return err
 		}
@@ -57,9 +60,14 @@ func (s storeMaker) spec(src Source) snapshot.Spec {
 	return spec
 }
 
-// recipeOptions are how commands run in the first of a machine's images.
-func (s storeMaker) recipeOptions(ctx context.Context, images []SlotImage) (recipe.Options, error) {
+// recipeOptions are how commands run in the first of a machine's images, or with host in
+// the machine's own system.
+func (s storeMaker) recipeOptions(ctx context.Context, images []SlotImage, host bool) (recipe.Options, error) {
 	opts := recipe.Options{Nameservers: s.opts.Nameservers}
+	if host {
+		opts.Host = true // it has no configuration of an image either
+		return opts, nil
+	}
 	if len(images) == 0 {
 		return opts, fmt.Errorf("%w: a template without an image", vm.ErrInvalidConfig)
 	}
@@ -160,7 +168,8 @@ func (s storeMaker) Refresh(ctx context.Context, m vm.Machine, conn Conn, hostna
 
 // Rehearse is part of Maker.
 func (s storeMaker) Rehearse(ctx context.Context, _ vm.Machine, conn Conn, images []SlotImage) error {
-	opts, err := s.recipeOptions(ctx, images)
+	host := len(images) == 1 && images[0].MacOS != nil
+	opts, err := s.recipeOptions(ctx, images, host)
 	if err != nil {
 		return err
 	}

@@ -85,8 +85,12 @@ func (s *Supply) planInput(now time.Time) (in planInput, targets []*Target, next
 	l := s.ledger
 	l.mu.Lock()
 	in.available = l.available()
-	in.room = l.capacity.minus(l.active.plus(l.warm).minus(l.leaving))
-	in.waiting = len(l.queue.waiting) > 0
+	in.room = l.offered().minus(l.active.plus(l.warm).minus(l.leaving))
+	if s.templates.slotWanted { // only this goroutine writes it
+		// The next slot is for a build, which pools wait for.
+		in.available.Slots, in.room.Slots = 0, 0
+	}
+	in.waiting, in.slotsWaiting = l.yields(Budget{}), len(l.queue.waiting) > 0
 	if l.shelves.targeted {
 		in.pools = make([]planPool, 0, len(l.shelves.pools))
 		for _, p := range l.shelves.pools {

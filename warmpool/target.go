@@ -18,6 +18,9 @@ type Template struct {
 	// namespace, name and revision are equal.
 	Revision string
 	Shape    vm.Shape
+	// GuestOS of its machines; empty is Linux. A macOS guest has one image, which is its
+	// system and fills no image slot.
+	GuestOS vm.GuestOS
 	// Images are references, in slot order; the recipe's commands run in the first.
 	Images []string
 	Recipe recipe.Recipe
@@ -52,7 +55,8 @@ type Target struct {
 	// may be while outdated ones are replaced.
 	MaxSurge, MaxUnavailable int
 	// Warm is what an entry costs while it is paused: no CPU. Active is what it costs
-	// once a pod has it. Zero values are those of the template's shape.
+	// once a pod has it. Zero values are those of the template's shape; the slot of a macOS
+	// guest is added in any case.
 	Warm, Active Budget
 }
 
@@ -114,20 +118,24 @@ type Status struct {
 	Templates []TemplateStatus
 }
 
-// SlotImage is the image in a slot of a machine.
+// SlotImage is the image in a slot of a machine, or the system of a macOS guest.
 type SlotImage struct {
 	// Ref as the template has it; empty for machines without a template.
 	Ref    string `json:"ref,omitempty"`
 	Digest string `json:"digest"`
 	// DiskPath is the file behind the slot.
 	DiskPath string `json:"diskPath"`
+	// MacOS is the installation, for the image of a macOS guest. Only the making of a machine
+	// needs it.
+	MacOS *vm.MacOS `json:"-"`
 }
 
 // Images turns references into disks. vm/image is behind it.
 type Images interface {
 	// Resolve returns the image of a reference, pulled if it is not on the node, and keeps it for
-	// the owner until Release.
-	Resolve(ctx context.Context, owner, ref string) (SlotImage, error)
+	// the owner until Release. os says what it must be an image for: one that is of another
+	// kind is an error.
+	Resolve(ctx context.Context, owner, ref string, os vm.GuestOS) (SlotImage, error)
 	// Pin returns an image of a digest that is on the node, and keeps it for the owner.
 	Pin(ctx context.Context, owner, digest string) (SlotImage, error)
 	// Release gives back all that the owner keeps. Idempotent.

@@ -39,6 +39,9 @@ type templates struct {
 	mu     sync.Mutex
 	states map[templateName]*templateState // guarded by mu
 	closed bool                            // guarded by mu
+
+	// slotWanted: the build of a macOS template waits for a slot. Only the supervisor has it.
+	slotWanted bool
 }
 
 // templateState is one revision. All fields are guarded by templates.mu.
@@ -52,6 +55,9 @@ type templateState struct {
 	breaker  breaker // of restores
 	// images are those that the snapshot is made with, once they are known.
 	images []SlotImage
+	// looked: whether the node has a snapshot was found out, and if not, its image pulled,
+	// before a slot is taken for its build. Of macOS templates only.
+	looked bool
 	// pin keeps the snapshot of a targeted template from being collected.
 	pin Snapshot
 	// cancel ends the build in the background; nil when there is none.
@@ -150,7 +156,7 @@ func (t *templates) resolve(ctx context.Context, tmpl Template) ([]SlotImage, er
 	}
 	resolved := make([]SlotImage, 0, len(tmpl.Images))
 	for _, ref := range tmpl.Images {
-		i, err := images.Resolve(ctx, owner, ref)
+		i, err := images.Resolve(ctx, owner, ref, tmpl.GuestOS)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", ref, err)
 		}
@@ -203,6 +209,8 @@ func (t *templates) ensure(ctx context.Context, tmpl Template) (Source, Snapshot
 			st.status.Build = took // until SnapshotBuilt tells better
 		}
 	case ctx.Err() != nil: // says nothing about the template
+	case overLimit(err): // nor does this: it is built when there is a slot
+		st.status.Phase, st.status.Message = TemplatePending, "the host has as many macOS guests as it may run"
 	default:
 		st.failed(time.Now(), t.supply.opts.templates, step, err)
 	}
@@ -255,6 +263,7 @@ func (t *templates) sync(targeted map[templateName]Template, now time.Time) (nex
 	for _, st := range t.states {
 		t.drop(st) // those that only waited for their next try
 	}
+	t.slotWanted = false
 	for _, tmpl := range targeted {
 		st := t.state(tmpl)
 		if !st.targeted {
@@ -266,20 +275,86 @@ func (t *templates) sync(targeted map[templateName]Template, now time.Time) (nex
 		case st.retry.waits(now):
 			next = earlier(next, st.retry.until)
 		default:
-			st.status.Phase = TemplateBuilding
+			var room *reservation
+			if look := tmpl.slots() > 0 && !st.looked; !look {
+				var err error
+				if room, err = t.slotFor(st); err != nil {
+					continue
+				}
+			}
+			st.status.Phase, st.status.Message = TemplateBuilding, ""
 			st.users++
 			ctx, cancel := context.WithCancel(t.supply.ctx)
 			st.cancel = cancel
 			t.supply.changed()
-			t.supply.wg.Go(func() { defer cancel(); t.build(ctx, st) }) // the supervisor counts, so nobody has waited yet
+			t.supply.wg.Go(func() { defer cancel(); t.build(ctx, st, room) }) // the supervisor counts, so nobody has waited yet
 		}
 	}
 	return next
 }
 
-// build makes sure of the snapshot of a targeted template.
-func (t *templates) build(ctx context.Context, st *templateState) {
+// missing tells whether the snapshot has to be built and needs a slot for that. The
+// template is pending again then, with its image pulled: that may take as long as the rest,
+// and needs none.
+func (t *templates) missing(ctx context.Context, st *templateState) bool {
+	if st.template.slots() == 0 {
+		return false
+	}
+	found, err := t.supply.opts.Store.Find(ctx, st.template)
+	if err == nil && len(found) > 0 {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		st.looked = true
+		return false
+	}
+	_, err = t.source(ctx, st.template)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	st.cancel = nil
+	st.looked = err == nil
+	st.status.Phase = TemplatePending
+	if err != nil && ctx.Err() == nil {
+		st.failed(time.Now(), t.supply.opts.templates, recipe.StepPull, err)
+	}
+	st.users--
+	t.drop(st)
+	t.supply.changed()
+	return true
+}
+
+// slotFor takes the slot that the machine of a template's build needs. Without one the
+// template stays pending. With mu held.
+func (t *templates) slotFor(st *templateState) (*reservation, error) {
+	room, err := t.supply.ledger.reserveBuild(st.template)
+	if err == nil {
+		return room, nil
+	}
+	before := st.status
+	if ReasonOf(err) == ReasonOversized {
+		st.failed(time.Now(), t.supply.opts.templates, recipe.StepSave, err)
+	} else {
+		t.slotWanted = true
+		st.status.Phase, st.status.Message = TemplatePending, "it is built when a slot for a macOS guest is free: "+err.Error()
+	}
+	if st.status != before {
+		t.supply.changed()
+	}
+	return nil, err
+}
+
+// build makes sure of the snapshot of a targeted template; room is the slot that it may
+// have.
+func (t *templates) build(ctx context.Context, st *templateState, room *reservation) {
+	if room == nil && t.missing(ctx, st) {
+		return
+	}
 	_, snap, _, err := t.ensure(ctx, st.template)
+	if room != nil {
+		if overLimit(err) {
+			room.refused(err)
+		}
+		room.release()
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	st.cancel = nil
@@ -336,7 +411,11 @@ func (t *templates) gate(tmpl Template, now time.Time) (gate, time.Time) {
 	st := t.states[nameOf(tmpl)]
 	switch {
 	case st == nil || st.status.Phase == TemplatePending:
-		return gate{reason: SkipSnapshotNotReady, message: "the snapshot of the template has to be built"}, time.Time{}
+		message := "the snapshot of the template has to be built"
+		if st != nil && st.status.Message != "" {
+			message += "; " + st.status.Message
+		}
+		return gate{reason: SkipSnapshotNotReady, message: message}, time.Time{}
 	case st.status.Phase == TemplateBuilding:
 		return gate{reason: SkipSnapshotNotReady, message: "the snapshot of the template is being built"}, time.Time{}
 	case st.status.Phase == TemplateFailed:

@@ -184,7 +184,7 @@ func (n *node) makeSupply(ctx context.Context) error {
 		return err
 	}
 	n.onClose(n.snapshots.Close)
-	return n.openSupply(capacityOf(available, disk))
+	return n.openSupply(capacityOf(available, disk, n.driver.Features().MacOSGuests))
 }
 
 // makeImages opens the images, which templates and pods share.

@@ -34,8 +34,9 @@ func (n *node) capacity() (capacity, allocatable corev1.ResourceList, err error)
 		return nil, nil, err
 	}
 	cpu := int64(runtime.NumCPU()) * 1000
-	return provider.Capacity(cpu, memory, disk, n.MaxPods),
-		provider.Capacity(cpu, memory-n.reservedMemory, max(0, disk-n.minFreeDisk), n.MaxPods), nil
+	macOSGuests := n.driver.Features().MacOSGuests
+	return provider.MacOSGuests(provider.Capacity(cpu, memory, disk, n.MaxPods), macOSGuests),
+		provider.MacOSGuests(provider.Capacity(cpu, memory-n.reservedMemory, max(0, disk-n.minFreeDisk), n.MaxPods), macOSGuests), nil
 }
 
 // hostDisk is the size of the disk that holds a path, and what of it is free.

@@ -35,31 +35,8 @@ func newNodeImages(store *image.Store, m *metrics.Metrics) *nodeImages {
 
 // Pull is part of provider.Images.
 func (n *nodeImages) Pull(ctx context.Context, req provider.PullRequest) (provider.Image, error) {
-	secrets := make([]image.Secret, 0, len(req.Secrets))
-	for _, s := range req.Secrets {
-		secrets = append(secrets, image.Secret{Type: s.Type, Data: s.Data})
-	}
-	keychain, err := image.KeychainFromSecrets(secrets...)
+	pulled, present, err := n.pull(ctx, req, false)
 	if err != nil {
-		return provider.Image{}, err
-	}
-	policy := image.Policy(req.Policy)
-	present := false
-	var pulled *image.Image
-	if policy == image.PullIfNotPresent {
-		// Asked first without a registry, to be able to say that nothing was pulled.
-		pulled, err = n.store.Pull(ctx, req.Ref, image.PullOptions{Policy: image.PullNever, Auth: keychain})
-		present = err == nil
-	}
-	if !present {
-		pulled, err = n.store.Pull(ctx, req.Ref, image.PullOptions{Policy: policy, Auth: keychain})
-	}
-	n.metrics.ImagePulled(present, err)
-	if err != nil {
-		return provider.Image{}, imageError(err)
-	}
-	defer pulled.Release() // the owner's pin takes over
-	if err := n.pin(req.Owner, pulled.Digest); err != nil {
 		return provider.Image{}, err
 	}
 	img := nodeImage(pulled)
@@ -67,16 +44,56 @@ func (n *nodeImages) Pull(ctx context.Context, req provider.PullRequest) (provid
 	return img, nil
 }
 
+// pull gets a container image, or an installation of macOS, and pins it for the owner.
+// present: nothing was pulled.
+func (n *nodeImages) pull(ctx context.Context, req provider.PullRequest, macOS bool) (pulled *image.Image, present bool, err error) {
+	secrets := make([]image.Secret, 0, len(req.Secrets))
+	for _, s := range req.Secrets {
+		secrets = append(secrets, image.Secret{Type: s.Type, Data: s.Data})
+	}
+	keychain, err := image.KeychainFromSecrets(secrets...)
+	if err != nil {
+		return nil, false, err
+	}
+	policy := image.Policy(req.Policy)
+	if policy == image.PullIfNotPresent {
+		// Asked first without a registry, to be able to say that nothing was pulled.
+		pulled, err = n.store.Pull(ctx, req.Ref, image.PullOptions{Policy: image.PullNever, Auth: keychain, MacOS: macOS})
+		present = err == nil
+	}
+	if !present {
+		pulled, err = n.store.Pull(ctx, req.Ref, image.PullOptions{Policy: policy, Auth: keychain, MacOS: macOS})
+	}
+	n.metrics.ImagePulled(present, err)
+	if err != nil {
+		return nil, false, imageError(err)
+	}
+	defer pulled.Release() // the owner's pin takes over
+	if err := n.pin(req.Owner, pulled.Digest); err != nil {
+		return nil, false, err
+	}
+	return pulled, present, nil
+}
+
 // Pin is part of provider.Images.
 func (n *nodeImages) Pin(_ context.Context, owner types.UID, digest string) (provider.Image, error) {
-	if err := n.pin(owner, digest); err != nil {
+	held, err := n.hold(owner, digest)
+	if err != nil {
 		return provider.Image{}, err
+	}
+	return nodeImage(held), nil
+}
+
+// hold pins an image that is here for the owner.
+func (n *nodeImages) hold(owner types.UID, digest string) (*image.Image, error) {
+	if err := n.pin(owner, digest); err != nil {
+		return nil, err
 	}
 	held, err := n.store.Pin(digest, string(owner))
 	if err != nil {
-		return provider.Image{}, imageError(err)
+		return nil, imageError(err)
 	}
-	return nodeImage(held), nil
+	return held, nil
 }
 
 func (n *nodeImages) pin(owner types.UID, digest string) error {

@@ -15,6 +15,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/nodeledger"
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/image"
 	"github.com/vk-firkin/vk-firkin/vm/network"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
@@ -70,7 +71,7 @@ func (n *node) makeLedger(context.Context) error {
 		return err
 	}
 	n.ledger, err = nodeledger.New(nodeledger.Options{
-		API: api, NodeName: n.NodeName, Supply: n.supply, Limits: nodeledger.Limits{ImageSlots: n.driver.Features().ImageSlots}, Logger: n.log("nodeledger"),
+		API: api, NodeName: n.NodeName, Supply: n.supply, Limits: nodeledger.Limits{ImageSlots: n.driver.Features().ImageSlots, MacOSGuests: n.driver.Features().MacOSGuests}, Logger: n.log("nodeledger"),
 	})
 	return err
 }
@@ -101,6 +102,9 @@ func (n *node) keptSnapshots() []string {
 		}
 	}
 	for _, t := range n.ledger.Targets() {
+		if t.Template.GuestOS == vm.GuestMacOS {
+			continue // it begins with a boot
+		}
 		keep = append(keep, n.baseKey(t.Template.Shape)) // what the next build begins with
 	}
 	return keep
@@ -111,8 +115,8 @@ func (n *node) baseKey(shape vm.Shape) string {
 }
 
 // capacityOf is what the host has for machines.
-func capacityOf(memory, disk int64) warmpool.Budget {
-	return warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: memory, DiskBytes: disk}
+func capacityOf(memory, disk int64, macOSGuests int) warmpool.Budget {
+	return warmpool.Budget{MilliCPU: int64(runtime.NumCPU()) * 1000, MemoryBytes: memory, DiskBytes: disk, Slots: int64(macOSGuests)}
 }
 
 // supplyImages lets a supply use the node's images for templates and the machines of
@@ -123,21 +127,35 @@ var _ warmpool.Images = supplyImages{}
 
 // Resolve is part of warmpool.Images. Templates have no pull secrets: what they use
 // must be readable by the node.
-func (s supplyImages) Resolve(ctx context.Context, owner, ref string) (warmpool.SlotImage, error) {
-	img, err := s.images.Pull(ctx, provider.PullRequest{Ref: ref, Policy: provider.DefaultPullPolicy(ref), Owner: types.UID(owner)})
+func (s supplyImages) Resolve(ctx context.Context, owner, ref string, os vm.GuestOS) (warmpool.SlotImage, error) {
+	held, _, err := s.images.pull(ctx, provider.PullRequest{Ref: ref, Policy: provider.DefaultPullPolicy(ref), Owner: types.UID(owner)}, os == vm.GuestMacOS)
 	if err != nil {
 		return warmpool.SlotImage{}, fmt.Errorf("get image %q: %w", ref, err)
 	}
-	return warmpool.SlotImage{Ref: ref, Digest: img.Digest, DiskPath: img.DiskPath}, nil
+	i := slotImage(held)
+	i.Ref = ref
+	return i, nil
 }
 
 // Pin is part of warmpool.Images.
-func (s supplyImages) Pin(ctx context.Context, owner, digest string) (warmpool.SlotImage, error) {
-	img, err := s.images.Pin(ctx, types.UID(owner), digest)
+func (s supplyImages) Pin(_ context.Context, owner, digest string) (warmpool.SlotImage, error) {
+	held, err := s.images.hold(types.UID(owner), digest)
 	if err != nil {
 		return warmpool.SlotImage{}, err
 	}
-	return warmpool.SlotImage{Digest: img.Digest, DiskPath: img.DiskPath}, nil
+	return slotImage(held), nil
+}
+
+// slotImage is an image in the supply's words.
+func slotImage(i *image.Image) warmpool.SlotImage {
+	out := warmpool.SlotImage{Digest: i.Digest, DiskPath: i.DiskPath}
+	if m := i.MacOS; m != nil {
+		out.MacOS = &vm.MacOS{
+			Digest: i.Digest, Disk: i.DiskPath, AuxiliaryStorage: m.AuxiliaryStorage,
+			HardwareModel: m.HardwareModel, MachineIdentifier: m.MachineIdentifier,
+		}
+	}
+	return out
 }
 
 // Release is part of warmpool.Images.

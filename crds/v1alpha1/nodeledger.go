@@ -131,6 +131,13 @@ type NodeLedgerStatus struct {
 	//
 	// +optional
 	Available Amounts `json:"available,omitempty"`
+	// WithheldSlots are slots for macOS guests that are not in Capacity because the host
+	// refused to fill them. It is tried again; the condition Degraded says when.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000
+	WithheldSlots int32 `json:"withheldSlots,omitempty"`
 	// ActiveMachines is the number of machines of pods.
 	//
 	// +optional
@@ -335,6 +342,8 @@ type SnapshotStatus struct {
 // +kubebuilder:printcolumn:name="Memory-Active",type=string,JSONPath=`.status.active.memory`,priority=1
 // +kubebuilder:printcolumn:name="Memory-Warm",type=string,JSONPath=`.status.warm.memory`
 // +kubebuilder:printcolumn:name="Memory-Free",type=string,JSONPath=`.status.available.memory`
+// +kubebuilder:printcolumn:name="Slots",type=integer,JSONPath=`.status.capacity.slots`,priority=1,description="macOS guests at once"
+// +kubebuilder:printcolumn:name="Slots-Free",type=integer,JSONPath=`.status.available.slots`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type NodeLedger struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -35,6 +35,11 @@ const (
 	// LabelMachine, with the value "true", is on every node whose pods run in machines; the
 	// taint that keeps other pods away has the same key.
 	LabelMachine = "firkin.dev/machine"
+	// ResourceMacOSVM is the extended resource of nodes that run macOS guests: how many at once.
+	// The RuntimeClass of a macOS template has one in its overhead.
+	ResourceMacOSVM = "firkin.dev/macos-vm"
+	// LabelMacOSGuests, with the value "true", is on those nodes.
+	LabelMacOSGuests = "firkin.dev/macos-guests"
 	// RuntimeHandler of the RuntimeClasses of templates.
 	RuntimeHandler = "firkin"
 )

@@ -33,11 +33,17 @@ func (s *SnapshotTemplateSpec) canonical() *SnapshotTemplateSpec {
 	c.Shape.CPU = *resource.NewMilliQuantity(s.Shape.CPU.MilliValue(), resource.DecimalSI)
 	c.Shape.Memory = *resource.NewQuantity(s.Shape.Memory.Value(), resource.BinarySI)
 	c.Default()
+	if c.GuestOS == GuestLinux {
+		c.GuestOS = "" // as it was before there were others: an upgrade changes no revision
+	}
 	return c
 }
 
 // Default sets what the API server sets where the user said nothing.
 func (s *SnapshotTemplateSpec) Default() {
+	if s.GuestOS == "" {
+		s.GuestOS = GuestLinux
+	}
 	if s.BuildTimeoutSeconds == 0 {
 		s.BuildTimeoutSeconds = 1800
 	}

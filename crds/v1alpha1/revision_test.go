@@ -33,6 +33,7 @@ func TestRevisionIsTheSameOnBothSides(t *testing.T) {
 		`{"image":"app:1","shape":{"cpu":"0.25","memory":"262144Ki"}}`,
 		`{"image":"app:1","shape":{"cpu":"0.250","memory":268435456},"setup":[],"env":null}`,
 		`{"image":"app:1","shape":{"cpu":"250000u","memory":"268435456"},"buildTimeoutSeconds":1800}`,
+		`{"guestOS":"linux","image":"app:1","shape":{"cpu":"250m","memory":"256Mi"}}`,
 	} {
 		controller := decodeSpec(t, text)
 		_ = controller.Shape.CPU.String() // a quantity remembers how it was printed
@@ -58,6 +59,7 @@ func TestRevisionTellsSpecsApart(t *testing.T) {
 	base := `{"image":"app:1","shape":{"cpu":"1","memory":"256Mi"},"readiness":{"httpGet":{"port":80}}}`
 	seen := map[string]string{decodeSpec(t, base).Revision(): base}
 	for _, text := range []string{
+		`{"guestOS":"macos","image":"app:1","shape":{"cpu":"1","memory":"256Mi"},"readiness":{"httpGet":{"port":80}}}`,
 		`{"image":"app:2","shape":{"cpu":"1","memory":"256Mi"},"readiness":{"httpGet":{"port":80}}}`,
 		`{"image":"app:1","shape":{"cpu":"1001m","memory":"256Mi"},"readiness":{"httpGet":{"port":80}}}`,
 		`{"image":"app:1","shape":{"cpu":"1","memory":"258Mi"},"readiness":{"httpGet":{"port":80}}}`,

@@ -12,7 +12,17 @@ import (
 // makes a new revision, and each node a new snapshot; what runs is not touched.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.additionalImages) || !(self.image in self.additionalImages)",message="must not repeat spec.image",fieldPath=".additionalImages"
+// +kubebuilder:validation:XValidation:rule="!has(self.guestOS) || self.guestOS != 'macos' || !has(self.additionalImages) || self.additionalImages.size() == 0",message="must be empty for a macOS guest, whose only image is its system",fieldPath=".additionalImages"
+// +kubebuilder:validation:XValidation:rule="!has(self.guestOS) || self.guestOS != 'macos' || isQuantity(string(self.shape.cpu)) && quantity(string(self.shape.cpu)).compareTo(quantity('2')) >= 0 && isQuantity(string(self.shape.memory)) && quantity(string(self.shape.memory)).compareTo(quantity('4Gi')) >= 0",message="must have at least 2 CPUs and 4Gi of memory for a macOS guest",fieldPath=".shape"
 type SnapshotTemplateSpec struct {
+	// GuestOS is linux or macos. A macOS guest runs on a Mac only, two at once on each; its
+	// image is an installation of macOS (vk-firkin image push-macos makes one), and pods run
+	// in that system itself, not isolated from it. The default is linux.
+	//
+	// +optional
+	// +default="linux"
+	GuestOS GuestOS `json:"guestOS,omitempty"`
+
 	// Image that set-up, cache-warming and readiness commands run in, and that pods of the
 	// template use: a reference such as registry.example/team/app:1.2, or one with a digest.
 	//
@@ -86,6 +96,23 @@ type SnapshotTemplateSpec struct {
 	// +kubebuilder:validation:Maximum=86400
 	BuildTimeoutSeconds int32 `json:"buildTimeoutSeconds,omitempty"`
 }
+
+// GuestOS is the operating system of a machine's guest.
+//
+// +kubebuilder:validation:Enum=linux;macos
+type GuestOS string
+
+// The guest operating systems.
+const (
+	GuestLinux GuestOS = "linux"
+	GuestMacOS GuestOS = "macos"
+)
+
+// Least that a macOS guest has: what Apple's tools give one at least.
+const (
+	MinMacOSCPUs        = 2
+	MinMacOSMemoryBytes = 4 << 30
+)
 
 // MachineShape is the size of a machine.
 type MachineShape struct {
@@ -303,6 +330,7 @@ type TemplateFailure struct {
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:shortName=snaptpl;st,categories=firkin
 // +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.spec.image`
+// +kubebuilder:printcolumn:name="Guest",type=string,JSONPath=`.spec.guestOS`
 // +kubebuilder:printcolumn:name="CPU",type=string,JSONPath=`.spec.shape.cpu`
 // +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.spec.shape.memory`
 // +kubebuilder:printcolumn:name="Ready",type=integer,JSONPath=`.status.readyNodes`,description="Nodes that have the snapshot"

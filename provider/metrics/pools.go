@@ -140,13 +140,18 @@ func (c supplyCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(ledgerDiskDesc, float64(b.DiskBytes), state)
 		gauge(ledgerSlotsDesc, float64(b.Slots), state)
 	}
-	warm := 0
+	gauge(ledgerSlotsDesc, float64(a.Withheld.Slots), "withheld")
+	warm, active := 0, 0
 	for _, m := range a.Machines {
-		if m.Warm {
+		switch {
+		case m.IsBuild():
+		case m.Warm:
 			warm++
+		default:
+			active++
 		}
 	}
-	gauge(machinesDesc, float64(len(a.Machines)-warm), "active")
+	gauge(machinesDesc, float64(active), "active")
 	gauge(machinesDesc, float64(warm), "warm")
 	oldest := time.Duration(0)
 	for _, p := range s.Pools {

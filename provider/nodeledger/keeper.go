@@ -18,6 +18,7 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
@@ -166,7 +167,7 @@ func (k *Keeper) Pools() []provider.NodePool {
 			key = ""
 		}
 		pools = append(pools, provider.NodePool{
-			Key: key, Ready: ready[t.Pool], Desired: t.Desired, Reserved: t.Reclaim == warmpool.ReclaimNever,
+			Key: key, Ready: ready[t.Pool], Desired: t.Desired, Reserved: t.Reclaim == warmpool.ReclaimNever, MacOS: t.Template.GuestOS == vm.GuestMacOS,
 			Each: provider.Budget{MilliCPU: t.Active.MilliCPU, MemoryBytes: t.Active.MemoryBytes, DiskBytes: t.Active.DiskBytes},
 		})
 	}
@@ -176,6 +177,9 @@ func (k *Keeper) Pools() []provider.NodePool {
 
 // Changes is part of provider.Pools.
 func (k *Keeper) Changes() <-chan struct{} { return k.changes }
+
+// WithheldMacOSGuests is part of provider.Pools.
+func (k *Keeper) WithheldMacOSGuests() int64 { return k.opts.Supply.Status().Account.Withheld.Slots }
 
 // Template is part of provider.Templates.
 func (k *Keeper) Template(namespace, name string) (provider.Template, error) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -120,6 +121,29 @@ func TestCreatesItsLedgerAndKeepsTargets(t *testing.T) {
 		}
 		if got := sc.k.Pools(); len(got) != 1 || got[0] != (provider.NodePool{Key: "warm.firkin.dev/team.app", Ready: 1, Desired: 2, Each: provider.Budget{MilliCPU: 250, MemoryBytes: 256 << 20}}) {
 			t.Errorf("pools offered: %+v", got)
+		}
+	})
+}
+
+// Slots for macOS guests are in the ledger's status; those that the host refuses to fill are
+// told apart, with what to do about it.
+func TestReportsSlots(t *testing.T) {
+	play(t, newMemory(), func(sc *scene) {
+		sc.s.change(func(s *warmpool.Status) {
+			s.Account.Capacity.Slots, s.Account.Warm.Slots = 1, 1
+			s.Account.Withheld = warmpool.Withheld{Slots: 1, Message: "restart the host"}
+			s.Account.Machines = []warmpool.Entry{{Machine: "slot-1", State: warmpool.StateReserved, Warm: true, Budget: warmpool.Budget{Slots: 1}}}
+		})
+		sc.wait(2 * time.Second)
+		st := sc.m.get().Status
+		if st.Capacity.Slots != 1 || st.Warm.Slots != 1 || st.WithheldSlots != 1 || st.WarmMachines != 0 {
+			t.Errorf("status is %+v", st)
+		}
+		if c := meta.FindStatusCondition(st.Conditions, v1alpha1.ConditionDegraded); c == nil || c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "restart the host") {
+			t.Errorf("condition is %+v", c)
+		}
+		if n := sc.k.WithheldMacOSGuests(); n != 1 {
+			t.Errorf("%d macOS guests are withheld", n)
 		}
 	})
 }

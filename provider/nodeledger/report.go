@@ -40,7 +40,11 @@ func statusOf(r report, before *v1alpha1.NodeLedgerStatus, now time.Time) v1alph
 		ObservedGeneration: r.generation,
 		Capacity:           amounts(account.Capacity), Active: amounts(account.Active), Warm: amounts(account.Warm), Available: amounts(account.Available),
 	}
+	s.WithheldSlots = small(int(account.Withheld.Slots))
 	for _, m := range account.Machines {
+		if m.IsBuild() {
+			continue
+		}
 		if m.Warm {
 			s.WarmMachines++
 		} else {
@@ -52,7 +56,7 @@ func statusOf(r report, before *v1alpha1.NodeLedgerStatus, now time.Time) v1alph
 	for _, c := range before.Conditions {
 		s.Conditions = append(s.Conditions, *c.DeepCopy())
 	}
-	for _, c := range conditions(&s) {
+	for _, c := range conditions(&s, account.Withheld.Message) {
 		c.ObservedGeneration, c.LastTransitionTime = r.generation, seconds(now)
 		meta.SetStatusCondition(&s.Conditions, c)
 	}
@@ -137,8 +141,12 @@ func snapshotStatuses(r *report) []v1alpha1.SnapshotStatus {
 }
 
 // conditions say in a word how the node does. Messages name pools and templates.
-func conditions(s *v1alpha1.NodeLedgerStatus) []metav1.Condition {
+// withheld says why slots are.
+func conditions(s *v1alpha1.NodeLedgerStatus, withheld string) []metav1.Condition {
 	var short, skipped, building []string
+	if withheld != "" {
+		skipped = append(skipped, withheld)
+	}
 	restoring := int32(0)
 	for _, p := range s.Pools {
 		name := p.Namespace + "/" + p.Pool

@@ -34,6 +34,8 @@ const (
 type Limits struct {
 	// ImageSlots is the number of different images one machine can have.
 	ImageSlots int
+	// MacOSGuests is how many macOS guests the node runs at once; 0 is none.
+	MacOSGuests int
 }
 
 // Fault is why a pool is not kept as its target says.
@@ -168,6 +170,8 @@ func TemplateOf(namespace, name, revision string, spec *v1alpha1.SnapshotTemplat
 	errs = append(errs, err)
 	t.Shape, t.MilliCPU, err = shapeOf(spec.Shape)
 	errs = append(errs, err)
+	t.GuestOS, err = guestOf(spec, limits)
+	errs = append(errs, err)
 	t.Recipe, err = recipeOf(spec)
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
@@ -175,6 +179,28 @@ func TemplateOf(namespace, name, revision string, spec *v1alpha1.SnapshotTemplat
 		return provider.Template{}, fmt.Errorf("%w: %s", provider.ErrInvalidTemplate, strings.ReplaceAll(text, "\n", "; "))
 	}
 	return t, nil
+}
+
+// guestOf is the operating system of the template's guests, and whether it can run here.
+func guestOf(spec *v1alpha1.SnapshotTemplateSpec, limits Limits) (vm.GuestOS, error) {
+	switch spec.GuestOS {
+	case v1alpha1.GuestLinux:
+		return "", nil
+	case v1alpha1.GuestMacOS:
+	default:
+		return "", fmt.Errorf("guestOS is %.32q, want %s or %s", spec.GuestOS, v1alpha1.GuestLinux, v1alpha1.GuestMacOS)
+	}
+	var errs []error
+	if limits.MacOSGuests == 0 {
+		errs = append(errs, errors.New("guestOS is macos, and this node runs no macOS guests"))
+	}
+	if len(spec.AdditionalImages) > 0 {
+		errs = append(errs, errors.New("additionalImages: the only image of a macOS guest is its system"))
+	}
+	if spec.Shape.CPU.CmpInt64(v1alpha1.MinMacOSCPUs) < 0 || spec.Shape.Memory.CmpInt64(v1alpha1.MinMacOSMemoryBytes) < 0 {
+		errs = append(errs, fmt.Errorf("shape: a macOS guest has at least %d CPUs and %d Gi of memory", v1alpha1.MinMacOSCPUs, v1alpha1.MinMacOSMemoryBytes>>30))
+	}
+	return vm.GuestMacOS, errors.Join(errs...)
 }
 
 // imagesOf are the template's images in slot order, each once.

@@ -66,6 +66,34 @@ func TestTemplateOf(t *testing.T) {
 	}
 }
 
+func TestTemplateOfMacOS(t *testing.T) {
+	mac := templateSpec(func(s *v1alpha1.SnapshotTemplateSpec) {
+		s.GuestOS = v1alpha1.GuestMacOS
+		s.Shape = v1alpha1.MachineShape{CPU: resource.MustParse("2"), Memory: resource.MustParse("4Gi")}
+	})
+	got, err := nodeledger.TemplateOf("team", "mac", "0123456789abcdef", &mac, nodeledger.Limits{ImageSlots: 4, MacOSGuests: 2})
+	if err != nil || got.GuestOS != vm.GuestMacOS {
+		t.Fatalf("guest is %q, %v", got.GuestOS, err)
+	}
+	for _, tt := range []struct {
+		says   string
+		change func(*v1alpha1.SnapshotTemplateSpec)
+		limits nodeledger.Limits
+	}{
+		{"runs no macOS guests", func(*v1alpha1.SnapshotTemplateSpec) {}, limits},
+		{"additionalImages", func(s *v1alpha1.SnapshotTemplateSpec) { s.AdditionalImages = []string{"b"} }, nodeledger.Limits{ImageSlots: 4, MacOSGuests: 2}},
+		{"at least 2 CPUs", func(s *v1alpha1.SnapshotTemplateSpec) { s.Shape.CPU = resource.MustParse("1") }, nodeledger.Limits{ImageSlots: 4, MacOSGuests: 2}},
+		{"4 Gi", func(s *v1alpha1.SnapshotTemplateSpec) { s.Shape.Memory = resource.MustParse("2Gi") }, nodeledger.Limits{ImageSlots: 4, MacOSGuests: 2}},
+		{"guestOS", func(s *v1alpha1.SnapshotTemplateSpec) { s.GuestOS = "plan9" }, limits},
+	} {
+		spec := mac.DeepCopy()
+		tt.change(spec)
+		if _, err := nodeledger.TemplateOf("team", "mac", "0123456789abcdef", spec, tt.limits); !errors.Is(err, provider.ErrInvalidTemplate) || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("error is %v, want one that says %q", err, tt.says)
+		}
+	}
+}
+
 func TestTemplateOfRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

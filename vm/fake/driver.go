@@ -50,7 +50,8 @@ type Options struct {
 	// call's error, wrapped; it may block, until ctx ends, to make the call stall.
 	// Nil: never.
 	Fault func(ctx context.Context, op string, n int) error
-	// Features replaces what the driver can do, where not zero.
+	// Features replaces what the driver can do, where not zero. MacOSGuests is enforced:
+	// one more is vm.ErrLimitExceeded.
 	Features vm.Features
 }
 
@@ -144,7 +145,7 @@ func (d *Driver) create(ctx context.Context, id string, cfg vm.Config) (*machine
 	if err := d.check(id, cfg); err != nil {
 		return nil, err
 	}
-	i, err := d.host.add(id, cfg, nil, false, d.opts.Guest)
+	i, err := d.host.add(id, cfg, nil, false, d.features.MacOSGuests, d.opts.Guest)
 	if err != nil {
 		return nil, err
 	}
@@ -181,6 +182,8 @@ type state struct {
 	KitDigest     string   `json:"kitDigest"`
 	MemoryBytes   int64    `json:"memoryBytes"`
 	MemorySHA256  string   `json:"memorySha256"`
+	// MacOSDigest of the installation, for a macOS guest.
+	MacOSDigest string `json:"macOSDigest,omitempty"`
 }
 
 // Restore is part of vm.Driver. Unlike other drivers it notices any change of a
@@ -207,7 +210,7 @@ func (d *Driver) restore(ctx context.Context, id, dir string, cfg vm.Config) (*m
 	if err != nil {
 		return nil, err
 	}
-	i, err := d.host.add(id, cfg, memory, true, d.opts.Guest)
+	i, err := d.host.add(id, cfg, memory, true, d.features.MacOSGuests, d.opts.Guest)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +238,14 @@ func (d *Driver) readSnapshot(dir string, cfg vm.Config) ([]byte, error) {
 
 func (d *Driver) describe(cfg vm.Config, memory []byte) ([]byte, error) {
 	sum := sha256.Sum256(memory)
-	return json.Marshal(state{d.features.Compatibility, cfg.Shape, cfg.Kit.Digest, int64(len(memory)), hex.EncodeToString(sum[:])})
+	s := state{
+		Compatibility: d.features.Compatibility, Shape: cfg.Shape, KitDigest: cfg.Kit.Digest,
+		MemoryBytes: int64(len(memory)), MemorySHA256: hex.EncodeToString(sum[:]),
+	}
+	if cfg.MacOS != nil {
+		s.MacOSDigest = cfg.MacOS.Digest
+	}
+	return json.Marshal(s)
 }
 
 // Load is part of vm.Driver.

@@ -242,3 +242,58 @@ func TestStall(t *testing.T) {
 		}
 	})
 }
+
+// TestMacOSGuests: as many as the features say run at once, paused ones included, and one
+// that has ended makes room unless the host leaks its place.
+func TestMacOSGuests(t *testing.T) {
+	host := fake.NewHost()
+	features := fake.DefaultFeatures()
+	features.MacOSGuests = 2
+	d := fake.Open(host, fake.Options{Features: features})
+	ctx := t.Context()
+	cfg := vm.Config{
+		Shape: vm.Shape{VCPUs: 2, MemoryBytes: 4 << 30}, GuestOS: vm.GuestMacOS, Saveable: true,
+		MacOS: &vm.MacOS{Digest: "sha256:test", Disk: "/d", AuxiliaryStorage: "/a", HardwareModel: []byte("h"), MachineIdentifier: []byte("m")},
+	}
+	first, err := d.Create(ctx, "first", cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.(vm.Pauser).Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if _, err := first.(vm.Saver).Save(ctx, dir); err != nil {
+		t.Fatal(err)
+	}
+	second, err := d.Restore(ctx, "second", dir, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Create(ctx, "linux", testConfig()); err != nil {
+		t.Errorf("a Linux guest beside them: %v", err)
+	}
+	for range 2 {
+		if _, err := d.Create(ctx, "third", cfg); !errors.Is(err, vm.ErrLimitExceeded) {
+			t.Errorf("create: error is %v, want ErrLimitExceeded", err)
+		}
+		if _, err := d.Restore(ctx, "third", dir, cfg); !errors.Is(err, vm.ErrLimitExceeded) {
+			t.Errorf("restore: error is %v, want ErrLimitExceeded", err)
+		}
+		host.LeakMacOSGuests(1)
+		if err := second.Delete(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	host.LeakMacOSGuests(0)
+	other := *cfg.MacOS
+	other.Digest = "sha256:other"
+	changed := cfg
+	changed.MacOS = &other
+	if _, err := d.Restore(ctx, "third", dir, changed); !errors.Is(err, vm.ErrSnapshotInvalid) {
+		t.Errorf("restore of another installation: error is %v, want ErrSnapshotInvalid", err)
+	}
+	if _, err := d.Restore(ctx, "third", dir, cfg); err != nil {
+		t.Errorf("after the leak: %v", err)
+	}
+}

@@ -42,6 +42,7 @@ type Guest interface {
 type Host struct {
 	mu       sync.Mutex
 	machines map[string]*instance
+	leaked   int // see LeakMacOSGuests
 	served   sync.WaitGroup
 }
 
@@ -101,20 +102,47 @@ type instance struct {
 	conn     *hostConn
 }
 
-func (h *Host) add(id string, cfg vm.Config, memory []byte, paused bool, guest func(Boot) (Guest, error)) (*instance, error) {
+// LeakMacOSGuests makes the host count n macOS guests more than there are, as a Mac does
+// whose guests have ended and not given back their place (UTM issue 5563).
+func (h *Host) LeakMacOSGuests(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.leaked = n
+}
+
+// macOSGuests counts those that have not exited, paused ones included. With mu held.
+func (h *Host) macOSGuests() int {
+	n := 0
+	for _, i := range h.machines {
+		if i.cfg.GuestOS == vm.GuestMacOS && !i.hasExited() {
+			n++
+		}
+	}
+	return n
+}
+
+// add makes a machine; macOSGuests is how many of those the host may run.
+func (h *Host) add(id string, cfg vm.Config, memory []byte, paused bool, macOSGuests int, guest func(Boot) (Guest, error)) (*instance, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	i := &instance{host: h, id: id, cfg: cfg, ctx: ctx, cancel: cancel, exited: make(chan struct{}), paused: paused, resumed: make(chan struct{})}
 	if !paused {
 		close(i.resumed)
 	}
 	h.mu.Lock()
-	if _, taken := h.machines[id]; taken {
-		h.mu.Unlock()
+	_, taken := h.machines[id]
+	full := cfg.GuestOS == vm.GuestMacOS && h.macOSGuests()+h.leaked >= macOSGuests
+	if !taken && !full {
+		h.machines[id] = i
+	}
+	h.mu.Unlock()
+	switch {
+	case taken:
 		cancel()
 		return nil, vm.ErrAlreadyExists
+	case full:
+		cancel()
+		return nil, fmt.Errorf("%w: %d macOS guests may run at once", vm.ErrLimitExceeded, macOSGuests)
 	}
-	h.machines[id] = i
-	h.mu.Unlock()
 	if guest == nil {
 		return i, nil
 	}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
@@ -40,6 +41,12 @@ func (s *Store) build(ctx context.Context, c *client, m *manifest) (*lease, erro
 	started := s.opts.Now()
 	s.opts.Logger.Info("Pulling image", "repository", c.repo.Name(), "digest", m.digest, "bytes", m.compressedBytes())
 
+	if isMacOS(&m.Manifest) {
+		if err := s.buildMacOS(ctx, c, m); err != nil {
+			return nil, err
+		}
+		return s.built(c, m, started)
+	}
 	var config bytes.Buffer
 	if err := c.blob(ctx, m.Config, &config, func() error { config.Reset(); return nil }); err != nil {
 		return nil, err
@@ -94,10 +101,17 @@ func (s *Store) build(ctx context.Context, c *client, m *manifest) (*lease, erro
 	if err := s.publish(out, m.digest); err != nil {
 		return nil, fmt.Errorf("publish: %w", err)
 	}
-	s.opts.Logger.Info("Pulled image", "repository", c.repo.Name(), "digest", m.digest, "diskBytes", used, "seconds", s.opts.Now().Sub(started).Seconds())
+	return s.built(c, m, started)
+}
+
+// built takes a lease on an image that was published.
+func (s *Store) built(c *client, m *manifest, started time.Time) (*lease, error) {
 	l, err := s.acquire(m.digest)
 	if errors.Is(err, errAbsent) {
 		return nil, fmt.Errorf("%w: another process removed the image as soon as it was there", ErrUnavailable)
+	}
+	if err == nil {
+		s.opts.Logger.Info("Pulled image", "repository", c.repo.Name(), "digest", m.digest, "diskBytes", l.record.SizeBytes, "seconds", s.opts.Now().Sub(started).Seconds())
 	}
 	return l, err
 }

@@ -68,8 +68,9 @@ type manifest struct {
 	v1.Manifest
 }
 
-// resolve gets the manifest that ref stands for on linux and arch.
-func (c *client) resolve(ctx context.Context, ref name.Reference, arch string, limits Limits) (*manifest, error) {
+// resolve gets the manifest that ref stands for on linux and arch, or that of a macOS
+// installation.
+func (c *client) resolve(ctx context.Context, ref name.Reference, arch string, limits Limits, macOS bool) (*manifest, error) {
 	m := &manifest{}
 	for depth := 0; ; depth++ {
 		desc, err := c.puller.Get(ctx, ref)
@@ -81,6 +82,9 @@ func (c *client) resolve(ctx context.Context, ref name.Reference, arch string, l
 		}
 		switch desc.MediaType {
 		case types.OCIImageIndex, types.DockerManifestList:
+			if err := checkKind(false, macOS); err != nil {
+				return nil, err // an installation is for one platform only
+			}
 			if depth == maxIndexDepth {
 				return nil, corrupt("indexes are nested more than %d deep", maxIndexDepth)
 			}
@@ -102,6 +106,16 @@ func (c *client) resolve(ctx context.Context, ref name.Reference, arch string, l
 				return nil, corrupt("decode manifest: %w", err)
 			}
 			m.digest, m.Manifest = desc.Digest.String(), *parsed
+			if err := checkKind(isMacOS(parsed), macOS); err != nil {
+				return nil, err
+			}
+			if macOS {
+				if !validDigest(m.digest) {
+					return nil, corrupt("manifest has the digest %q", m.digest)
+				}
+				_, err := macOSPartsOf(parsed)
+				return m, err
+			}
 			return m, checkManifest(m, limits)
 		default:
 			return nil, corrupt("manifest has the type %q, want an OCI or Docker v2 schema 2 image", desc.MediaType)

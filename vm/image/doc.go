@@ -12,11 +12,16 @@
 // # On disk
 //
 //	<dir>/<hex>/disk.ext4    the disk, exactly Options.SlotBytes long, sparse
+//	<dir>/<hex>/disk.img     the disk of a macOS installation, and beside it auxiliary.img
 //	<dir>/<hex>/image.json   what it is; written last, so its presence means complete
 //	<dir>/refs/<hex>.json    what a reference was resolved to the last time
 //	<dir>/.tmp-*             a pull under way; removed at Open when its owner is gone
 //	<dir>/.trash-*           an image on its way out
 //	<dir>/.lock              held for moments, while directories appear and vanish
+//
+// An installation of macOS is an OCI artifact of types of our own ([TypeMacOS]): the raw
+// disk in compressed parts, the auxiliary storage, hardware model and machine identifier.
+// [PushMacOS] makes one; it is pulled, kept and collected as images are.
 //
 // Several processes may share a directory: a pull holds a lock on its temporary
 // directory, a pinned image holds a shared lock on its image.json.

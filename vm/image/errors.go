@@ -30,6 +30,9 @@ var (
 	// ErrCorrupt: what the registry sent does not match its digest, cannot be
 	// decoded, or exceeds a limit.
 	ErrCorrupt = errors.New("image is corrupt")
+	// ErrWrongKind: a container image where a macOS installation was asked for, or the other
+	// way round.
+	ErrWrongKind = errors.New("image is of the wrong kind")
 	// ErrNoSpace: the cache's file system has no room for the image.
 	ErrNoSpace = errors.New("no space left for images")
 	// ErrNeverPull: the policy is Never and the image is not here.
@@ -42,7 +45,7 @@ var (
 
 // kinds lists what an error may already be, so that it gets no second kind.
 func kinds() []error {
-	return []error{ErrInvalidReference, ErrNotFound, ErrUnauthorized, ErrUnavailable, ErrPlatform, ErrCorrupt, ErrNoSpace, ErrNeverPull, ErrInvalidOptions, ErrClosed}
+	return []error{ErrInvalidReference, ErrNotFound, ErrUnauthorized, ErrUnavailable, ErrPlatform, ErrCorrupt, ErrWrongKind, ErrNoSpace, ErrNeverPull, ErrInvalidOptions, ErrClosed}
 }
 
 func hasKind(err error) bool {

@@ -4,6 +4,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -26,6 +27,9 @@ import (
 type PullOptions struct {
 	// Policy; empty means PullIfNotPresent.
 	Policy Policy
+	// MacOS: the image is to be an installation of macOS. What is not of the kind that was
+	// asked for is ErrWrongKind, before anything but its manifest is downloaded.
+	MacOS bool
 	// Auth finds credentials, see KeychainFromSecrets. nil means anonymous access.
 	Auth authn.Keychain
 }
@@ -44,8 +48,10 @@ type Image struct {
 	// Architecture in GOARCH terms.
 	Architecture string
 	// DiskPath is a read-only ext4 file system without a partition table, exactly
-	// Options.SlotBytes long. It never changes.
+	// Options.SlotBytes long, or the raw disk of a macOS installation. It never changes.
 	DiskPath string
+	// MacOS is what else belongs to a macOS installation; nil for a container image.
+	MacOS *MacOS
 	// SizeBytes is what the disk costs.
 	SizeBytes int64
 	Config    Config
@@ -97,6 +103,10 @@ func (s *Store) pull(ctx context.Context, reference string, opts PullOptions) (*
 			return nil, err
 		}
 		if l != nil {
+			if err := checkKind(l.record.MacOS != nil, opts.MacOS); err != nil {
+				l.release()
+				return nil, err
+			}
 			return s.image(l, ref), nil
 		}
 		if opts.Policy == PullNever {
@@ -107,13 +117,13 @@ func (s *Store) pull(ctx context.Context, reference string, opts PullOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	key, err := flightKey(ref, creds)
+	key, err := flightKey(ref, creds, opts.MacOS)
 	if err != nil {
 		return nil, err
 	}
 	var img *Image
 	err = s.pulls.do(ctx, s.ctx, key,
-		func(ctx context.Context) (*lease, error) { return s.fetch(ctx, ref, creds) },
+		func(ctx context.Context) (*lease, error) { return s.fetch(ctx, ref, creds, opts.MacOS) },
 		func(l *lease) error {
 			mine, err := s.acquire(l.digest)
 			if err == nil {
@@ -130,13 +140,13 @@ func (s *Store) pull(ctx context.Context, reference string, opts PullOptions) (*
 
 // flightKey is equal for pulls that may share an answer: who has other
 // credentials must show that they are good.
-func flightKey(ref name.Reference, creds []authn.AuthConfig) (string, error) {
+func flightKey(ref name.Reference, creds []authn.AuthConfig, macOS bool) (string, error) {
 	b, err := json.Marshal(creds)
 	if err != nil {
 		return "", fmt.Errorf("compare credentials: %w", err)
 	}
 	sum := sha256.Sum256(b)
-	return ref.Name() + " " + hex.EncodeToString(sum[:]), nil
+	return fmt.Sprintf("%s %x %t", ref.Name(), sum, macOS), nil
 }
 
 // cached returns a lease on what ref was resolved to earlier, nil if nothing.
@@ -163,14 +173,14 @@ func (s *Store) cached(ref name.Reference) (*lease, error) {
 
 // fetch resolves ref with the registry and makes its image present. Credentials
 // are tried in turn.
-func (s *Store) fetch(ctx context.Context, ref name.Reference, creds []authn.AuthConfig) (*lease, error) {
+func (s *Store) fetch(ctx context.Context, ref name.Reference, creds []authn.AuthConfig, macOS bool) (*lease, error) {
 	var last error
 	for _, auth := range creds {
 		c, err := newClient(s.guard, ref.Context(), auth)
 		if err != nil {
 			return nil, err
 		}
-		l, err := s.fetchAs(ctx, c, ref)
+		l, err := s.fetchAs(ctx, c, ref, macOS)
 		if err == nil {
 			return l, nil
 		}
@@ -182,7 +192,7 @@ func (s *Store) fetch(ctx context.Context, ref name.Reference, creds []authn.Aut
 	return nil, localError(ctx, last)
 }
 
-func (s *Store) fetchAs(ctx context.Context, c *client, ref name.Reference) (*lease, error) {
+func (s *Store) fetchAs(ctx context.Context, c *client, ref name.Reference, macOS bool) (*lease, error) {
 	target, err := c.target(ctx, ref)
 	var network net.Error
 	switch {
@@ -191,6 +201,12 @@ func (s *Store) fetchAs(ctx context.Context, c *client, ref name.Reference) (*le
 			return nil, err
 		} else if r != nil && r.Target == target {
 			if l, err := s.acquire(r.Digest); !errors.Is(err, errAbsent) {
+				if err == nil {
+					if err = checkKind(l.record.MacOS != nil, macOS); err != nil {
+						l.release()
+						l = nil
+					}
+				}
 				return l, err
 			}
 		}
@@ -199,7 +215,7 @@ func (s *Store) fetchAs(ctx context.Context, c *client, ref name.Reference) (*le
 	default:
 		// Not every registry answers HEAD well. GET tells more, also about errors.
 	}
-	m, err := c.resolve(ctx, ref, s.opts.Arch, s.opts.Limits)
+	m, err := c.resolve(ctx, ref, s.opts.Arch, s.opts.Limits, macOS)
 	if err != nil {
 		return nil, err
 	}
@@ -242,6 +258,13 @@ func (s *Store) image(l *lease, ref name.Reference) *Image {
 		SizeBytes:    l.record.SizeBytes,
 		Config:       l.record.Config,
 		release:      l.give,
+	}
+	if m := l.record.MacOS; m != nil {
+		img.DiskPath = filepath.Join(l.path, macOSDiskName)
+		img.MacOS = &MacOS{
+			AuxiliaryStorage: filepath.Join(l.path, macOSAuxiliaryName),
+			HardwareModel:    bytes.Clone(m.HardwareModel), MachineIdentifier: bytes.Clone(m.MachineIdentifier),
+		}
 	}
 	if ref != nil {
 		img.Ref = displayName(ref.Name())

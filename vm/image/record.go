@@ -32,6 +32,16 @@ type record struct {
 	SizeBytes int64     `json:"sizeBytes"`
 	Created   time.Time `json:"created"`
 	Config    Config    `json:"config"`
+	// MacOS is there for an installation of macOS, which has neither a slot nor a Config.
+	MacOS *macOSRecord `json:"macos,omitempty"`
+}
+
+// files are the image's files beside its record, and their lengths.
+func (r record) files() map[string]int64 {
+	if r.MacOS != nil {
+		return map[string]int64{macOSDiskName: r.MacOS.DiskBytes, macOSAuxiliaryName: r.MacOS.AuxiliaryBytes}
+	}
+	return map[string]int64{diskName: r.SlotBytes}
 }
 
 func decodeRecord(b []byte) (record, error) {
@@ -46,7 +56,12 @@ func decodeRecord(b []byte) (record, error) {
 	if !validDigest(r.Digest) || !validDigest(r.ConfigDigest) {
 		errs = append(errs, errors.New("digests are not sha256"))
 	}
-	if r.SlotBytes <= 0 || r.SizeBytes < 0 || r.SizeBytes > r.SlotBytes {
+	if r.MacOS != nil {
+		errs = append(errs, r.MacOS.check())
+		if r.SlotBytes != 0 || r.SizeBytes < 0 || r.SizeBytes > r.MacOS.DiskBytes+r.MacOS.AuxiliaryBytes {
+			errs = append(errs, fmt.Errorf("%d bytes of a macOS installation, in a slot of %d", r.SizeBytes, r.SlotBytes))
+		}
+	} else if r.SlotBytes <= 0 || r.SizeBytes < 0 || r.SizeBytes > r.SlotBytes {
 		errs = append(errs, fmt.Errorf("%d bytes in a slot of %d", r.SizeBytes, r.SlotBytes))
 	}
 	if r.Architecture == "" {

@@ -288,21 +288,23 @@ func (s *Store) read(digest string) (*entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: decode %s: %w", errUnusable, recordName, err)
 	}
-	if r.Digest != digest || r.SlotBytes != s.opts.SlotBytes {
+	if r.Digest != digest || r.MacOS == nil && r.SlotBytes != s.opts.SlotBytes {
 		return nil, fmt.Errorf("%w: it is %s in a slot of %d bytes", errUnusable, r.Digest, r.SlotBytes)
 	}
 	if r.Architecture != s.opts.Arch {
 		return nil, fmt.Errorf("%w: %s", errOtherArch, r.Architecture)
 	}
-	st, err := s.fsys.Stat(filepath.Join(path, diskName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %w", errUnusable, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Size() != r.SlotBytes {
-		return nil, fmt.Errorf("%w: disk has %d bytes, want %d", errUnusable, st.Size(), r.SlotBytes)
+	for name, want := range r.files() {
+		st, err := s.fsys.Stat(filepath.Join(path, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %w", errUnusable, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !st.Mode().IsRegular() || st.Size() != want {
+			return nil, fmt.Errorf("%w: %s has %d bytes, want %d", errUnusable, name, st.Size(), want)
+		}
 	}
 	used := r.Created
 	if st, err := s.fsys.Stat(filepath.Join(path, recordName)); err == nil {

@@ -42,7 +42,7 @@ func (s *Store) Boot(ctx context.Context, id string, spec Spec, cfg vm.Config, o
 	if err := errors.Join(vm.ValidateID(id), spec.Validate(s.features)); err != nil {
 		return nil, err
 	}
-	if cfg.Shape != spec.Shape || cfg.Kit.Digest != spec.Kit.Digest {
+	if cfg.Shape != spec.Shape || cfg.Kit.Digest != spec.Kit.Digest || cfg.GuestOS != spec.GuestOS || macOSDigest(cfg.MacOS) != macOSDigest(spec.MacOS) {
 		return nil, fmt.Errorf("%w: shape %s and kit %s, want %s and %s", vm.ErrInvalidConfig, cfg.Shape, cfg.Kit.Digest, spec.Shape, spec.Kit.Digest)
 	}
 	if err := s.checkDisk(0); err != nil {
@@ -90,7 +90,11 @@ func (s *Store) boot(ctx context.Context, id string, spec Spec, cfg vm.Config, o
 	}
 	created := time.Now()
 	phase(PhaseAgent)
-	bctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Boot)
+	limit := s.opts.Timeouts.Boot
+	if spec.GuestOS == vm.GuestMacOS {
+		limit = s.opts.Timeouts.MacOSBoot
+	}
+	bctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	client, err := s.Dial(bctx, machine)
 	if err != nil {

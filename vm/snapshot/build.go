@@ -18,7 +18,7 @@ import (
 )
 
 // build makes the set of a key: it boots a machine, or for a template restores one from
-// base and prepares it, lets the agent get ready, saves, and publishes. What fails
+// base (a macOS guest is booted) and prepares it, lets the agent get ready, saves, and publishes. What fails
 // leaves neither machine nor directory; what even that cannot delete is deleted when
 // the store is opened next.
 func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (built *set, err error) {
@@ -76,10 +76,13 @@ func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (bu
 	cfg := spec.config()
 	cfg.Saveable = true
 	var machine vm.Machine
-	if base == nil {
-		machine, step, err = s.bootBuilder(ctx, id, cfg, sealKey)
-	} else {
+	switch {
+	case base != nil:
 		machine, step, err = s.prepareBuilder(ctx, id, cfg, sealKey, spec, base)
+	case spec.Template != nil:
+		machine, step, err = s.bootTemplate(ctx, id, cfg, sealKey, spec)
+	default:
+		machine, step, err = s.bootBuilder(ctx, id, cfg, sealKey)
 	}
 	if machine != nil {
 		machineGone = false
@@ -148,9 +151,10 @@ func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (bu
 		Instance:      randomHex(instanceLength),
 		Created:       created,
 		Driver:        s.driver.Name(),
-		Arch:          spec.Kit.Arch,
+		Arch:          spec.arch(s.features),
 		Compatibility: s.features.Compatibility,
 		KitDigest:     spec.Kit.Digest,
+		MacOSDigest:   macOSDigest(spec.MacOS),
 		Shape:         spec.Shape,
 		Template:      template,
 	}

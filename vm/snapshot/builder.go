@@ -71,6 +71,20 @@ func (s *Store) prepareBuilder(ctx context.Context, id string, cfg vm.Config, se
 	return m, "seal guest", s.seal(ctx, running.Guest, &agentv1.SealRequest{Key: sealKey, KeepCaches: true})
 }
 
+// bootTemplate boots the machine that a template without a base is saved from, a macOS
+// guest, and prepares it. Otherwise it is as bootBuilder.
+func (s *Store) bootTemplate(ctx context.Context, id string, cfg vm.Config, sealKey []byte, spec Spec) (m vm.Machine, step string, err error) {
+	running, m, err := s.boot(ctx, id, Spec{Shape: spec.Shape, GuestOS: spec.GuestOS, MacOS: spec.MacOS}, cfg, RestoreOptions{Hostname: templateHostname})
+	if err != nil {
+		return m, "boot guest", err
+	}
+	defer func() { err = errors.Join(err, ignoreClosed(running.Guest.Close())) }()
+	if err := s.prepareGuest(ctx, m, running.Guest, spec); err != nil {
+		return m, stepPrepare, err
+	}
+	return m, "seal guest", s.seal(ctx, running.Guest, &agentv1.SealRequest{Key: sealKey, KeepCaches: true})
+}
+
 // stepPrepare is what BuildError says when a template's own work failed.
 const stepPrepare = "prepare"
 

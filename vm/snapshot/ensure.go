@@ -161,9 +161,9 @@ func (s *Store) prepare(ctx context.Context, key string, spec Spec) (build bool,
 		return false, fmt.Errorf("load snapshot %s: %w", shortKey(key), err)
 	}
 	var base *Ref
-	if spec.Kind == KindTemplate {
+	if from, ok := spec.base(); ok {
 		// Before the turn to build is taken: the base may have to be built first.
-		if base, _, err = s.Ensure(ctx, spec.base()); err != nil {
+		if base, _, err = s.Ensure(ctx, from); err != nil {
 			return true, fmt.Errorf("build snapshot of %s: %w", spec, err)
 		}
 		defer base.Release()

@@ -48,7 +48,10 @@ type Manifest struct {
 	Arch          string    `json:"arch"`
 	Compatibility string    `json:"compatibility"`
 	KitDigest     string    `json:"kitDigest"`
-	Shape         vm.Shape  `json:"shape"`
+	// MacOSDigest identifies the installation that a macOS guest was booted from, which has
+	// no kit.
+	MacOSDigest string   `json:"macOSDigest,omitempty"`
+	Shape       vm.Shape `json:"shape"`
 	// Template is there for KindTemplate only.
 	Template *Template `json:"template,omitempty"`
 	// Members are all files of the set but the manifest, sorted by name.
@@ -159,7 +162,7 @@ func (m Manifest) validate() error {
 	if m.Created.IsZero() {
 		bad("no creation time")
 	}
-	for _, t := range []string{m.Driver, m.Arch, m.KitDigest, m.Compatibility} {
+	for _, t := range []string{m.Driver, m.Arch, m.KitDigest, m.MacOSDigest, m.Compatibility} {
 		if len(t) > maxTextBytes {
 			bad("a text of %d bytes", len(t))
 		}
@@ -220,12 +223,14 @@ func (m Manifest) matches(key string, s Spec, driver string, f vm.Features) erro
 		return differs("kind", m.Kind, s.Kind)
 	case m.Driver != driver:
 		return differs("driver", m.Driver, driver)
-	case m.Arch != s.Kit.Arch:
-		return differs("architecture", m.Arch, s.Kit.Arch)
+	case m.Arch != s.arch(f):
+		return differs("architecture", m.Arch, s.arch(f))
 	case m.Compatibility != f.Compatibility:
 		return differs("host", m.Compatibility, f.Compatibility)
 	case m.KitDigest != s.Kit.Digest:
 		return differs("guest kit", m.KitDigest, s.Kit.Digest)
+	case m.MacOSDigest != macOSDigest(s.MacOS):
+		return differs("macOS installation", m.MacOSDigest, macOSDigest(s.MacOS))
 	case m.Shape != s.Shape:
 		return differs("shape", m.Shape, s.Shape)
 	case !m.Template.same(s.Template):

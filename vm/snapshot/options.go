@@ -27,6 +27,9 @@ type Timeouts struct {
 	// Boot is from there until the agent answers. A cold boot takes about 6 s under
 	// emulation on an idle host; default 3 minutes, for a busy one.
 	Boot time.Duration
+	// MacOSBoot is Boot for a macOS guest: its agent is started by launchd once the system is
+	// up. Default 10 minutes; the first boot after an installation takes longer than others.
+	MacOSBoot time.Duration
 	// Settle is how long the agent is given to notice that the host has hung up. An idle
 	// guest takes milliseconds; default 1 second, for a busy host under emulation.
 	Settle time.Duration
@@ -55,6 +58,7 @@ func (t Timeouts) withDefaults() Timeouts {
 	}
 	set(&t.Create, time.Minute)
 	set(&t.Boot, 3*time.Minute)
+	set(&t.MacOSBoot, 10*time.Minute)
 	set(&t.Settle, time.Second)
 	set(&t.Save, 5*time.Minute)
 	set(&t.Restore, time.Minute)

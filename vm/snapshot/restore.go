@@ -96,7 +96,7 @@ func (s *Store) Restore(ctx context.Context, ref *Ref, id string, cfg vm.Config,
 	if err := vm.ValidateID(id); err != nil {
 		return nil, err
 	}
-	if cfg.Shape != m.Shape || cfg.Kit.Digest != m.KitDigest {
+	if cfg.Shape != m.Shape || cfg.Kit.Digest != m.KitDigest || macOSDigest(cfg.MacOS) != m.MacOSDigest {
 		return nil, fmt.Errorf("%w: shape %s and kit %s, the snapshot has %s and %s", vm.ErrInvalidConfig, cfg.Shape, cfg.Kit.Digest, m.Shape, m.KitDigest)
 	}
 	if err := s.checkDisk(0); err != nil {
@@ -143,7 +143,7 @@ func (s *Store) restore(ctx context.Context, set *set, id string, cfg vm.Config,
 	}
 	start := time.Now()
 	phase(PhaseRestore)
-	if err := set.manifest.Template.checkDisks(cfg.Images); err != nil {
+	if err := set.manifest.Template.checkDisks(disksOf(cfg)); err != nil {
 		return nil, nil, err
 	}
 	machine, err = within(ctx, s.opts.Timeouts.Restore, func(ctx context.Context) (vm.Machine, error) {
@@ -240,7 +240,7 @@ func judge(err error, cancelled bool) verdict {
 		return verdictNone
 	case errors.As(err, &agent):
 		return verdictSuspect
-	case errors.Is(err, vm.ErrNoSpace), errors.Is(err, vm.ErrInvalidConfig), errors.Is(err, vm.ErrAlreadyExists), noSpace(err):
+	case errors.Is(err, vm.ErrNoSpace), errors.Is(err, vm.ErrInvalidConfig), errors.Is(err, vm.ErrAlreadyExists), errors.Is(err, vm.ErrLimitExceeded), noSpace(err):
 		return verdictNone
 	}
 	return verdictSuspect

@@ -24,7 +24,8 @@ const (
 	// KindBase is kernel and agent up and nothing else: any pod can start from it.
 	KindBase Kind = "base"
 	// KindTemplate is a base with images in its slots and a template's commands carried
-	// out: pods that use those images can start from it.
+	// out: pods that use those images can start from it. A macOS guest has no base: it is
+	// booted from its installation.
 	KindTemplate Kind = "template"
 )
 
@@ -32,7 +33,12 @@ const (
 type Spec struct {
 	Kind  Kind
 	Shape vm.Shape
-	Kit   vm.Kit
+	// Kit of a Linux guest.
+	Kit vm.Kit
+	// GuestOS is Linux when empty. A macOS guest is of KindTemplate, boots MacOS, and has
+	// one image, which is that.
+	GuestOS vm.GuestOS
+	MacOS   *vm.MacOS
 	// Template is there for KindTemplate only.
 	Template *TemplateSpec
 }
@@ -49,16 +55,50 @@ func (s Spec) Validate(f vm.Features) error {
 	default:
 		return fmt.Errorf("%w: snapshot kind %q, want %q, or %q with a template", vm.ErrInvalidConfig, s.Kind, KindBase, KindTemplate)
 	}
+	if s.GuestOS == vm.GuestMacOS && (s.Template == nil || len(s.Template.Images) != 1 || s.MacOS == nil || s.MacOS.Digest != s.Template.Images[0].Digest) {
+		return fmt.Errorf("%w: a snapshot of a macOS guest is of a template whose only image is the installation", vm.ErrInvalidConfig)
+	}
 	return s.config().Validate(f)
 }
 
 func (s Spec) config() vm.Config {
+	if s.GuestOS == vm.GuestMacOS {
+		return vm.Config{Shape: s.Shape, GuestOS: s.GuestOS, MacOS: s.MacOS}
+	}
 	return vm.Config{Shape: s.Shape, Kit: s.Kit, Images: s.Template.paths()}
 }
 
-// base is the spec of the snapshot that this one begins with.
-func (s Spec) base() Spec {
-	return Spec{Kind: KindBase, Shape: s.Shape, Kit: s.Kit}
+// base is the spec of the snapshot that this one begins with; ok is false for one that
+// begins with a boot.
+func (s Spec) base() (base Spec, ok bool) {
+	if s.Kind != KindTemplate || s.GuestOS == vm.GuestMacOS {
+		return Spec{}, false
+	}
+	return Spec{Kind: KindBase, Shape: s.Shape, Kit: s.Kit}, true
+}
+
+// arch is the architecture of the guest.
+func (s Spec) arch(f vm.Features) string {
+	if s.GuestOS == vm.GuestMacOS {
+		return f.Arch
+	}
+	return s.Kit.Arch
+}
+
+// macOSDigest identifies the installation in a configuration; empty for a Linux guest.
+func macOSDigest(m *vm.MacOS) string {
+	if m == nil {
+		return ""
+	}
+	return m.Digest
+}
+
+// disksOf are the files whose content a restored machine remembers.
+func disksOf(cfg vm.Config) []string {
+	if cfg.MacOS != nil {
+		return []string{cfg.MacOS.Disk}
+	}
+	return cfg.Images
 }
 
 // about begins an event about the snapshot.
@@ -95,6 +135,8 @@ type keyInput struct {
 	Template string   `json:"template,omitempty"`
 	Revision string   `json:"revision,omitempty"`
 	Images   []string `json:"images,omitempty"`
+
+	MacOSDigest string `json:"macOSDigest,omitempty"`
 }
 
 // Key is the name of the snapshot that this spec leads to on a driver with these
@@ -105,7 +147,7 @@ func Key(s Spec, f vm.Features) string {
 	in := keyInput{
 		Format:        FormatVersion,
 		Kind:          s.Kind,
-		Arch:          s.Kit.Arch,
+		Arch:          s.arch(f),
 		Compatibility: f.Compatibility,
 		ImageSlots:    f.ImageSlots,
 		SlotBytes:     f.SlotBytes,
@@ -113,6 +155,7 @@ func Key(s Spec, f vm.Features) string {
 		KitDigest:     s.Kit.Digest,
 		VCPUs:         s.Shape.VCPUs,
 		MemoryBytes:   s.Shape.MemoryBytes,
+		MacOSDigest:   macOSDigest(s.MacOS),
 	}
 	if t := s.Template; t != nil {
 		in.Template, in.Revision = t.Namespace+"/"+t.Name, t.Revision

@@ -62,13 +62,13 @@ func planClasses(templates map[Key]*managedTemplate, existing []*nodev1.RuntimeC
 			continue
 		}
 		if owner := owners[name]; owner != nil {
-			if !equality.Semantic.DeepEqual(owner.object.Spec.Shape, t.object.Spec.Shape) {
-				c.conflicts[t.key] = fmt.Sprintf("RuntimeClass %s has the shape of the older template %s: let pods say %s: %s instead, or give the template another name or that shape", name, owner.key, v1alpha1.AnnotationTemplate, name)
+			if !equality.Semantic.DeepEqual(owner.object.Spec.Shape, t.object.Spec.Shape) || isMacOS(owner) != isMacOS(t) {
+				c.conflicts[t.key] = fmt.Sprintf("RuntimeClass %s has the shape of the older template %s: let pods say %s: %s instead, or give the template another name or that shape and guest", name, owner.key, v1alpha1.AnnotationTemplate, name)
 			}
 			continue
 		}
 		owners[name] = t
-		want := runtimeClass(name, t.object.Spec.Shape)
+		want := runtimeClass(name, t.object.Spec.Shape, isMacOS(t))
 		switch {
 		case have == nil:
 			c.create = append(c.create, want)
@@ -90,10 +90,13 @@ func planClasses(templates map[Key]*managedTemplate, existing []*nodev1.RuntimeC
 
 func ours(c *nodev1.RuntimeClass) bool { return c.Labels[labelManaged] == valueManaged }
 
+func isMacOS(t *managedTemplate) bool { return t.object.Spec.GuestOS == v1alpha1.GuestMacOS }
+
 // runtimeClass makes the stock scheduler account for the machine, and lead to nodes that
-// make machines.
-func runtimeClass(name string, shape v1alpha1.MachineShape) *nodev1.RuntimeClass {
-	return &nodev1.RuntimeClass{
+// make machines. The overhead of a macOS guest has one of the node's slots as well: the
+// scheduler adds any resource in it to what the pod requests.
+func runtimeClass(name string, shape v1alpha1.MachineShape, macOS bool) *nodev1.RuntimeClass {
+	class := &nodev1.RuntimeClass{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{labelManaged: valueManaged}},
 		Handler:    v1alpha1.RuntimeHandler,
 		Overhead: &nodev1.Overhead{PodFixed: corev1.ResourceList{
@@ -105,6 +108,11 @@ func runtimeClass(name string, shape v1alpha1.MachineShape) *nodev1.RuntimeClass
 			Tolerations:  []corev1.Toleration{{Key: v1alpha1.LabelMachine, Operator: corev1.TolerationOpExists}},
 		},
 	}
+	if macOS {
+		class.Overhead.PodFixed[v1alpha1.ResourceMacOSVM] = *resource.NewQuantity(1, resource.DecimalSI)
+		class.Scheduling.NodeSelector[v1alpha1.LabelMacOSGuests] = "true"
+	}
+	return class
 }
 
 // writeClasses makes, changes and removes RuntimeClasses, and returns the conflicts.

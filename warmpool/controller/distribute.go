@@ -5,6 +5,7 @@ package controller
 
 import (
 	"cmp"
+	"math"
 	"slices"
 )
 
@@ -52,6 +53,30 @@ type seat struct {
 	pending int64
 	// held is the memory of all held replicas.
 	held int64
+	// slots of placed replicas of macOS guests, heldSlots of all held ones, and pendingSlots
+	// as pending.
+	slots, heldSlots, pendingSlots int
+}
+
+// slotsFor is how many more replicas of a pool the node has slots for.
+func (s *seat) slotsFor(p *Pool) int {
+	if !p.MacOS {
+		return math.MaxInt
+	}
+	return max(0, s.Slots-s.UsedSlots-s.slots)
+}
+
+// slotsKept is that for replicas that are there already, as keeps is for memory: what the
+// node withholds for a while does not move them.
+func (s *seat) slotsKept(p *Pool) int {
+	if !p.MacOS {
+		return math.MaxInt
+	}
+	free := s.Slots + s.Withheld - s.UsedSlots
+	if !s.Crowded {
+		free = max(free, min(s.heldSlots, s.Slots+s.Withheld))
+	}
+	return max(0, free-s.slots)
 }
 
 // keeps is the room for replicas that are there already: all of them, until pods have
@@ -90,17 +115,32 @@ func newDistribution(pools []*Pool, nodes []*Node) *distribution {
 				d.eligible[p.Key] = append(d.eligible[p.Key], s)
 			}
 			s.held += int64(s.Held[p.Key]) * p.Memory
+			if p.MacOS {
+				s.heldSlots += s.Held[p.Key]
+			}
 		}
 	}
 	for _, s := range d.nodes {
-		s.pending = s.held
+		s.pending, s.pendingSlots = s.held, s.heldSlots
 	}
 	return d
 }
 
+// slotsBack is how many replicas may be left where pods crowded them out.
+func (s *seat) slotsBack(p *Pool) int {
+	if !p.MacOS {
+		return math.MaxInt
+	}
+	return max(0, min(s.heldSlots, s.Slots+s.Withheld)-s.slots)
+}
+
 // place changes the number of a pool's replicas on a node.
 func (d *distribution) place(p *Pool, s *seat, count int) {
-	s.committed += int64(count-d.result.On(p.Key, s.Name)) * p.Memory
+	more := count - d.result.On(p.Key, s.Name)
+	s.committed += int64(more) * p.Memory
+	if p.MacOS {
+		s.slots += more
+	}
 	d.result.set(p.Key, s.Name, count)
 }
 
@@ -108,12 +148,15 @@ func (d *distribution) place(p *Pool, s *seat, count int) {
 func (d *distribution) retain(p *Pool) {
 	for _, s := range d.nodes {
 		s.pending -= int64(s.Held[p.Key]) * p.Memory
+		if p.MacOS {
+			s.pendingSlots -= s.Held[p.Key]
+		}
 	}
 	for _, s := range d.eligible[p.Key] {
 		if s.State == NodeCordoned {
 			continue
 		}
-		count := min(s.Held[p.Key], p.maximum(), int(max(0, s.keeps()-s.committed)/p.Memory))
+		count := min(s.Held[p.Key], p.maximum(), int(max(0, s.keeps()-s.committed)/p.Memory), s.slotsKept(p))
 		d.place(p, s, count)
 	}
 }
@@ -170,7 +213,7 @@ func (d *distribution) consolidate(p *Pool) {
 				continue
 			}
 			needed += minimum - count
-			fits := s.State == NodeReady && s.committed+int64(minimum-count)*p.Memory <= s.free()
+			fits := s.State == NodeReady && s.committed+int64(minimum-count)*p.Memory <= s.free() && minimum-count <= s.slotsFor(p)
 			possible = possible && fits
 			if smallest == nil || count < d.result.On(p.Key, smallest.Name) {
 				smallest = s
@@ -220,11 +263,11 @@ func (d *distribution) growOne(p *Pool) bool {
 			step = minimum
 		}
 		need := int64(step) * p.Memory
-		if s.State != NodeReady || step > missing || count+step > p.maximum() || s.committed+need > s.free() {
+		if s.State != NodeReady || step > missing || count+step > p.maximum() || s.committed+need > s.free() || step > s.slotsFor(p) {
 			continue
 		}
 		r := rank{
-			displaces: s.room() < need,
+			displaces: s.room() < need || p.MacOS && s.slotsFor(p)-s.pendingSlots < step,
 			count:     count,
 			room:      s.room(),
 		}
@@ -274,7 +317,7 @@ func (d *distribution) putBack(p *Pool) {
 		}
 		count := d.result.On(p.Key, s.Name)
 		room := int(max(0, s.held-s.committed) / p.Memory)
-		more := min(missing, room, min(s.Held[p.Key], p.maximum())-count)
+		more := min(missing, room, min(s.Held[p.Key], p.maximum())-count, s.slotsBack(p))
 		if more <= 0 || count+more < p.minimum() {
 			continue
 		}
@@ -297,6 +340,9 @@ func (d *distribution) explain(p *Pool) {
 			f.AtMax++
 		case left < p.Memory:
 			f.Full++
+		case s.slotsFor(p) == 0:
+			f.Full++
+			f.NoSlot++
 		}
 	}
 	d.shortfalls[p.Key] = f

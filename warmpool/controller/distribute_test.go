@@ -15,7 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// testNode reads "a free=4 held=p:2,q:1 ready=p:1 state=Cordoned crowded returning".
+// testNode reads "a free=4 slots=2 usedslots=1 withheld=1 held=p:2,q:1 ready=p:1 state=Cordoned crowded returning".
 func testNode(t *testing.T, text string) *Node {
 	t.Helper()
 	fields := strings.Fields(text)
@@ -27,6 +27,12 @@ func testNode(t *testing.T, text string) *Node {
 			n.Memory = int64(number(t, value))
 		case "used":
 			n.Used = int64(number(t, value))
+		case "slots":
+			n.Slots = number(t, value)
+		case "usedslots":
+			n.UsedSlots = number(t, value)
+		case "withheld":
+			n.Withheld = number(t, value)
 		case "held":
 			n.Held = counts(t, value)
 		case "ready":
@@ -49,7 +55,7 @@ func testNode(t *testing.T, text string) *Node {
 	return n
 }
 
-// testPool reads "p 4 memory=1 min=1 max=2 priority=5 selector=k:v tolerates=k".
+// testPool reads "p 4 guest=macos memory=1 min=1 max=2 priority=5 selector=k:v tolerates=k".
 func testPool(t *testing.T, text string) *Pool {
 	t.Helper()
 	fields := strings.Fields(text)
@@ -59,6 +65,8 @@ func testPool(t *testing.T, text string) *Pool {
 		switch key {
 		case "memory":
 			p.Memory = int64(number(t, value))
+		case "guest":
+			p.MacOS = value == "macos"
 		case "min":
 			p.Min = number(t, value)
 		case "max":
@@ -145,6 +153,18 @@ func TestDistribute(t *testing.T) {
 		{"crowded moves", []string{"p 4"}, []string{"a free=4 used=2 crowded held=p:4", "b free=9"}, "p: a=2 b=2", ""},
 		{"crowded and nowhere to go stays", []string{"p 4"}, []string{"a free=4 used=2 crowded held=p:4", "b free=1"}, "p: a=3 b=1", ""},
 		{"crowded, the higher priority first", []string{"p 2 priority=1", "q 4"}, []string{"a free=6 used=3 crowded held=p:2,q:4"}, "p: a=2; q: a=1", "q=3"},
+
+		{"macOS: slots bound", []string{"p 5 guest=macos"}, []string{"a free=9 slots=2", "b free=9", "c free=9 slots=2 usedslots=1"}, "p: a=2 c=1", "p=2"},
+		{"macOS: memory too", []string{"p 2 guest=macos memory=4"}, []string{"a free=4 slots=2"}, "p: a=1", "p=1"},
+		{"macOS: Linux takes no slot", []string{"p 2 guest=macos", "q 4"}, []string{"a free=9 slots=2"}, "p: a=2; q: a=4", ""},
+		{"macOS: pools share slots", []string{"p 2 guest=macos priority=1", "q 2 guest=macos"}, []string{"a free=9 slots=2"}, "p: a=2", "q=2"},
+		{"macOS: displaces only where it must", []string{"p 2 guest=macos priority=1", "q 2 guest=macos"}, []string{"a free=9 slots=2 held=q:2", "b free=8 slots=2"}, "p: b=2; q: a=2", ""},
+		{"macOS: a minimum needs slots", []string{"p 2 guest=macos min=2"}, []string{"a free=9 slots=2 usedslots=1", "b free=8 slots=2"}, "p: b=2", ""},
+		{"macOS: slots lost for a moment", []string{"p 2 guest=macos"}, []string{"a free=9 slots=2 usedslots=1 held=p:2", "b free=8 slots=2"}, "p: a=2", ""},
+		{"macOS: crowded moves", []string{"p 2 guest=macos"}, []string{"a free=9 slots=2 usedslots=1 crowded held=p:2", "b free=8 slots=2"}, "p: a=1 b=1", ""},
+		{"macOS: crowded and nowhere to go stays", []string{"p 2 guest=macos"}, []string{"a free=9 slots=2 usedslots=1 crowded held=p:2"}, "p: a=2", ""},
+		{"macOS: withheld keeps what is there", []string{"p 3 guest=macos"}, []string{"a free=9 slots=1 withheld=1 held=p:2", "b free=8 slots=1 withheld=1"}, "p: a=2 b=1", ""},
+		{"macOS: not a Mac any more", []string{"p 1 guest=macos"}, []string{"a free=9 held=p:1"}, "", "p=1"},
 
 		{"cordoned", []string{"p 2"}, []string{"a free=9 held=p:2 ready=p:2 state=Cordoned", "b free=9"}, "p: b=2", ""},
 		{"cordoned and nowhere to go", []string{"p 2"}, []string{"a free=9 held=p:2 state=Cordoned"}, "", "p=2"},
@@ -244,7 +264,7 @@ func settle(pools []*Pool, nodes []*Node, a Assignment) []*Node {
 func randomFleet(rng *rand.Rand) ([]*Pool, []*Node) {
 	var pools []*Pool
 	for i := range 1 + rng.IntN(4) {
-		p := &Pool{Key: Key{"ns", fmt.Sprint("p", i)}, Replicas: rng.IntN(12), Memory: int64(1 + rng.IntN(3)), Priority: int32(rng.IntN(3))}
+		p := &Pool{Key: Key{"ns", fmt.Sprint("p", i)}, Replicas: rng.IntN(12), Memory: int64(1 + rng.IntN(3)), Priority: int32(rng.IntN(3)), MacOS: rng.IntN(3) == 0}
 		if rng.IntN(3) == 0 {
 			p.Max = 1 + rng.IntN(4)
 		}
@@ -260,6 +280,7 @@ func randomFleet(rng *rand.Rand) ([]*Pool, []*Node) {
 	var nodes []*Node
 	for i := range 1 + rng.IntN(6) {
 		n := &Node{Name: fmt.Sprint("n", i), State: states[rng.IntN(len(states))], Memory: int64(rng.IntN(12)), Used: int64(rng.IntN(6)),
+			Slots: rng.IntN(3), UsedSlots: rng.IntN(2), Withheld: rng.IntN(4) / 3,
 			Crowded: rng.IntN(4) == 0, Returning: rng.IntN(6) == 0, Labels: map[string]string{}, Held: map[Key]int{}, Ready: map[Key]int{}}
 		if rng.IntN(2) == 0 {
 			n.Labels["disk"] = "ssd"
@@ -307,12 +328,20 @@ func checkAssignment(pools []*Pool, nodes []*Node, a Assignment, shortfalls map[
 	}
 	for _, n := range nodes {
 		var total, held int64
+		slots, heldSlots := 0, 0
 		for _, p := range pools {
+			if p.MacOS {
+				slots += a.On(p.Key, n.Name)
+				heldSlots += n.Held[p.Key]
+			}
 			total += int64(a.On(p.Key, n.Name)) * p.Memory
 			held += int64(n.Held[p.Key]) * p.Memory
 		}
 		if total > n.free() && total > held {
 			return fmt.Sprintf("%s: %d of memory, %d free, %d held", n.Name, total, n.free(), held)
+		}
+		if all := n.Slots + n.Withheld; slots > max(0, all-n.UsedSlots) && slots > min(heldSlots, all) {
+			return fmt.Sprintf("%s: %d slots, %d and %d withheld, %d used, %d held", n.Name, slots, n.Slots, n.Withheld, n.UsedSlots, heldSlots)
 		}
 	}
 	// A pool has nothing to complain of while one of lower priority has the room it needs.
@@ -324,13 +353,16 @@ func checkAssignment(pools []*Pool, nodes []*Node, a Assignment, shortfalls map[
 			if n.State != NodeReady || !Eligible(p, n) || a.On(p.Key, n.Name) > 0 || p.maximum() < p.minimum() {
 				continue
 			}
-			room := n.free()
+			room, slots := n.free(), n.Slots-n.UsedSlots
 			for _, q := range pools {
+				if q.MacOS && q.Priority >= p.Priority {
+					slots -= a.On(q.Key, n.Name)
+				}
 				if q.Priority >= p.Priority {
 					room -= int64(a.On(q.Key, n.Name)) * q.Memory
 				}
 			}
-			if room >= int64(p.minimum())*p.Memory {
+			if room >= int64(p.minimum())*p.Memory && (!p.MacOS || slots >= p.minimum()) {
 				return fmt.Sprintf("%s is starved on %s", p.Key, n.Name)
 			}
 		}

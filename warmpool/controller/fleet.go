@@ -59,6 +59,9 @@ type Node struct {
 	State  NodeState
 	// Memory that machines may have, and Used by pods' machines of it, in bytes.
 	Memory, Used int64
+	// Slots for macOS guests that the node offers, Withheld of them that it does not offer for
+	// now, and UsedSlots of pods' machines.
+	Slots, Withheld, UsedSlots int
 	// Crowded: pods have held room of its replicas for the crowded period.
 	Crowded bool
 	// Returning: it came back from being unreachable, less than the return period ago.
@@ -80,7 +83,9 @@ type Pool struct {
 	Min, Max int
 	Priority int32
 	// Memory of one machine in bytes: a paused machine costs no CPU. 0 places nothing.
-	Memory      int64
+	Memory int64
+	// MacOS: each machine takes a slot.
+	MacOS       bool
 	Selector    map[string]string
 	Tolerations []corev1.Toleration
 }
@@ -97,6 +102,9 @@ func (p *Pool) maximum() int {
 
 // Eligible tells whether a pool may have replicas on a node, whatever the node's state.
 func Eligible(p *Pool, n *Node) bool {
+	if p.MacOS && n.Slots+n.Withheld == 0 {
+		return false
+	}
 	for key, value := range p.Selector {
 		if got, ok := n.Labels[key]; !ok || got != value {
 			return false
@@ -162,6 +170,8 @@ type Shortfall struct {
 	Eligible, Usable int
 	// Full of the usable nodes have no room, AtMax have as many as the pool's bound.
 	Full, AtMax int
+	// NoSlot of the full nodes have memory, and no slot for a macOS guest.
+	NoSlot int
 	// MostFree is the most memory that one of the usable nodes has left.
 	MostFree int64
 }

@@ -83,13 +83,21 @@ func (m *memory) state(n *corev1.Node, now time.Time, o Options) (state NodeStat
 }
 
 // crowded tells whether pods have held room of the node's replicas for the crowded period.
-func (m *memory) crowded(node *member, machine map[Key]int64, now time.Time, o Options) bool {
+func (m *memory) crowded(node *member, pools map[Key]*Pool, now time.Time, o Options) bool {
 	mem := m.of(node.Name)
 	var held int64
+	slots := 0
 	for k, count := range node.Held {
-		held += int64(count) * machine[k]
+		p := pools[k]
+		if p == nil {
+			continue
+		}
+		held += int64(count) * p.Memory
+		if p.MacOS {
+			slots += count
+		}
 	}
-	if held <= node.free() {
+	if held <= node.free() && (slots == 0 || slots <= node.Slots+node.Withheld-node.UsedSlots) {
 		mem.crowded = time.Time{}
 		return false
 	}

@@ -92,6 +92,7 @@ const (
 	maxLedgerBytes = 1 << 20
 	// maxNodeMemory is more than any host has: a node that says more lies.
 	maxNodeMemory = 64 << 40
+	maxNodeSlots  = 1000
 	minMachine    = 128 << 20
 )
 
@@ -109,9 +110,9 @@ func (r *Reconciler) observe(v *View, now time.Time) *fleet {
 		f.pools = append(f.pools, observePool(p, f.templates))
 	}
 	slices.SortFunc(f.pools, func(a, b *managedPool) int { return compareKeys(a.Key, b.Key) })
-	memory := map[Key]int64{}
+	pools := map[Key]*Pool{}
 	for _, p := range f.pools {
-		memory[p.Key] = p.Memory
+		pools[p.Key] = &p.Pool
 	}
 	nodes := map[string]*corev1.Node{}
 	for _, n := range v.Nodes {
@@ -120,7 +121,7 @@ func (r *Reconciler) observe(v *View, now time.Time) *fleet {
 	for _, l := range v.Ledgers {
 		// A ledger without a node is garbage that is about to be collected.
 		if n := nodes[l.Name]; n != nil && n.DeletionTimestamp == nil && l.DeletionTimestamp == nil {
-			f.nodes = append(f.nodes, r.observeNode(n, l, memory, now))
+			f.nodes = append(f.nodes, r.observeNode(n, l, pools, now))
 		}
 	}
 	slices.SortFunc(f.nodes, func(a, b *member) int { return compareStrings(a.Name, b.Name) })
@@ -172,11 +173,12 @@ func observePool(p *v1alpha1.WarmPool, templates map[Key]*managedTemplate) *mana
 	}
 	if m.template = templates[Key{p.Namespace, p.Spec.TemplateRef.Name}]; m.template != nil && m.template.problem == "" {
 		m.Memory = m.template.memory
+		m.MacOS = m.template.object.Spec.GuestOS == v1alpha1.GuestMacOS
 	}
 	return m
 }
 
-func (r *Reconciler) observeNode(n *corev1.Node, l *v1alpha1.NodeLedger, machine map[Key]int64, now time.Time) *member {
+func (r *Reconciler) observeNode(n *corev1.Node, l *v1alpha1.NodeLedger, pools map[Key]*Pool, now time.Time) *member {
 	m := &member{
 		Node:  Node{Name: n.Name, Labels: n.Labels, Taints: n.Spec.Taints, Ready: map[Key]int{}},
 		pools: map[Key]v1alpha1.PoolStatus{}, snapshots: map[snapshotKey]v1alpha1.SnapshotStatus{},
@@ -188,13 +190,16 @@ func (r *Reconciler) observeNode(n *corev1.Node, l *v1alpha1.NodeLedger, machine
 		m.fault("active.memory is more than capacity.memory")
 		m.Used = m.Memory
 	}
+	m.Slots = m.slots("capacity.slots", l.Status.Capacity.Slots)
+	m.Withheld = m.slots("withheldSlots", l.Status.WithheldSlots)
+	m.UsedSlots = m.slots("active.slots", l.Status.Active.Slots)
 	m.take(l)
 	for i, p := range l.Status.Pools {
 		if i == v1alpha1.MaxNodeEntries {
 			m.fault("more than %d pools", v1alpha1.MaxNodeEntries)
 			break
 		}
-		m.observeEntries(p, machine)
+		m.observeEntries(p, pools)
 	}
 	for i, s := range l.Status.Snapshots {
 		if i == v1alpha1.MaxNodeEntries {
@@ -203,21 +208,21 @@ func (r *Reconciler) observeNode(n *corev1.Node, l *v1alpha1.NodeLedger, machine
 		}
 		m.snapshots[snapshotKey{Key{s.Namespace, s.Template}, s.Revision}] = s
 	}
-	m.Crowded = r.memory.crowded(m, machine, now, r.opts)
+	m.Crowded = r.memory.crowded(m, pools, now, r.opts)
 	return m
 }
 
 // observeEntries takes a pool's numbers as far as they can be: no node has more
 // machines than its memory allows, and none of a pool that does not exist.
-func (m *member) observeEntries(p v1alpha1.PoolStatus, machine map[Key]int64) {
+func (m *member) observeEntries(p v1alpha1.PoolStatus, pools map[Key]*Pool) {
 	k := Key{p.Namespace, p.Pool}
-	memory, exists := machine[k]
+	pool, exists := pools[k]
 	if !exists {
 		return // deleted, and perhaps still draining; or invented
 	}
 	most := int32(v1alpha1.MaxReplicas)
-	if memory > 0 {
-		most = int32(min(int64(most), m.Memory/memory))
+	if pool.Memory > 0 {
+		most = int32(min(int64(most), m.Memory/pool.Memory))
 	}
 	for _, c := range []struct {
 		name  string
@@ -249,6 +254,15 @@ func (m *member) bytes(name string, q resource.Quantity) int64 {
 		return 0
 	}
 	return q.Value()
+}
+
+// slots reads a number of macOS guests; Apple's licence allows two.
+func (m *member) slots(name string, n int32) int {
+	if n < 0 || n > maxNodeSlots {
+		m.fault("%s is %d", name, n)
+		return 0
+	}
+	return int(n)
 }
 
 // maxFaults of one node are remembered; one is enough to look at it.

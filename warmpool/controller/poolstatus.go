@@ -147,19 +147,30 @@ func (v *poolView) place(p *plan) {
 		v.blocked = pool.template.reason
 		v.problem(v.blocked, "SnapshotTemplate %s: %s", pool.template.key.Name, pool.template.problem)
 	case pool.Replicas == 0:
+	case shortfall.Eligible == 0 && pool.MacOS:
+		v.blocked = v1alpha1.ReasonNoEligibleNodes
+		v.problem(v.blocked, "no node with a NodeLedger runs macOS guests and passes spec.nodeSelector and spec.tolerations: join a Mac, or change them")
 	case shortfall.Eligible == 0:
 		v.blocked = v1alpha1.ReasonNoEligibleNodes
 		v.problem(v.blocked, "no node with a NodeLedger passes spec.nodeSelector and spec.tolerations: change them, or join a node")
 	case shortfall.Unplaced > 0:
 		v.blocked = v1alpha1.ReasonInsufficientCapacity
-		v.problem(v.blocked, "%d of %s find no room: of %s, %d usable, %d without room for a machine of %s (most free: %s), %d at spec.perNode.max; lower spec.replicas, raise spec.perNode.max, or add nodes",
-			shortfall.Unplaced, plural(pool.Replicas, "replica"), plural(shortfall.Eligible, "eligible node"), shortfall.Usable, shortfall.Full, size(pool.Memory), size(shortfall.MostFree), shortfall.AtMax)
+		v.problem(v.blocked, "%d of %s find no room: of %s, %d usable, %d without room for a machine of %s (most free: %s%s), %d at spec.perNode.max; lower spec.replicas, raise spec.perNode.max, or add nodes",
+			shortfall.Unplaced, plural(pool.Replicas, "replica"), plural(shortfall.Eligible, "eligible node"), shortfall.Usable, shortfall.Full, size(pool.Memory), size(shortfall.MostFree), noSlot(shortfall), shortfall.AtMax)
 	}
 	for _, name := range sortedKeys(p.overflowing) {
 		if p.assignment.On(pool.Key, name) > 0 {
 			v.problem(v1alpha1.ReasonInsufficientCapacity, "the NodeLedger of node %s has no room for more templates: use fewer or smaller ones", name)
 		}
 	}
+}
+
+// noSlot tells how many nodes lack a slot only.
+func noSlot(f Shortfall) string {
+	if f.NoSlot == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d without a slot for a macOS guest", f.NoSlot)
 }
 
 func (v *poolView) progressing(s *v1alpha1.WarmPoolStatus) metav1.Condition {

@@ -41,6 +41,8 @@ func (m *machine) create(ctx context.Context, name string, c Command, env []stri
 		User: &agentv1.User{ImageUser: m.opts.Image.User},
 	}
 	switch {
+	case m.opts.Host:
+		req.LossyOutput = !writable
 	case writable:
 		req.WritableLayer = Layer
 		m.layer = true

@@ -31,7 +31,7 @@ func Rehearse(ctx context.Context, client *guest.Client, opts Options, layer boo
 	req := &agentv1.CreateContainerRequest{
 		Id: ContainerPrefix + "rehearsal", ImageSlot: int32(opts.Slot), Args: []string{absentProgram}, Env: opts.Image.Env,
 	}
-	if layer {
+	if layer && !opts.Host {
 		req.LowerLayers = []string{Layer}
 	}
 	if _, err := client.Containers.CreateContainer(ctx, connect.NewRequest(req)); err != nil {
@@ -42,6 +42,9 @@ func Rehearse(ctx context.Context, client *guest.Client, opts Options, layer boo
 	}
 	if _, err := client.Containers.RemoveContainer(ctx, connect.NewRequest(&agentv1.RemoveContainerRequest{Id: req.GetId()})); err != nil {
 		return fmt.Errorf("rehearse: remove a container: %w", err)
+	}
+	if opts.Host {
+		return nil
 	}
 	return prepareContainer(ctx, client, opts.Slot, layer)
 }

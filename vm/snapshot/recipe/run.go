@@ -40,6 +40,9 @@ type Options struct {
 	Image Image
 	// Hostname during the recipe; empty is "template".
 	Hostname string
+	// Host: commands run in the machine's own system, as in a macOS guest, which has neither
+	// image slots nor layers: what they write is on its disk, and Slot is 0.
+	Host bool
 	// Nameservers for the commands, IP addresses; none leaves them without names.
 	Nameservers []string
 	// OnStep is called when a step begins, from the caller's goroutine. May be nil.
@@ -108,7 +111,7 @@ func setupPod(ctx context.Context, client *guest.Client, opts Options) error {
 
 // prepare makes the layer, for recipes without a command that would.
 func (m *machine) prepare(ctx context.Context) error {
-	if len(m.recipe.Setup)+len(m.recipe.WarmCache) > 0 || m.recipe.Checkout != nil {
+	if m.opts.Host || len(m.recipe.Setup)+len(m.recipe.WarmCache) > 0 || m.recipe.Checkout != nil {
 		return nil
 	}
 	// The program need not exist: the container is made and removed, that is all.
@@ -190,6 +193,9 @@ func (m *machine) stillRuns(ctx context.Context) error {
 
 // leaveWaiting leaves a container for the pod's first, made up to its program.
 func (m *machine) leaveWaiting(ctx context.Context) error {
+	if m.opts.Host {
+		return nil // nothing to make in advance
+	}
 	return prepareContainer(ctx, m.client, m.opts.Slot, m.layer)
 }
 
