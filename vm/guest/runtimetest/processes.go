@@ -130,7 +130,7 @@ func execTerminal(t *testing.T, s *Subject) {
 // signalAll: a signal to all reaches what the first process started, and what came by exec.
 func signalAll(t *testing.T, s *Subject) {
 	const loop = `echo ready; while :; do sleep 0.05; done`
-	s.Run(t, "main", Sh(`trap '' TERM; sh -c "trap 'echo child; exit 0' TERM; `+loop+`"; echo parent; exit 6`))
+	s.Run(t, "main", Sh(`trap : TERM; sh -c "trap 'echo child; exit 0' TERM; `+loop+`"; echo parent; exit 6`))
 	s.firstLine(t, "main")
 	stream, _, err := s.begin(t, "main", shell(`trap 'exit 5' TERM; `+loop))
 	if err != nil || !stream.Receive() {

@@ -126,6 +126,8 @@ func (s *Subject) patience() time.Duration {
 
 // output reads all output of a container until it ends.
 func (s *Subject) output(ctx context.Context, id string) (Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.patience())
+	defer cancel()
 	var r Result
 	stream, err := s.Containers.ReadOutput(ctx, connect.NewRequest(&agentv1.ReadOutputRequest{Id: id, Follow: true}))
 	if err != nil {
