@@ -121,14 +121,11 @@ func layers(t *testing.T, s *Subject) {
 	if r, err := s.Try(t, m); err != nil || r.GetExitCode() != 0 {
 		t.Fatalf("%q %v %v", r.Err, r.ContainerStatus, err)
 	}
-	for what, set := range map[string]func(*agentv1.CreateContainerRequest){
-		"in it": func(m *agentv1.CreateContainerRequest) { m.WritableLayer = "suite" },
-		"below": func(m *agentv1.CreateContainerRequest) { m.LowerLayers = []string{"suite"} },
-	} {
-		m := Sh(`cat ` + file)
-		set(m)
+	in, below := Sh(`cat `+file), Sh(`cat `+file)
+	in.WritableLayer, below.LowerLayers = "suite", []string{"suite"}
+	for i, m := range []*agentv1.CreateContainerRequest{in, below} {
 		if r, err := s.Try(t, m); err != nil || r.Out != "layer\n" {
-			t.Errorf("%s: %q %q %v", what, r.Out, r.Err, err)
+			t.Errorf("container %d: %q %q %v", i, r.Out, r.Err, err)
 		}
 	}
 	r, err := s.Try(t, Sh(`cat `+file))
