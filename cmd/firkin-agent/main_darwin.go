@@ -47,6 +47,14 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	orphaned, err := system.Orphaned()
+	if err != nil {
+		return err
+	}
+	if orphaned {
+		logger.Error("An agent before this one died and left its containers: ending the machine")
+		return system.PowerOff()
+	}
 	server, err := agent.NewServer(agent.Options{
 		System: system, Runtime: native.New(native.Options{Platform: system, Logger: logger}), Version: version, Logger: logger,
 	})
@@ -57,5 +65,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(server.Serve(ctx, listener), server.Close())
+	err = server.Serve(ctx, listener)
+	if closeErr := server.Close(); closeErr != nil {
+		return errors.Join(err, closeErr)
+	}
+	return errors.Join(err, system.Settled())
 }

@@ -5,6 +5,7 @@ package runtimetest
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,7 +58,7 @@ func volumes(t *testing.T, s *Subject) {
 	// Another container of the pod has the same volumes, on the same paths and others.
 	m = Sh(`cat "$DISK/x" "$OTHER/x"; ls "$CFG"`)
 	m.Env = []string{"CFG=" + cfg, "DISK=" + disk, "OTHER=" + s.At("other")}
-	m.Mounts = append(mounts, &agentv1.Mount{Volume: "disk", Target: s.At("other")})
+	m.Mounts = append(slices.Clone(mounts), &agentv1.Mount{Volume: "disk", Target: s.At("other")})
 	if r, err := s.Try(t, m); err != nil || r.Out != "kept\nkept\na\n" {
 		t.Errorf("%q %q %v", r.Out, r.Err, err)
 	}

@@ -25,9 +25,10 @@ func (MacKernel) SetClock(t time.Time) error {
 	return os.NewSyscallError("settimeofday", unix.Settimeofday(&tv))
 }
 
-func (MacKernel) Hostname() (string, error) { return unix.Sysctl("kern.hostname") }
-func (MacKernel) Release() (string, error)  { return unix.Sysctl("kern.osrelease") }
-func (MacKernel) Sync() error               { return os.NewSyscallError("sync", unix.Sync()) }
+func (MacKernel) Hostname() (string, error)    { return unix.Sysctl("kern.hostname") }
+func (MacKernel) Release() (string, error)     { return unix.Sysctl("kern.osrelease") }
+func (MacKernel) BootSession() (string, error) { return unix.Sysctl("kern.bootsessionuuid") }
+func (MacKernel) Sync() error                  { return os.NewSyscallError("sync", unix.Sync()) }
 func (MacKernel) MemoryBytes() (int64, error) {
 	n, err := unix.SysctlUint64("hw.memsize")
 	return int64(n), err

@@ -254,6 +254,9 @@ func localName(name string) string {
 func (s *System) SetupPod(ctx context.Context, pod agent.Pod) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.mark(); err != nil {
+		return err
+	}
 	if p := s.pod; p != nil && p.Hostname == pod.Hostname && bytes.Equal(p.Hosts, pod.Hosts) && bytes.Equal(p.ResolvConf, pod.ResolvConf) {
 		return nil
 	}

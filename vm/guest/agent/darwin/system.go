@@ -41,6 +41,8 @@ type Kernel interface {
 	Hostname() (string, error)
 	// Release is the version of Darwin.
 	Release() (string, error)
+	// BootSession tells this boot from all others.
+	BootSession() (string, error)
 	MemoryBytes() (int64, error)
 	// DiskUsage measures the file system of a directory.
 	DiskUsage(dir string) (total, used int64, err error)
@@ -68,9 +70,10 @@ type Options struct {
 type System struct {
 	opts Options
 
-	mu  sync.Mutex // one change of the machine at a time
-	pod *agent.Pod // guarded by mu: what the machine is set up for
-	dns resolver   // guarded by mu: of the network, without the pod's
+	mu     sync.Mutex // one change of the machine at a time
+	pod    *agent.Pod // guarded by mu: what the machine is set up for
+	dns    resolver   // guarded by mu: of the network, without the pod's
+	marked bool       // guarded by mu: the mark of this boot is there
 
 	measuring sync.Mutex
 	meter     native.Meter // guarded by measuring
@@ -128,6 +131,55 @@ func (s *System) clearScratch(ctx context.Context) error {
 		}
 	}
 	return errors.Join(os.RemoveAll(volumes), os.RemoveAll(filepath.Join(s.opts.ScratchDir, "output")))
+}
+
+// The first container leaves a mark of this boot, since nothing else tells an agent that
+// starts that another one before it had containers: their processes go on without anybody
+// who knows them. On Linux the end of the agent is the end of the machine.
+func (s *System) markFile() string { return filepath.Join(s.opts.ScratchDir, "boot-with-containers") }
+
+// Orphaned reports whether an agent before this one died in this boot and had containers.
+// Such a machine is to be powered off.
+func (s *System) Orphaned() (bool, error) {
+	mark, err := os.ReadFile(s.markFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	boot, err := s.opts.Kernel.BootSession()
+	if err != nil {
+		return false, fmt.Errorf("identify this boot: %w", err)
+	}
+	return string(mark) == boot, nil
+}
+
+// Settled says that no container is left: the agent ends in order.
+func (s *System) Settled() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.marked = false
+	if err := os.Remove(s.markFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// mark leaves the mark. mu is held.
+func (s *System) mark() error {
+	if s.marked {
+		return nil
+	}
+	boot, err := s.opts.Kernel.BootSession()
+	if err != nil {
+		return fmt.Errorf("identify this boot: %w", err)
+	}
+	if err := replaceFile(s.markFile(), boot); err != nil {
+		return err
+	}
+	s.marked = true
+	return nil
 }
 
 // Refresh implements agent.System, like the methods below.

@@ -28,6 +28,7 @@ type fakeMac struct {
 	hostname string
 	clock    time.Time
 	synced   int
+	boot     string
 }
 
 func (m *fakeMac) run(ctx context.Context, stdin, name string, args ...string) (string, error) {
@@ -70,6 +71,7 @@ func (m *fakeMac) Hostname() (string, error)                       { return m.ho
 func (m *fakeMac) Release() (string, error)                        { return "24.0.0", nil }
 func (m *fakeMac) MemoryBytes() (int64, error)                     { return 4 << 30, nil }
 func (m *fakeMac) DiskUsage(string) (total, used int64, err error) { return 60 << 30, 20 << 30, nil }
+func (m *fakeMac) BootSession() (string, error)                    { return m.boot, nil }
 func (m *fakeMac) Sync() error                                     { m.synced++; return nil }
 
 func newSystem(t *testing.T) (*System, *fakeMac) {
@@ -262,6 +264,39 @@ func TestSetupPod(t *testing.T) {
 	if err := s.SetupPod(t.Context(), pod); !errors.Is(err, agent.ErrInvalid) {
 		t.Errorf("a hostname that is an option: %v", err)
 	}
+}
+
+// TestOrphaned: only an agent that died with containers, in this boot, leaves a machine
+// that nobody may use.
+func TestOrphaned(t *testing.T) {
+	s, m := newSystem(t)
+	m.boot = "first"
+	orphaned := func(want bool) {
+		t.Helper()
+		again, err := New(t.Context(), s.opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := again.Orphaned(); err != nil || got != want {
+			t.Errorf("orphaned: %v %v, want %v", got, err, want)
+		}
+	}
+	orphaned(false)
+	for range 2 {
+		if err := s.SetupPod(t.Context(), agent.Pod{Hostname: "web-0"}); err != nil {
+			t.Fatal(err)
+		}
+		orphaned(true)
+		if err := s.Settled(); err != nil {
+			t.Fatal(err)
+		}
+		orphaned(false)
+	}
+	if err := s.SetupPod(t.Context(), agent.Pod{Hostname: "web-0"}); err != nil {
+		t.Fatal(err)
+	}
+	m.boot = "second"
+	orphaned(false)
 }
 
 func TestMemoryVolumes(t *testing.T) {

@@ -40,15 +40,15 @@ func ownAccount() account {
 }
 
 // resolve finds out whom an image and a pod mean, by the accounts of the machine, and
-// whether this agent, self, can be that: root is anybody, anybody else only himself. The
+// whether the agent, whose account a is, can be that: root is anybody, anybody else only hima. The
 // pod's numbers win over the image's user; a group goes with the user that was meant,
 // unless the pod says otherwise.
-func (self account) resolve(u agent.User) (account, error) {
+func (a account) resolve(u agent.User) (account, error) {
 	spec := u.Image
 	if u.UID != nil {
 		spec = strconv.FormatInt(*u.UID, 10)
 	}
-	out := self
+	out := a
 	if spec != "" {
 		var err error
 		if out, err = lookUp(spec); err != nil {
@@ -68,8 +68,8 @@ func (self account) resolve(u agent.User) (account, error) {
 	if u.RequireNonRoot && out.uid == 0 {
 		return account{}, fmt.Errorf("%w: the pod must not run as root and the user is %q (uid 0)", agent.ErrPrecondition, u.Image)
 	}
-	if self.uid != 0 && (out.uid != self.uid || out.gid != self.gid) {
-		return account{}, fmt.Errorf("%w: the agent runs as user %d and cannot start a process as user %d, group %d", agent.ErrPrecondition, self.uid, out.uid, out.gid)
+	if a.uid != 0 && (out.uid != a.uid || out.gid != a.gid) {
+		return account{}, fmt.Errorf("%w: the agent runs as user %d and cannot start a process as user %d, group %d", agent.ErrPrecondition, a.uid, out.uid, out.gid)
 	}
 	return out, nil
 }

@@ -56,6 +56,7 @@ func (m *mac) Hostname() (string, error) {
 func (m *mac) Release() (string, error)                        { return "24.0.0", nil }
 func (m *mac) MemoryBytes() (int64, error)                     { return 4 << 30, nil }
 func (m *mac) DiskUsage(string) (total, used int64, err error) { return 60 << 30, 20 << 30, nil }
+func (m *mac) BootSession() (string, error)                    { return "boot", nil }
 func (m *mac) Sync() error                                     { return nil }
 
 // run stands for the commands of macOS.
