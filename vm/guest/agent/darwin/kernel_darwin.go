@@ -25,14 +25,23 @@ func (MacKernel) SetClock(t time.Time) error {
 	return os.NewSyscallError("settimeofday", unix.Settimeofday(&tv))
 }
 
-func (MacKernel) Hostname() (string, error)    { return unix.Sysctl("kern.hostname") }
-func (MacKernel) Release() (string, error)     { return unix.Sysctl("kern.osrelease") }
+// Hostname is what hostname(1) prints.
+func (MacKernel) Hostname() (string, error) { return unix.Sysctl("kern.hostname") }
+
+// Release is what uname -r prints.
+func (MacKernel) Release() (string, error) { return unix.Sysctl("kern.osrelease") }
+
+// BootSession is drawn by the kernel at each boot, and is the same after a restore.
 func (MacKernel) BootSession() (string, error) { return unix.Sysctl("kern.bootsessionuuid") }
-func (MacKernel) Sync() error                  { return os.NewSyscallError("sync", unix.Sync()) }
+
+// Sync starts to flush the disks.
+func (MacKernel) Sync() error { return os.NewSyscallError("sync", unix.Sync()) }
+
+// MemoryBytes is all memory of the machine.
 func (MacKernel) MemoryBytes() (int64, error) {
 	n, err := unix.SysctlUint64("hw.memsize")
-	return int64(n), err
-} //nolint:gosec // no Mac has 8 EiB
+	return int64(n), err //nolint:gosec // no Mac has 8 EiB
+}
 
 // DiskUsage counts what the volume cannot have, because others of its container have it,
 // as used.
