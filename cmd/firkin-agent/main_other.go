@@ -1,7 +1,7 @@
 // Copyright The vk-firkin Authors
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !linux
+//go:build !linux && !darwin
 
 package main
 
@@ -11,6 +11,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintln(os.Stderr, "firkin-agent: runs only as PID 1 of a Linux guest; the agent for macOS guests is not written yet")
+	fmt.Fprintln(os.Stderr, "firkin-agent: runs only in a Linux or a macOS guest")
 	os.Exit(1)
 }

@@ -2,12 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package agent is the guest's end of the protocol in vm/guest: the server that
-// runs as PID 1 of a machine.
+// runs as PID 1 of a machine, or as a daemon of macOS.
 //
 // The server is portable and holds no decision about the operating system: what
 // the machine is made of is behind [System], how containers run is behind Runtime.
-// vm/guest/agent/linux implements System, vm/guest/agent/runc implements Runtime,
-// and vm/guest/guesttest runs this same server over simulated ones.
+// vm/guest/agent/linux implements System, vm/guest/agent/runc implements Runtime;
+// vm/guest/agent/darwin and vm/guest/agent/native do in a macOS guest, and
+// vm/guest/guesttest runs this same server over simulated ones. vm/guest/runtimetest is
+// what a Runtime is held to.
 package agent
 
 import (

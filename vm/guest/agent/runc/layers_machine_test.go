@@ -11,12 +11,13 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/vm/guest/runtimetest"
 )
 
 // testLayers: what one container leaves in a named layer, the next finds in it or below.
 func testLayers(t *testing.T, p *pod) {
 	with := func(script, writable string, lower ...string) *agentv1.CreateContainerRequest {
-		m := sh(script)
+		m := runtimetest.Sh(script)
 		m.WritableLayer, m.LowerLayers = writable, lower
 		return m
 	}
@@ -37,15 +38,15 @@ func testLayers(t *testing.T, p *pod) {
 		{"a link out of it", with(bb+"rm /etc/passwd; "+bb+"ln -s /../../../../etc/machine-id /etc/passwd", "c"), "", 0},
 	} {
 		r, err := p.try(t, step.m)
-		if err != nil || r.out != step.want || r.GetExitCode() != step.code {
-			t.Errorf("%s: %q %q %v %v", step.name, r.out, r.err, r.ContainerStatus, err)
+		if err != nil || r.Out != step.want || r.GetExitCode() != step.code {
+			t.Errorf("%s: %q %q %v %v", step.name, r.Out, r.Err, r.ContainerStatus, err)
 		}
 	}
 	// Users are those of the layers.
 	m := with("id", "", "a")
 	m.User = &agentv1.User{ImageUser: "dev"}
-	if r, err := p.try(t, m); err != nil || r.out != "uid=1234(dev) gid=1234 groups=1234\n" {
-		t.Errorf("user of a layer: %q %v", r.out, err)
+	if r, err := p.try(t, m); err != nil || r.Out != "uid=1234(dev) gid=1234 groups=1234\n" {
+		t.Errorf("user of a layer: %q %v", r.Out, err)
 	}
 	m = with("id", "", "c")
 	m.User = &agentv1.User{ImageUser: "dev"}

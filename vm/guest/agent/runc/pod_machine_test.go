@@ -7,7 +7,6 @@ package runc_test
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +20,8 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
-	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process"
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
+	"github.com/vk-firkin/vk-firkin/vm/guest/runtimetest"
 	"github.com/vk-firkin/vk-firkin/vm/qemu"
 )
 
@@ -38,16 +37,29 @@ type pod struct {
 	prepared bool
 }
 
-// create creates a container. Where one is prepared before each, one that does not take it
-// leaves one too many, and the agent soon refuses to prepare more.
-func (p *pod) create(ctx context.Context, m *agentv1.CreateContainerRequest) error {
-	if p.prepared && !m.GetTty() && !m.GetReadOnlyRoot() && m.GetWritableLayer() == "" { // those take none
-		if _, err := p.Containers.PrepareContainer(ctx, connect.NewRequest(&agentv1.PrepareContainerRequest{ImageSlot: m.GetImageSlot(), LowerLayers: m.GetLowerLayers()})); err != nil {
+// subject is the pod for the suite. Where a container is prepared before each, one that
+// does not take it leaves one too many, and the agent soon refuses to prepare more.
+func (p *pod) subject() *runtimetest.Subject {
+	s := &runtimetest.Subject{
+		Client: p.Client, Patience: patience,
+		Features: runtimetest.Features{OwnRoot: true, ReadOnly: true, Limits: true, MemoryVolumes: true, Users: true},
+	}
+	if p.prepared {
+		s.BeforeCreate = func(ctx context.Context, m *agentv1.CreateContainerRequest) error {
+			if m.GetTty() || m.GetReadOnlyRoot() || m.GetWritableLayer() != "" { // those take none
+				return nil
+			}
+			_, err := p.Containers.PrepareContainer(ctx, connect.NewRequest(&agentv1.PrepareContainerRequest{ImageSlot: m.GetImageSlot(), LowerLayers: m.GetLowerLayers()}))
 			return err
 		}
 	}
-	_, err := p.Containers.CreateContainer(ctx, connect.NewRequest(m))
-	return err
+	return s
+}
+
+// try runs a container to its end and removes it.
+func (p *pod) try(t *testing.T, m *agentv1.CreateContainerRequest) (runtimetest.Result, error) {
+	t.Helper()
+	return p.subject().Try(t, m)
 }
 
 func bootPod(t *testing.T) *pod {
@@ -155,108 +167,4 @@ func run(t *testing.T, name string, args ...string) {
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
-}
-
-// result is how a container ended.
-type result struct {
-	out, err string
-	*agentv1.ContainerStatus
-}
-
-// try runs a container to its end and removes it.
-func (p *pod) try(t *testing.T, m *agentv1.CreateContainerRequest) (result, error) {
-	t.Helper()
-	m.Id = "try"
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := p.create(ctx, m); err != nil {
-		return result{}, err
-	}
-	defer p.remove(t, "try")
-	if _, err := p.Containers.StartContainer(ctx, connect.NewRequest(&agentv1.StartContainerRequest{Id: m.Id})); err != nil {
-		return result{}, err
-	}
-	var r result
-	s, err := p.Containers.ReadOutput(ctx, connect.NewRequest(&agentv1.ReadOutputRequest{Id: m.Id, Follow: true}))
-	if err != nil {
-		return result{}, err
-	}
-	defer func() { _ = s.Close() }()
-	for s.Receive() {
-		for _, rec := range s.Msg().GetRecords() {
-			text := string(rec.GetData())
-			if !rec.GetPartial() {
-				text += "\n"
-			}
-			if rec.GetStream() == agentv1.OutputStream_OUTPUT_STREAM_STDERR {
-				r.err += text
-			} else {
-				r.out += text
-			}
-		}
-	}
-	if err := s.Err(); err != nil {
-		return r, err
-	}
-	r.ContainerStatus, err = p.exit(t, m.Id)
-	return r, err
-}
-
-// exit waits for the end of a container.
-func (p *pod) exit(t *testing.T, id string) (*agentv1.ContainerStatus, error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	w, err := p.Containers.WatchContainers(ctx, connect.NewRequest(&agentv1.WatchContainersRequest{}))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = w.Close() }()
-	for w.Receive() {
-		if st := w.Msg().GetStatus(); st.GetId() == id && st.GetState() == agentv1.ContainerState_CONTAINER_STATE_EXITED {
-			return st, nil
-		}
-	}
-	return nil, errors.Join(w.Err(), errors.New("the container did not end"))
-}
-
-func (p *pod) remove(t *testing.T, id string) {
-	t.Helper()
-	if _, err := p.Containers.RemoveContainer(context.WithoutCancel(t.Context()), connect.NewRequest(&agentv1.RemoveContainerRequest{Id: id})); err != nil {
-		t.Errorf("remove %s: %v", id, err)
-	}
-}
-
-func sh(script string) *agentv1.CreateContainerRequest {
-	return &agentv1.CreateContainerRequest{Args: []string{"/bin/sh", "-c", script}}
-}
-
-// exec runs a process in the container "main" and returns its output.
-func (p *pod) exec(t *testing.T, m *process.StartRequest) (string, *process.ProcessEvent_EndEvent, error) {
-	t.Helper()
-	req := connect.NewRequest(m)
-	req.Header().Set(guest.HeaderContainer, "main")
-	s, err := p.Process.Start(t.Context(), req)
-	if err != nil {
-		return "", nil, err
-	}
-	defer func() { _ = s.Close() }()
-	var out strings.Builder
-	var end *process.ProcessEvent_EndEvent
-	for s.Receive() {
-		e := s.Msg().GetEvent()
-		out.Write(e.GetData().GetStdout())
-		out.Write(e.GetData().GetStderr())
-		out.Write(e.GetData().GetPty())
-		if e.GetEnd() != nil {
-			end = e.GetEnd()
-		}
-	}
-	if err := s.Err(); err != nil {
-		return out.String(), end, err
-	}
-	if end == nil {
-		return out.String(), nil, errors.New("no end event")
-	}
-	return out.String(), end, nil
 }
