@@ -97,7 +97,7 @@ func (n *node) close() error {
 type one warmpool.SlotImage
 
 // Resolve, Pin and Release are of warmpool.Images.
-func (o one) Resolve(context.Context, string, string) (warmpool.SlotImage, error) {
+func (o one) Resolve(context.Context, string, string, vm.GuestOS) (warmpool.SlotImage, error) {
 	return warmpool.SlotImage(o), nil
 }
 func (o one) Pin(context.Context, string, string) (warmpool.SlotImage, error) {

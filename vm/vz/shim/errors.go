@@ -85,7 +85,11 @@ func kindOf(doing call, err error, screenLocked bool) (kind error, remedy string
 			return vm.ErrUnavailable, lockedRemedy
 		}
 		return vm.ErrSnapshotInvalid, ""
-	default: // CodeInternal, CodeNetworkError, CodeOperationCancelled, and what is new
+	case framework.CodeInternal:
+		// Without a session or with a locked keychain it says no more than this (tart #1067,
+		// #1132).
+		return vm.ErrUnavailable, "a missing graphical session and a locked login keychain look like this as well (vk-firkin doctor)"
+	default: // CodeNetworkError, CodeOperationCancelled, and what is new
 		return vm.ErrUnavailable, ""
 	}
 }

@@ -36,6 +36,8 @@ type machine struct {
 	slots     int
 	framework framework.Framework
 	log       *slog.Logger
+	// single: the guest has one stream at a time (framework.Host.SingleConn).
+	single bool
 
 	// op serializes what changes the machine's state; a buffered channel, so that waiting
 	// for it can be cancelled. Ending by force does not take it.
@@ -69,6 +71,12 @@ func newMachine(dir string, r layout.Record, o Options) (*machine, error) {
 		op: make(chan struct{}, 1), exited: make(chan struct{}),
 	}
 	m.streams.init()
+	host, err := o.Framework.Host()
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("ask the host: %w", err)
+	}
+	m.single = host.SingleConn
 	return m, nil
 }
 

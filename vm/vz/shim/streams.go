@@ -123,7 +123,7 @@ func (m *machine) Dial(ctx context.Context, port uint32, client net.Conn) {
 // when the stream is no longer used; it closes it.
 func (m *machine) connect(ctx context.Context, port uint32) (guest net.Conn, release func()) {
 	next := func() {}
-	if host, err := m.framework.Host(); err == nil && host.SingleConn {
+	if m.single {
 		select {
 		case <-m.streams.turn:
 			next = sync.OnceFunc(func() { m.streams.turn <- struct{}{} })
