@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guestport"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/process"
 )
@@ -289,7 +290,9 @@ func (m *machine) dialGuest(ctx context.Context, port uint32) (net.Conn, error) 
 	}
 	m.guest = g
 	m.mu.Unlock()
-	conn, err := machinedir.DialUnix(ctx, m.dir, agentSocket)
+	conn, err := guestport.Open(ctx, func(ctx context.Context) (net.Conn, error) {
+		return machinedir.DialUnix(ctx, m.dir, agentSocket)
+	})
 	if err != nil {
 		m.release(g)
 		if ctx.Err() != nil {
@@ -298,7 +301,7 @@ func (m *machine) dialGuest(ctx context.Context, port uint32) (net.Conn, error) 
 		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 	}
 	m.mu.Lock()
-	g.UnixConn = conn
+	g.Conn = conn
 	m.mu.Unlock()
 	// Whoever ended the machine or closed the driver meanwhile has either seen the
 	// stream, or is seen here.
@@ -313,7 +316,7 @@ func (m *machine) dialGuest(ctx context.Context, port uint32) (net.Conn, error) 
 func (m *machine) hangUp() {
 	m.mu.Lock()
 	guest := m.guest
-	dialled := guest != nil && guest.UnixConn != nil
+	dialled := guest != nil && guest.Conn != nil
 	m.mu.Unlock()
 	if dialled {
 		_ = guest.Close()
@@ -322,13 +325,13 @@ func (m *machine) hangUp() {
 
 // guestConn is the one stream to the guest.
 type guestConn struct {
-	*net.UnixConn
+	*guestport.Conn
 	machine *machine
 }
 
 // Close ends the stream and makes room for the next.
 func (g *guestConn) Close() error {
-	err := g.UnixConn.Close()
+	err := g.Conn.Close()
 	g.machine.release(g)
 	return err
 }
