@@ -213,7 +213,7 @@ func TestDiesWithItsProcess(t *testing.T) {
 	self, err := os.Executable()
 	must(t, err)
 	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestChild$")
-	cmd.Env = append(os.Environ(), qemuEnv+"=amd64")
+	cmd.Env = append(os.Environ(), qemuEnv+"=amd64", "TMPDIR="+t.TempDir()) // it is killed and cleans nothing up
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
