@@ -81,14 +81,6 @@ func withScratch(t testing.TB, k vm.Kit, scratch string) (framework.Configuratio
 	}, console.Name()
 }
 
-func text(path string) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
-
 // agent dials the agent until it listens, as a driver does.
 func agent(ctx context.Context, m framework.Machine) (*guest.Client, error) {
 	tick := time.NewTicker(50 * time.Millisecond)
