@@ -67,13 +67,22 @@ func newMachine(t testing.TB, f framework.Framework, cfg framework.Configuration
 // datagrams is a network whose other end nobody reads.
 func datagrams(t testing.TB) *os.File {
 	t.Helper()
+	ours, _ := network(t)
+	return ours
+}
+
+// network makes a network device's attachment and its other end.
+func network(t testing.TB) (ours, theirs *os.File) {
+	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
 	must(t, err)
-	syscall.CloseOnExec(fds[0])
-	syscall.CloseOnExec(fds[1])
-	ours, theirs := os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "other end")
+	for _, fd := range fds {
+		syscall.CloseOnExec(fd)
+		must(t, syscall.SetNonblock(fd, true)) // for deadlines
+	}
+	ours, theirs = os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "other end")
 	t.Cleanup(func() { ours.Close(); theirs.Close() })
-	return ours
+	return ours, theirs
 }
 
 // write makes a file of its own directory.

@@ -7,7 +7,10 @@ package simulator_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +23,11 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 	"github.com/vk-firkin/vk-firkin/vm/vz/simulator"
@@ -75,7 +81,7 @@ func withScratch(t testing.TB, k vm.Kit, scratch string) (framework.Configuratio
 		Initramfs:   k.Initramfs,
 		CommandLine: "console=hvc0 quiet panic=-1 oops=panic random.trust_cpu=on",
 		Disks:       []framework.Disk{{Path: scratch, Serial: "scratch"}},
-		MAC:         net.HardwareAddr{0x52, 0x54, 0, 0xf1, 0x4b, 1},
+		MAC:         mac,
 		Network:     datagrams(t),
 		ConsoleOut:  console,
 	}, console.Name()
@@ -101,7 +107,8 @@ func agent(ctx context.Context, m framework.Machine) (*guest.Client, error) {
 	}
 }
 
-func wantAnswer(t *testing.T, m framework.Machine, console string) {
+// wantAnswer has the agent answer and leaves the stream to it open.
+func wantAnswer(t *testing.T, m framework.Machine, console string) *guest.Client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -109,10 +116,58 @@ func wantAnswer(t *testing.T, m framework.Machine, console string) {
 	if err != nil {
 		t.Fatalf("%v\nstate %s, console: %q", err, m.State(), text(console))
 	}
-	if err := errors.Join(c.Ping(ctx), c.Close()); err != nil {
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.Ping(ctx); err != nil {
 		t.Errorf("ping: %v", err)
 	}
+	return c
 }
+
+var (
+	sealKey   = bytes.Repeat([]byte{7}, 32)
+	challenge = bytes.Repeat([]byte{9}, 32)
+)
+
+// refresh gives the guest its network and has it prove that it was sealed: a machine that
+// was booted and not restored cannot.
+func refresh(t *testing.T, c *guest.Client, other *os.File) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	r, err := c.Agent.Refresh(ctx, connect.NewRequest(&agentv1.RefreshRequest{
+		TimeUnixNano: time.Now().UnixNano(), Entropy: sealKey, MachineId: strings.Repeat("0a", 16), Hostname: "simulated",
+		Network:   &agentv1.Network{Address: "10.0.2.15/24", Gateway: "10.0.2.2"},
+		Challenge: challenge,
+	}))
+	must(t, err)
+	want := hmac.New(sha256.New, sealKey)
+	want.Write(challenge)
+	if !bytes.Equal(r.Msg.GetProof(), want.Sum(nil)) {
+		t.Error("the guest does not prove that it was sealed")
+	}
+	// Who has 10.0.2.15? Frames go in, and frames come out.
+	request := []byte{
+		0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 0xfe, 8, 6,
+		0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 0xfe, 10, 0, 2, 2, 0, 0, 0, 0, 0, 0, 10, 0, 2, 15,
+	}
+	_, err = other.Write(request)
+	must(t, err)
+	must(t, other.SetReadDeadline(time.Now().Add(time.Minute)))
+	for frame := make([]byte, 2048); ; {
+		n, err := other.Read(frame)
+		if err != nil {
+			t.Fatalf("no answer from the guest's network: %v", err)
+		}
+		if f := frame[:n]; n >= 42 && f[12] == 8 && f[13] == 6 && f[21] == 2 { // an ARP reply
+			if !bytes.Equal(f[6:12], mac) || !bytes.Equal(f[22:28], mac) {
+				t.Errorf("the guest's MAC address is %x, want %x", f[6:12], []byte(mac))
+			}
+			return
+		}
+	}
+}
+
+var mac = net.HardwareAddr{0x52, 0x54, 0, 0xf1, 0x4b, 1}
 
 // TestRunsKits boots each kit, saves it twice, goes on, restores it into another machine
 // of another process's making, as far as it can tell, and presses its power button.
@@ -124,15 +179,26 @@ func TestRunsKits(t *testing.T) {
 			f := open(t, host, simulator.QEMU(simulator.QEMUOptions{Arch: arch}))
 			cfg, console := kitConfiguration(t, k)
 			cfg.MachineIdentifier = simulator.Identifier()
+			var other *os.File
+			cfg.Network, other = network(t)
 			m := newMachine(t, f, cfg)
 			if err := m.SaveRestoreSupport(); err != nil {
 				t.Fatal(err)
 			}
 			begin := time.Now()
 			must(t, m.Start())
-			wantAnswer(t, m, console)
+			c := wantAnswer(t, m, console)
 			t.Logf("boot to answer: %s", time.Since(begin))
-
+			_, err := c.Agent.Seal(t.Context(), connect.NewRequest(&agentv1.SealRequest{Key: sealKey}))
+			must(t, err)
+			refresh(t, c, other)
+			if got := text(console); !strings.Contains(got, "firkin-agent: ready") {
+				t.Errorf("console is %q, want the agent's word", got)
+			}
+			// One stream at a time.
+			if _, err := m.Connect(vm.AgentPort); !errors.Is(err, framework.ErrNoListener) {
+				t.Errorf("a second stream: %v, want ErrNoListener", err)
+			}
 			if _, err := m.Connect(vm.AgentPort + 1); !errors.Is(err, framework.ErrNoListener) {
 				t.Errorf("another port: %v, want ErrNoListener", err)
 			}
@@ -151,8 +217,10 @@ func TestRunsKits(t *testing.T) {
 			if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", cfg.Disks[0].Path, clone).CombinedOutput(); err != nil {
 				t.Fatalf("clone: %v: %s", err, out)
 			}
-			// It goes on after a save.
+			// It goes on after a save, with its stream.
 			must(t, m.Resume())
+			must(t, c.Ping(t.Context()))
+			must(t, c.Close())
 			wantAnswer(t, m, console)
 			must(t, m.Pause())
 			must(t, m.Save(filepath.Join(t.TempDir(), "third")))
@@ -161,14 +229,16 @@ func TestRunsKits(t *testing.T) {
 
 			again, console := withScratch(t, k, clone)
 			again.MachineIdentifier = cfg.MachineIdentifier
+			again.Network, other = network(t)
 			r := newMachine(t, f, again)
 			begin = time.Now()
 			must(t, r.Restore(saved))
 			t.Logf("restore: %s", time.Since(begin))
 			wantState(t, r, framework.StatePaused)
 			must(t, r.Resume())
-			wantAnswer(t, r, console)
+			c = wantAnswer(t, r, console)
 			t.Logf("restore to answer: %s", time.Since(begin))
+			refresh(t, c, other)
 
 			// The power button reaches the agent, and its end is seen.
 			must(t, r.RequestStop())

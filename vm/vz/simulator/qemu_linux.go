@@ -133,7 +133,7 @@ func (e *qemu) spawn(c framework.Configuration, incoming bool, ended func(error)
 	inherited = append(inherited, controlEnd)
 	defer func() {
 		if err != nil {
-			control.Close()
+			_ = control.Close()
 		}
 	}()
 	listener, agent, err := agentSocket()
@@ -171,7 +171,7 @@ func (e *qemu) spawn(c framework.Configuration, incoming bool, ended func(error)
 	if err := <-started; err != nil {
 		agent.Close()
 		if console != nil {
-			console.Close()
+			_ = console.Close()
 		}
 		return nil, fmt.Errorf("start %s: %w", e.path, err)
 	}

@@ -161,7 +161,8 @@ func TestGuestEndsDuringCall(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { c.send("off") })
 		wg.Go(func() {
-			for m.Pause() == nil && m.Resume() == nil { //nolint:revive // until it has ended
+			for m.Pause() == nil && m.Resume() == nil {
+				continue // until it has ended
 			}
 		})
 		waitState(t, m, framework.StateStopped)
