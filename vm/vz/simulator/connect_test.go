@@ -9,8 +9,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
@@ -166,4 +168,30 @@ func TestPausedGuestIsSilent(t *testing.T) {
 	if again := dial(t, m); again.memory != "changed" {
 		t.Errorf("memory is %q", again.memory)
 	}
+}
+
+// TestPausedGuestSendsNothing: not even what it had in hand.
+func TestPausedGuestSendsNothing(t *testing.T) {
+	speak, spoken := make(chan struct{}), make(chan error, 1)
+	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{Serve: func(_ *simulator.Guest, _ uint32, conn net.Conn) {
+		<-speak
+		_, err := conn.Write([]byte("x"))
+		spoken <- err
+	}}))
+	m := newMachine(t, f, linux(t))
+	must(t, m.Start())
+	conn, err := m.Connect(vm.AgentPort)
+	must(t, err)
+	defer conn.Close()
+	must(t, m.Pause())
+	close(speak)
+	must(t, conn.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
+	if n, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %d bytes, %v, from a paused guest", n, err)
+	}
+	must(t, m.Resume())
+	must(t, <-spoken)
+	must(t, conn.SetReadDeadline(time.Time{}))
+	_, err = conn.Read(make([]byte, 1))
+	must(t, err)
 }
