@@ -19,6 +19,7 @@ import (
 
 // TestConfigurationRules breaks each rule of a configuration.
 func TestConfigurationRules(t *testing.T) {
+	t.Parallel()
 	broken := map[string]bool{}
 	for _, c := range []struct {
 		rule, name string
@@ -114,6 +115,7 @@ func socket(t *testing.T, kind int) *os.File {
 // TestFilesAreTheMachinesOwn: writable disks and auxiliary storage belong to one machine
 // until it is closed, read-only disks to any number.
 func TestFilesAreTheMachinesOwn(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 	refused := func(name, text string, cfg framework.Configuration) {
 		t.Helper()
@@ -148,6 +150,7 @@ func TestFilesAreTheMachinesOwn(t *testing.T) {
 
 // TestAttachmentsStay: what a machine was made with is still there when it starts.
 func TestAttachmentsStay(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		breakIt func(t *testing.T, c framework.Configuration)
@@ -183,6 +186,7 @@ func TestAttachmentsStay(t *testing.T) {
 // TestFreshIdentifier: a machine without an identifier gets one of its own, and so is
 // not the machine that another configuration without one saves.
 func TestFreshIdentifier(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 	cfg := linux(t)
 	cfg.MachineIdentifier = nil

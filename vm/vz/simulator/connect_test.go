@@ -21,6 +21,7 @@ import (
 
 // TestNoListener: a port that nothing listens on is refused at once.
 func TestNoListener(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{Listens: func(_ *simulator.Guest, port uint32) bool { return port == 7 }}))
 	m := newMachine(t, f, linux(t))
 	must(t, m.Start())
@@ -34,6 +35,7 @@ func TestNoListener(t *testing.T) {
 
 // TestConnectStates: there is no guest to connect to.
 func TestConnectStates(t *testing.T) {
+	t.Parallel()
 	for _, state := range []string{"new", "stopped", "error", "closed"} {
 		t.Run(state, func(t *testing.T) {
 			f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
@@ -48,6 +50,7 @@ func TestConnectStates(t *testing.T) {
 
 // TestConnectWhilePaused: it blocks until the machine runs, or is no more.
 func TestConnectWhilePaused(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]struct {
 		do   func(framework.Machine) error
 		want framework.Code
@@ -90,6 +93,7 @@ func TestConnectWhilePaused(t *testing.T) {
 
 // TestConnectionsEnd: with the machine, however it ends; and not with a save.
 func TestConnectionsEnd(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(t *testing.T, m framework.Machine, s *stream){
 		"stop":                     func(t *testing.T, m framework.Machine, _ *stream) { must(t, m.Stop()) },
 		"close":                    func(t *testing.T, m framework.Machine, _ *stream) { must(t, m.Close()) },
@@ -120,6 +124,7 @@ func TestConnectionsEnd(t *testing.T) {
 // TestRestoreEndsConnections: a stream of the saved machine is none of the restored
 // one's, on neither side.
 func TestRestoreEndsConnections(t *testing.T) {
+	t.Parallel()
 	served := make(chan *simulator.Guest, 10)
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{Serve: func(g *simulator.Guest, port uint32, conn net.Conn) {
 		served <- g
@@ -153,6 +158,7 @@ func TestRestoreEndsConnections(t *testing.T) {
 
 // TestPausedGuestIsSilent: what is sent to a paused guest is answered when it runs.
 func TestPausedGuestIsSilent(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 	m := newMachine(t, f, linux(t))
 	must(t, m.Start())
@@ -172,6 +178,7 @@ func TestPausedGuestIsSilent(t *testing.T) {
 
 // TestPausedGuestSendsNothing: not even what it had in hand.
 func TestPausedGuestSendsNothing(t *testing.T) {
+	t.Parallel()
 	speak, spoken := make(chan struct{}), make(chan error, 1)
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{Serve: func(_ *simulator.Guest, _ uint32, conn net.Conn) {
 		<-speak

@@ -73,6 +73,7 @@ func savedBeside(t *testing.T, f framework.Framework, cfg framework.Configuratio
 
 // TestFaultsOfEveryCall: each call can be made to fail, before and after its effect.
 func TestFaultsOfEveryCall(t *testing.T) {
+	t.Parallel()
 	for _, call := range simulator.Calls {
 		for _, after := range []bool{false, true} {
 			dir := t.TempDir()
@@ -98,6 +99,7 @@ func TestFaultsOfEveryCall(t *testing.T) {
 
 // TestFaultCounts: the nth call over all machines and openings of a host, or all.
 func TestFaultCounts(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	engine := simulator.NoGuest(simulator.Script{})
 	change(t, dir, func(h *simulator.Host) {
@@ -131,6 +133,7 @@ func TestFaultCounts(t *testing.T) {
 
 // TestFaultBeforeAndAfter: what the call has done when it fails.
 func TestFaultBeforeAndAfter(t *testing.T) {
+	t.Parallel()
 	for after, want := range map[bool]framework.State{false: framework.StateStopped, true: framework.StateRunning} {
 		dir := t.TempDir()
 		f := open(t, dir, simulator.NoGuest(simulator.Script{}))
@@ -159,6 +162,7 @@ func TestFaultBeforeAndAfter(t *testing.T) {
 // TestStall: a stalled call holds up the others of its machine, but not Close, and goes
 // on when its fault is taken away.
 func TestStall(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
 	m := newMachine(t, f, linux(t))
@@ -305,6 +309,7 @@ func text(path string) string {
 
 // TestCrashOfEveryCall: each call can end its process, before and after its effect.
 func TestCrashOfEveryCall(t *testing.T) {
+	t.Parallel()
 	for _, call := range simulator.Calls {
 		for _, after := range []bool{false, true} {
 			dir := t.TempDir()

@@ -19,6 +19,7 @@ import (
 // TestChangeHost: no change of two goroutines and two processes is lost, and nobody
 // reads half of one.
 func TestChangeHost(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	change(t, dir, func(h *simulator.Host) { h.Boots = 0 })
 	one, two := another(t, dir, "count"), another(t, dir, "count")
@@ -47,6 +48,7 @@ func TestChangeHost(t *testing.T) {
 
 // TestOpen: what cannot be opened, and that a second opening changes nothing.
 func TestOpen(t *testing.T) {
+	t.Parallel()
 	engine := simulator.NoGuest(simulator.Script{})
 	for name, o := range map[string]simulator.Options{
 		"no directory": {Engine: engine},
@@ -75,6 +77,7 @@ func TestOpen(t *testing.T) {
 
 // TestTwoMacOSGuests: not three, over all processes, and no longer than they live.
 func TestTwoMacOSGuests(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
 	other := another(t, dir, "macos")
@@ -114,6 +117,7 @@ func TestTwoMacOSGuests(t *testing.T) {
 
 // TestLeakedSlots: UTM #5563, macosvm #16.
 func TestLeakedSlots(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
 	change(t, dir, func(h *simulator.Host) { h.LeaksSlots = true })
@@ -135,6 +139,7 @@ func TestLeakedSlots(t *testing.T) {
 
 // TestProcessDeath: what a process holds ends with it.
 func TestProcessDeath(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
 	cfg := linux(t)

@@ -21,6 +21,7 @@ import (
 
 // TestRestoreRules changes one thing between a save and a restore.
 func TestRestoreRules(t *testing.T) {
+	t.Parallel()
 	const denied, invalid = "permission denied", "invalid argument"
 	type world struct {
 		dir, saved string
@@ -180,6 +181,7 @@ func flip(t *testing.T, path string, at int) {
 
 // TestSaveRules changes one thing before a save, which leaves the machine paused.
 func TestSaveRules(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		host   func(*simulator.Host)
@@ -239,6 +241,7 @@ func TestSaveRules(t *testing.T) {
 
 // TestUnsupportedOS: neither call exists before macOS 14.
 func TestUnsupportedOS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
 	cfg := linux(t)
@@ -257,6 +260,7 @@ func TestUnsupportedOS(t *testing.T) {
 
 // TestEntropySupport: the question has the answer that Save would give.
 func TestEntropySupport(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
 	cfg := linux(t)
@@ -274,6 +278,7 @@ func TestEntropySupport(t *testing.T) {
 // TestRestoredMemory: each file restores its own machine, with the nonce of its boot,
 // and a boot has another.
 func TestRestoredMemory(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 	cfg := linux(t)
 	m := newMachine(t, f, cfg)
@@ -310,6 +315,7 @@ func TestRestoredMemory(t *testing.T) {
 // TestTwoRestoresAtOnce: of two restores of one state at the same time, one works
 // (wraithbox X02). States of different machines are restored side by side.
 func TestTwoRestoresAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, same := range []bool{true, false} {
 		f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 		one, two := linux(t), linux(t)
@@ -343,6 +349,7 @@ func TestTwoRestoresAtOnce(t *testing.T) {
 // TestStartsBesideTwin: machines that share an identifier may be started side by side
 // (wraithbox X02), and beside a restored one (unproven on hardware).
 func TestStartsBesideTwin(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 	cfg := linux(t)
 	saved := savedMachine(t, f, cfg)

@@ -18,6 +18,7 @@ import (
 
 // TestTransitions tries every call in every state that lasts.
 func TestTransitions(t *testing.T) {
+	t.Parallel()
 	const (
 		ok         = framework.Code(-1)
 		state      = framework.CodeInvalidVirtualMachineState
@@ -85,6 +86,7 @@ func bring(t *testing.T, m framework.Machine, state string) {
 
 // TestChanges: the states on the way are seen.
 func TestChanges(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 	cfg := linux(t)
 	saved := savedMachine(t, f, cfg)
@@ -131,6 +133,7 @@ func TestChanges(t *testing.T) {
 
 // TestCallsFromAnywhere: calls wait for each other, and each comes to a legal end.
 func TestCallsFromAnywhere(t *testing.T) {
+	t.Parallel()
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 	m := newMachine(t, f, linux(t))
 	must(t, m.Start())
@@ -153,6 +156,7 @@ func TestCallsFromAnywhere(t *testing.T) {
 // TestGuestEndsDuringCall: a machine whose guest is gone is stopped, whatever was asked
 // of it meanwhile.
 func TestGuestEndsDuringCall(t *testing.T) {
+	t.Parallel()
 	for range 20 {
 		f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{}))
 		m := newMachine(t, f, linux(t))
@@ -173,6 +177,7 @@ func TestGuestEndsDuringCall(t *testing.T) {
 
 // TestPowerButton: a guest may ignore it.
 func TestPowerButton(t *testing.T) {
+	t.Parallel()
 	pressed := make(chan struct{}, 1)
 	f := open(t, t.TempDir(), simulator.NoGuest(simulator.Script{PowerButton: func(*simulator.Guest) { pressed <- struct{}{} }}))
 	m := newMachine(t, f, linux(t))
@@ -184,6 +189,7 @@ func TestPowerButton(t *testing.T) {
 
 // TestHost is what the seam is told of the host.
 func TestHost(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
 	change(t, dir, func(h *simulator.Host) { h.ID, h.User, h.ScreenLocked = "mac", "502", true })
