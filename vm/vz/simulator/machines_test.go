@@ -248,6 +248,60 @@ func TestRunsKits(t *testing.T) {
 	}
 }
 
+// TestNothingIsKeptOfQEMU restores one saved machine again and again. What was closed
+// leaves no process, no descriptor and no file.
+func TestNothingIsKeptOfQEMU(t *testing.T) {
+	k := guestKit(t, "amd64")
+	temporary := t.TempDir()
+	t.Setenv("TMPDIR", temporary)
+	f := open(t, t.TempDir(), simulator.QEMU(simulator.QEMUOptions{Arch: "amd64"}))
+	cfg, _ := kitConfiguration(t, k)
+	cfg.MachineIdentifier = simulator.Identifier()
+	m := newMachine(t, f, cfg)
+	must(t, m.Start())
+	must(t, m.Pause())
+	saved := filepath.Join(t.TempDir(), "saved")
+	must(t, m.Save(saved))
+	must(t, m.Close())
+	use := func(n int) {
+		for range n {
+			m, err := f.New(cfg)
+			must(t, err)
+			must(t, m.Restore(saved))
+			must(t, m.Resume())
+			must(t, m.Close())
+		}
+	}
+	use(1)
+	settled := func(what string, want int, count func() int) {
+		t.Helper()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		timeout := time.After(time.Minute)
+		for count() > want {
+			select {
+			case <-tick.C:
+			case <-timeout:
+				t.Errorf("%d %s, want %d", count(), what, want)
+				return
+			}
+		}
+	}
+	processes := func() int { return len(children(t)) }
+	settled("processes", 0, processes)
+	before := descriptors(t)
+	use(5)
+	settled("processes", 0, processes)
+	settled("descriptors", before, func() int { return descriptors(t) })
+	left, err := os.ReadDir(temporary)
+	must(t, err)
+	for _, e := range left {
+		if strings.HasPrefix(e.Name(), "firkin-sim-") {
+			t.Errorf("left: %s", e.Name())
+		}
+	}
+}
+
 // TestHypervisorFails kills QEMU under a machine.
 func TestHypervisorFails(t *testing.T) {
 	k := guestKit(t, "amd64")
