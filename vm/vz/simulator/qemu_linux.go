@@ -106,7 +106,6 @@ func (e *qemu) load(c framework.Configuration, state *os.File, ended func(error)
 	}
 	if err := g.qmp.migrate("migrate-incoming", state); err != nil {
 		g.kill()
-		<-g.exited
 		return nil, fmt.Errorf("load the machine's state: %w%s", err, g.words)
 	}
 	go g.watch()
@@ -190,7 +189,6 @@ func (e *qemu) spawn(c framework.Configuration, incoming bool, ended func(error)
 	}
 	if err != nil {
 		g.kill()
-		<-g.exited
 		return nil, fmt.Errorf("start %s: %w%s", e.path, err, g.words)
 	}
 	return g, nil
@@ -260,6 +258,7 @@ func (g *qemuGuest) kill() {
 	g.killed = true
 	g.mu.Unlock()
 	_ = g.process.Kill() // it has ended, or does so now
+	<-g.exited           // it writes to no disk any more
 	if g.qmp != nil {
 		g.qmp.close()
 	}

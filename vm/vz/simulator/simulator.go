@@ -90,7 +90,6 @@ func (s *simulator) New(cfg framework.Configuration) (framework.Machine, error) 
 	m, err := s.newMachine(cfg)
 	if lerr := leave(err); lerr != nil {
 		if err == nil {
-			m.end(nil)
 			m.release()
 		}
 		return nil, lerr
