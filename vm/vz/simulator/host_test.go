@@ -115,6 +115,22 @@ func TestTwoMacOSGuests(t *testing.T) {
 	must(t, newMachine(t, open(t, t.TempDir(), simulator.NoGuest(simulator.Script{})), macOS(t)).Start())
 }
 
+// TestNobodyLoggedIn: tuist #10670, tart #1075: macOS guests want a graphical session to
+// be started, Linux guests do not.
+func TestNobodyLoggedIn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	f := open(t, dir, simulator.NoGuest(simulator.Script{}))
+	change(t, dir, func(h *simulator.Host) { h.GUISession = false })
+	must(t, newMachine(t, f, linux(t)).Start())
+	m := newMachine(t, f, macOS(t))
+	if err := m.Start(); code(err) != framework.CodeHostKey {
+		t.Errorf("start: %v, want code -9", err)
+	}
+	change(t, dir, func(h *simulator.Host) { h.GUISession = true })
+	must(t, m.Start())
+}
+
 // TestLeakedSlots: UTM #5563, macosvm #16.
 func TestLeakedSlots(t *testing.T) {
 	t.Parallel()

@@ -265,6 +265,9 @@ func (m *machine) start() error {
 	m.mu.Unlock()
 	err := m.bootable()
 	if err == nil {
+		err = m.hasKey()
+	}
+	if err == nil {
 		err = m.begin(false, framework.StateRunning, func(ended func(error)) (guest, error) {
 			return m.sim.engine.boot(m.cfg, ended)
 		})
@@ -389,6 +392,20 @@ func (m *machine) bootable() error {
 		return framework.NewError(framework.CodeInternal, "Internal Virtualization error. The virtual machine failed to start.")
 	}
 	return nil
+}
+
+// hasKey: a macOS guest is not even booted on a Mac where nobody is logged in: tuist
+// #10670 never saves machines and got errHostKey; tart #1075, from macOS 15.2 on.
+// Whether older versions do without: unproven on hardware.
+func (m *machine) hasKey() error {
+	if m.cfg.GuestOS != framework.MacOS {
+		return nil
+	}
+	h, err := ReadHost(m.sim.dir)
+	if err == nil && !h.GUISession {
+		err = errHostKey()
+	}
+	return err
 }
 
 // Pause is part of framework.Machine.

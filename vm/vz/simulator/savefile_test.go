@@ -5,6 +5,7 @@ package simulator
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"reflect"
 	"strings"
@@ -57,12 +58,22 @@ func FuzzHeader(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(bytes.TrimRight(b, "\x00"))
-	f.Add([]byte(saveMagic))
-	f.Fuzz(func(t *testing.T, seed []byte) {
-		// Headers are of one size: the fuzzer need not find out about it.
+	b = bytes.TrimRight(b, "\x00")
+	f.Add(b[:16], b[16:], false)
+	f.Add(b[:16], b[16:], true)
+	f.Add([]byte(saveMagic), []byte(nil), false)
+	f.Fuzz(func(t *testing.T, prefix, text []byte, lengthFits bool) {
+		// Headers are of one size, and most of what is interesting comes behind a length
+		// that fits: the fuzzer need not find out about either.
 		b := make([]byte, headerBytes)
-		copy(b, seed)
+		n := copy(b, prefix)
+		if lengthFits {
+			copy(b, saveMagic)
+			binary.BigEndian.PutUint32(b[8:], saveVersion)
+			binary.BigEndian.PutUint32(b[12:], uint32(len(text)))
+			n = 16
+		}
+		copy(b[n:], text)
 		h, err := decodeHeader(b)
 		if err != nil {
 			if !errors.Is(err, errDamaged) {
