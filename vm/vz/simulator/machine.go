@@ -305,25 +305,23 @@ func (m *machine) begin(alone bool, to framework.State, do func(ended func(error
 	if err := m.attached(); err != nil {
 		return err
 	}
-	r := &run{}
+	id, err := m.sim.claimIdentifier(m.cfg.MachineIdentifier, alone)
+	if err != nil {
+		return err
+	}
+	r := &run{identifier: id}
 	if m.cfg.GuestOS == framework.MacOS {
-		slot, err := m.sim.claimSlot()
+		r.slot, err = m.sim.claimSlot()
 		if errors.Is(err, errTaken) {
 			// VZError.h, code 6; agoda-com/macOS-vz-kubelet, tart: two macOS guests at once,
 			// over all processes, whatever makes them.
-			return framework.NewError(framework.CodeVirtualMachineLimitExceeded, "The maximum supported number of active virtual machines has been reached.")
+			err = framework.NewError(framework.CodeVirtualMachineLimitExceeded, "The maximum supported number of active virtual machines has been reached.")
 		}
 		if err != nil {
+			r.release()
 			return err
 		}
-		r.slot = slot
 	}
-	id, err := m.sim.claimIdentifier(m.cfg.MachineIdentifier, alone)
-	if err != nil {
-		r.release()
-		return err
-	}
-	r.identifier = id
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()

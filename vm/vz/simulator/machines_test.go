@@ -302,6 +302,20 @@ func TestNothingIsKeptOfQEMU(t *testing.T) {
 	}
 }
 
+// TestPanic: there is no panic device. A kernel that panics and reboots is a guest that
+// has ended, and nothing tells why.
+func TestPanic(t *testing.T) {
+	k := guestKit(t, "amd64")
+	f := open(t, t.TempDir(), simulator.QEMU(simulator.QEMUOptions{Arch: "amd64"}))
+	cfg, _ := kitConfiguration(t, k)
+	cfg.Initramfs = "" // no root to mount
+	m := newMachine(t, f, cfg)
+	must(t, m.Start())
+	waitState(t, m, framework.StateStopped)
+	must(t, m.Start()) // a stopped machine starts again
+	must(t, m.Stop())
+}
+
 // TestHypervisorFails kills QEMU under a machine.
 func TestHypervisorFails(t *testing.T) {
 	k := guestKit(t, "amd64")
