@@ -170,6 +170,7 @@ func TestInitramfs(t *testing.T) {
 		t.Fatal(err)
 	}
 	content := map[string]string{}
+	devices := map[string]uint64{}
 	seen := map[string]bool{"": true, ".": true}
 	for _, r := range records {
 		if r.MTime != 0 || r.UID != 0 || r.GID != 0 {
@@ -179,6 +180,9 @@ func TestInitramfs(t *testing.T) {
 			t.Errorf("%s comes before its directory: the kernel would drop it", r.Name)
 		}
 		seen[r.Name] = true
+		if r.Mode&cpio.S_IFMT == cpio.S_IFCHR {
+			devices[r.Name] = r.Rmajor<<8 | r.Rminor
+		}
 		b := make([]byte, r.FileSize)
 		if r.ReaderAt != nil && r.FileSize > 0 {
 			if _, err := r.ReadAt(b, 0); err != nil {
@@ -193,6 +197,11 @@ func TestInitramfs(t *testing.T) {
 	} {
 		if content[name] != want {
 			t.Errorf("%s: %q, want %q", name, content[name], want)
+		}
+	}
+	for name, minor := range map[string]uint64{"dev/console": 5<<8 | 1, "dev/null": 1<<8 | 3} {
+		if devices[name] != minor {
+			t.Errorf("%s is device %#x, want %#x", name, devices[name], minor)
 		}
 	}
 	var files []string

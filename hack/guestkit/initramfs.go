@@ -48,6 +48,10 @@ func initramfsRecords(ctx context.Context, mods []module, agent []byte, version 
 		// The kernel opens it as the agent's standard streams before anything is mounted.
 		cpio.Directory("dev", 0o755),
 		cpio.CharDev("dev/console", 0o600, 5, 1),
+		// Where the one console is a virtio console, there is none until its module is
+		// loaded, and Go's runtime ends a program that has no standard streams unless it
+		// can open this in their place.
+		cpio.CharDev("dev/null", 0o666, 1, 3),
 	}
 	for _, dir := range layout.Directories {
 		records = append(records, cpio.Directory(strings.TrimPrefix(dir, "/"), 0o755))

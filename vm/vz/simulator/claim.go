@@ -41,15 +41,15 @@ func (s *simulator) claim(name string, shared bool) (*claim, error) {
 // share lets others share what was held alone.
 func (c *claim) share() error { return tryLock(c.file, true) }
 
-// release gives back. A nil claim is none.
+// release gives back. A nil claim is none, and one that was given back is none either.
 func (c *claim) release() {
 	if c != nil {
-		c.file.Close()
+		unlock(c.file)
 	}
 }
 
 // lockHost waits for the one lock of the host.
-func lockHost(dir string) (unlock func(), err error) {
+func lockHost(dir string) (release func(), err error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -58,16 +58,16 @@ func lockHost(dir string) (unlock func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	return func() { f.Close() }, nil
+	return func() { unlock(f) }, nil
 }
 
 // claimSlot takes one of the slots for macOS guests. The error is errTaken.
 func (s *simulator) claimSlot() (*claim, error) {
-	unlock, err := lockHost(s.dir)
+	release, err := lockHost(s.dir)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer release()
 	h, err := ReadHost(s.dir)
 	if err != nil {
 		return nil, err
@@ -103,11 +103,11 @@ func (s *simulator) claimIdentifier(id []byte, alone bool) (*claim, error) {
 	name := "identifier-" + hex.EncodeToString(sum[:8])
 	// Under the host's lock: a lock that is held alone and then shared is free for a
 	// moment in between.
-	unlock, err := lockHost(s.dir)
+	release, err := lockHost(s.dir)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer release()
 	c, err := s.claim(name, !alone)
 	if err != nil {
 		return nil, err

@@ -24,6 +24,26 @@
 //   - "unproven on hardware": sources are silent or disagree. The simulator then does the
 //     stricter of the possible things, and Host often has a field that relaxes it.
 //
+// # Rules, and the tests that break them
+//
+//   - configurations: configurationRules and openDisk in configuration.go;
+//     TestConfigurationRules (fails when a rule has no case), TestFilesAreTheMachinesOwn,
+//     TestAttachmentsStay, TestFreshIdentifier
+//   - states, and which call is legal in which: machine.go; TestTransitions, TestChanges,
+//     TestGuestEndsDuringCall, TestPowerButton
+//   - what a save needs: save.go; TestSaveRules, TestEntropySupport, TestUnsupportedOS
+//   - what a restore needs, of host, file, configuration and of other machines: save.go,
+//     shape.go; TestRestoreRules, TestShapeFields, TestTwoRestoresAtOnce,
+//     TestRestoredMemory
+//   - streams to the guest: save.go; TestNoListener, TestConnectStates,
+//     TestConnectWhilePaused, TestConnectionsEnd, TestRestoreEndsConnections
+//   - slots of macOS guests, over processes: claim.go; TestTwoMacOSGuests, TestLeakedSlots,
+//     TestNobodyLoggedIn
+//   - the end of a process is the end of its machines: TestProcessDeath and, of QEMU,
+//     TestDiesWithItsProcess
+//   - faults at every call: fault.go; TestFaultsOfEveryCall, TestCrashOfEveryCall,
+//     TestFaultBeforeAndAfter, TestFaultCounts, TestStall
+//
 // # What the framework does not check
 //
 // Neither does the simulator: that the content of the disks and of the auxiliary storage

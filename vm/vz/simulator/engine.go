@@ -40,7 +40,7 @@ type guest interface {
 	// dial connects to a port of a running guest. The error is framework.ErrNoListener
 	// if nothing listens.
 	dial(port uint32) (net.Conn, error)
-	// kill ends the guest and all streams to it. It does not wait for anything that the
-	// guest does.
+	// kill ends the guest and all streams to it, and returns when it has no disk open any
+	// more. It does not wait for anything that the guest does.
 	kill()
 }

@@ -6,8 +6,10 @@
 package simulator_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 	"github.com/vk-firkin/vk-firkin/vm/vz/simulator"
 )
@@ -64,13 +67,22 @@ func newMachine(t testing.TB, f framework.Framework, cfg framework.Configuration
 // datagrams is a network whose other end nobody reads.
 func datagrams(t testing.TB) *os.File {
 	t.Helper()
+	ours, _ := network(t)
+	return ours
+}
+
+// network makes a network device's attachment and its other end.
+func network(t testing.TB) (ours, theirs *os.File) {
+	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
 	must(t, err)
-	syscall.CloseOnExec(fds[0])
-	syscall.CloseOnExec(fds[1])
-	ours, theirs := os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "other end")
+	for _, fd := range fds {
+		syscall.CloseOnExec(fd)
+		must(t, syscall.SetNonblock(fd, true)) // for deadlines
+	}
+	ours, theirs = os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "other end")
 	t.Cleanup(func() { ours.Close(); theirs.Close() })
-	return ours
+	return ours, theirs
 }
 
 // write makes a file of its own directory.
@@ -143,4 +155,54 @@ func same(t testing.TB, a, b string) {
 	if !bytes.Equal(x, y) {
 		t.Errorf("%s and %s differ", a, b)
 	}
+}
+
+// stream talks to Echo.
+type stream struct {
+	t     testing.TB
+	conn  net.Conn
+	lines *bufio.Scanner
+	// nonce and memory are the greeting's.
+	nonce, memory string
+}
+
+func dial(t testing.TB, m framework.Machine) *stream {
+	t.Helper()
+	conn, err := m.Connect(vm.AgentPort)
+	must(t, err)
+	t.Cleanup(func() { conn.Close() })
+	s := &stream{t: t, conn: conn, lines: bufio.NewScanner(conn)}
+	if !s.lines.Scan() {
+		t.Fatalf("no greeting: %v", s.lines.Err())
+	}
+	if _, err := fmt.Sscanf(s.lines.Text(), "nonce %q memory %q", &s.nonce, &s.memory); err != nil {
+		t.Fatalf("greeting %q: %v", s.lines.Text(), err)
+	}
+	return s
+}
+
+// send is for lines that are not answered.
+func (s *stream) send(line string) { _, _ = fmt.Fprintln(s.conn, line) }
+
+func (s *stream) ask(line string) string {
+	s.t.Helper()
+	s.send(line)
+	if !s.lines.Scan() {
+		s.t.Fatalf("no answer to %q: %v", line, s.lines.Err())
+	}
+	return s.lines.Text()
+}
+
+// savedMachine runs a machine that has "saved" in its memory, and saves it.
+func savedMachine(t testing.TB, f framework.Framework, cfg framework.Configuration) string {
+	t.Helper()
+	m, err := f.New(cfg)
+	must(t, err)
+	defer m.Close()
+	must(t, m.Start())
+	dial(t, m).ask("memory saved")
+	must(t, m.Pause())
+	path := filepath.Join(t.TempDir(), "saved")
+	must(t, m.Save(path))
+	return path
 }

@@ -166,10 +166,22 @@ func errStopped() error {
 	return framework.NewError(framework.CodeInternal, "Internal Virtualization error. The virtual machine stopped unexpectedly.")
 }
 
+// settle waits until a guest that is ending has ended: its run is taken away first and
+// the state follows when all of it is gone. m.mu is held, and given up meanwhile.
+func (m *machine) settle() {
+	for m.run == nil && !m.closed && !slices.Contains([]framework.State{framework.StateStopped, framework.StateError, framework.StateStarting, framework.StateRestoring}, m.state) {
+		changed := m.changed
+		m.mu.Unlock()
+		<-changed
+		m.mu.Lock()
+	}
+}
+
 // enterState goes over into the state on the way, from one of the legal ones.
 func (m *machine) enterState(on framework.State, from ...framework.State) (*run, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.settle()
 	if m.closed {
 		return nil, errClosed()
 	}
@@ -195,44 +207,38 @@ func (m *machine) leaveState(r *run, to framework.State) error {
 // guestEnded is how a run ends that nobody asked to: the guest powers off (nil), or the
 // hypervisor fails. Calls of it for a run that has ended do nothing.
 func (m *machine) guestEnded(r *run, cause error) {
-	m.mu.Lock()
-	if m.run != r {
-		m.mu.Unlock()
-		return
-	}
-	m.run = nil
 	to := framework.StateStopped // header: guestDidStopVirtualMachine
 	if cause != nil {
-		m.sim.log.Warn("The hypervisor failed", "err", cause)
 		to = framework.StateError // header: virtualMachine:didStopWithError
 	}
-	// Before the state is seen: whoever waits for it may start another machine at once.
-	r.release()
-	m.set(to)
+	if m.end(r, to) && cause != nil {
+		m.sim.log.Warn("The hypervisor failed", "err", cause)
+	}
+}
+
+// end ends a run, if it is still the machine's, and enters a state. All that the run
+// held is free before the state is seen: whoever waits for it may use a disk or start
+// another machine at once.
+func (m *machine) end(r *run, to framework.State) bool {
+	m.mu.Lock()
+	if r == nil || m.run != r {
+		m.mu.Unlock()
+		return false
+	}
+	m.run = nil
 	g := r.guest
 	m.mu.Unlock()
 	if g != nil {
 		g.kill()
 	}
-}
-
-// end takes the run away, if there is one, and enters a state then, if one is given.
-func (m *machine) end(to *framework.State) {
+	r.release()
 	m.mu.Lock()
-	r := m.run
-	m.run = nil
-	m.mu.Unlock()
-	if r != nil && r.guest != nil {
-		r.guest.kill()
+	defer m.mu.Unlock()
+	if m.closed {
+		to = framework.StateStopped
 	}
-	if r != nil {
-		r.release()
-	}
-	if to != nil {
-		m.mu.Lock()
-		m.set(*to)
-		m.mu.Unlock()
-	}
+	m.set(to)
+	return true
 }
 
 // SaveRestoreSupport is part of framework.Machine.
@@ -258,6 +264,9 @@ func (m *machine) start() error {
 	m.begun = true
 	m.mu.Unlock()
 	err := m.bootable()
+	if err == nil {
+		err = m.hasKey()
+	}
 	if err == nil {
 		err = m.begin(false, framework.StateRunning, func(ended func(error)) (guest, error) {
 			return m.sim.engine.boot(m.cfg, ended)
@@ -296,25 +305,23 @@ func (m *machine) begin(alone bool, to framework.State, do func(ended func(error
 	if err := m.attached(); err != nil {
 		return err
 	}
-	r := &run{}
+	id, err := m.sim.claimIdentifier(m.cfg.MachineIdentifier, alone)
+	if err != nil {
+		return err
+	}
+	r := &run{identifier: id}
 	if m.cfg.GuestOS == framework.MacOS {
-		slot, err := m.sim.claimSlot()
+		r.slot, err = m.sim.claimSlot()
 		if errors.Is(err, errTaken) {
 			// VZError.h, code 6; agoda-com/macOS-vz-kubelet, tart: two macOS guests at once,
 			// over all processes, whatever makes them.
-			return framework.NewError(framework.CodeVirtualMachineLimitExceeded, "The maximum supported number of active virtual machines has been reached.")
+			err = framework.NewError(framework.CodeVirtualMachineLimitExceeded, "The maximum supported number of active virtual machines has been reached.")
 		}
 		if err != nil {
+			r.release()
 			return err
 		}
-		r.slot = slot
 	}
-	id, err := m.sim.claimIdentifier(m.cfg.MachineIdentifier, alone)
-	if err != nil {
-		r.release()
-		return err
-	}
-	r.identifier = id
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
@@ -385,6 +392,20 @@ func (m *machine) bootable() error {
 	return nil
 }
 
+// hasKey: a macOS guest is not even booted on a Mac where nobody is logged in: tuist
+// #10670 never saves machines and got errHostKey; tart #1075, from macOS 15.2 on.
+// Whether older versions do without: unproven on hardware.
+func (m *machine) hasKey() error {
+	if m.cfg.GuestOS != framework.MacOS {
+		return nil
+	}
+	h, err := ReadHost(m.sim.dir)
+	if err == nil && !h.GUISession {
+		err = errHostKey()
+	}
+	return err
+}
+
 // Pause is part of framework.Machine.
 func (m *machine) Pause() error {
 	return m.call(CallPause, func() error {
@@ -418,6 +439,7 @@ func (m *machine) step(on, from, to framework.State, do func(guest) error) error
 func (m *machine) RequestStop() error {
 	return m.call(CallRequestStop, func() error {
 		m.mu.Lock()
+		m.settle()
 		state, r := m.state, m.run
 		m.mu.Unlock()
 		// canRequestStop in other states than running: unproven on hardware.
@@ -440,16 +462,14 @@ func (m *machine) Stop() error {
 		if err != nil {
 			return err
 		}
-		m.mu.Lock()
-		if m.run != r {
-			// The guest was quicker, and the state is what it has made it. It may be error.
+		if !m.end(r, framework.StateStopped) {
+			// The guest was quicker, and the state is what it has made it.
+			m.mu.Lock()
+			m.settle()
 			state := m.state
 			m.mu.Unlock()
 			return errTransition(state, framework.StateStopping)
 		}
-		m.mu.Unlock()
-		stopped := framework.StateStopped
-		m.end(&stopped)
 		return nil
 	})
 }
@@ -461,16 +481,17 @@ func (m *machine) Close() error {
 		return err
 	}
 	m.mu.Lock()
-	first := !m.closed
+	m.settle()
+	first, r := !m.closed, m.run
 	m.closed = true
-	live := m.state != framework.StateStopped
 	m.mu.Unlock()
 	if first {
-		if live {
-			stopped := framework.StateStopped
-			m.end(&stopped)
-		} else {
-			m.end(nil)
+		if !m.end(r, framework.StateStopped) {
+			m.mu.Lock()
+			if m.state != framework.StateStopped {
+				m.set(framework.StateStopped)
+			}
+			m.mu.Unlock()
 		}
 		m.release()
 	}

@@ -19,6 +19,8 @@ func tryLock(*os.File, bool) error { return errPlatform }
 
 func waitLock(*os.File) error { return errPlatform }
 
+func unlock(f *os.File) { f.Close() }
+
 func fileKey(info os.FileInfo) string { return info.Name() }
 
 func datagramSocket(*os.File) error { return errPlatform }

@@ -30,6 +30,16 @@ func tryLock(f *os.File, shared bool) error {
 
 func waitLock(f *os.File) error { return flock(f, unix.LOCK_EX) }
 
+// unlock gives a lock back and closes f. Closing alone is not enough: a process that is
+// being forked at this moment has f open, and with it the lock, until it runs its
+// program.
+func unlock(f *os.File) {
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Flock(int(fd), unix.LOCK_UN) })
+	}
+	f.Close()
+}
+
 func flock(f *os.File, how int) error {
 	for {
 		err := unix.Flock(int(f.Fd()), how)

@@ -106,7 +106,6 @@ func (e *qemu) load(c framework.Configuration, state *os.File, ended func(error)
 	}
 	if err := g.qmp.migrate("migrate-incoming", state); err != nil {
 		g.kill()
-		<-g.exited
 		return nil, fmt.Errorf("load the machine's state: %w%s", err, g.words)
 	}
 	go g.watch()
@@ -133,7 +132,7 @@ func (e *qemu) spawn(c framework.Configuration, incoming bool, ended func(error)
 	inherited = append(inherited, controlEnd)
 	defer func() {
 		if err != nil {
-			control.Close()
+			_ = control.Close()
 		}
 	}()
 	listener, agent, err := agentSocket()
@@ -171,7 +170,7 @@ func (e *qemu) spawn(c framework.Configuration, incoming bool, ended func(error)
 	if err := <-started; err != nil {
 		agent.Close()
 		if console != nil {
-			console.Close()
+			_ = console.Close()
 		}
 		return nil, fmt.Errorf("start %s: %w", e.path, err)
 	}
@@ -190,7 +189,6 @@ func (e *qemu) spawn(c framework.Configuration, incoming bool, ended func(error)
 	}
 	if err != nil {
 		g.kill()
-		<-g.exited
 		return nil, fmt.Errorf("start %s: %w%s", e.path, err, g.words)
 	}
 	return g, nil
@@ -260,6 +258,7 @@ func (g *qemuGuest) kill() {
 	g.killed = true
 	g.mu.Unlock()
 	_ = g.process.Kill() // it has ended, or does so now
+	<-g.exited           // it writes to no disk any more
 	if g.qmp != nil {
 		g.qmp.close()
 	}
@@ -382,10 +381,12 @@ func (c *agentConn) Close() error {
 func (g *qemuGuest) pump(console *net.UnixConn, c framework.Configuration) {
 	defer console.Close()
 	if c.ConsoleIn != nil {
-		go func() { _, _ = io.Copy(console, c.ConsoleIn) }() // ends with the caller's file
+		go func() { _, _ = io.Copy(struct{ io.Writer }{console}, c.ConsoleIn) }() // ends with the caller's file
 	}
 	if c.ConsoleOut != nil {
-		_, _ = io.Copy(c.ConsoleOut, console)
+		// Without splice(2), whose pipes Go keeps until it collects garbage: machines are
+		// counted by their descriptors in tests.
+		_, _ = io.Copy(struct{ io.Writer }{c.ConsoleOut}, struct{ io.Reader }{console})
 	}
 	_, _ = io.Copy(io.Discard, console)
 }

@@ -96,7 +96,7 @@ func (q *qmp) read() {
 			}
 		}
 	}
-	q.conn.Close()
+	_ = q.conn.Close()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, answer := range q.waiting {
@@ -106,7 +106,7 @@ func (q *qmp) read() {
 }
 
 // close ends the connection. The reader ends by itself.
-func (q *qmp) close() { q.conn.Close() }
+func (q *qmp) close() { _ = q.conn.Close() }
 
 // execute runs one command, and sends files along with it.
 func (q *qmp) execute(command string, arguments any, files ...*os.File) (json.RawMessage, error) {

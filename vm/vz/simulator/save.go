@@ -50,6 +50,7 @@ func (m *machine) save(path string) error {
 		return framework.ErrUnsupportedOS
 	}
 	m.mu.Lock()
+	m.settle()
 	state := m.state
 	m.mu.Unlock()
 	// header of saveMachineStateToURL: VZErrorInvalidVirtualMachineState, and not the code
@@ -229,6 +230,7 @@ func (m *machine) Connect(port uint32) (net.Conn, error) {
 func (m *machine) connect(port uint32) (net.Conn, error) {
 	for {
 		m.mu.Lock()
+		m.settle()
 		state, changed, r, closed := m.state, m.changed, m.run, m.closed
 		m.mu.Unlock()
 		switch {

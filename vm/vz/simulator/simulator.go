@@ -6,6 +6,7 @@ package simulator
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 
@@ -46,8 +47,11 @@ func Open(opts Options) (framework.Framework, error) {
 	if err := os.MkdirAll(opts.HostDir, 0o700); err != nil {
 		return nil, fmt.Errorf("open simulator: %w", err)
 	}
-	// Writes host.json when there is none.
-	if err := ChangeHost(opts.HostDir, func(*Host) {}); err != nil {
+	_, err := ReadHost(opts.HostDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ChangeHost(opts.HostDir, func(*Host) {}) // which makes one
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open simulator: %w", err)
 	}
 	if err := opts.Engine.ready(); err != nil {
@@ -86,7 +90,6 @@ func (s *simulator) New(cfg framework.Configuration) (framework.Machine, error) 
 	m, err := s.newMachine(cfg)
 	if lerr := leave(err); lerr != nil {
 		if err == nil {
-			m.end(nil)
 			m.release()
 		}
 		return nil, lerr
