@@ -7,6 +7,7 @@ package simulator
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guestport"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 )
 
@@ -347,12 +349,15 @@ func (g *qemuGuest) dial(port uint32) (net.Conn, error) {
 	}
 	g.stream = c
 	g.mu.Unlock()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d", g.agent.Fd())})
+	conn, err := guestport.Open(context.Background(), func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", g.agent.Fd()))
+	})
 	if err != nil {
 		g.release(c)
 		return nil, fmt.Errorf("%w: %w", framework.ErrNoListener, err)
 	}
-	c.UnixConn = conn
+	c.Conn = conn
 	return c, nil
 }
 
@@ -366,12 +371,12 @@ func (g *qemuGuest) release(c *agentConn) {
 
 // agentConn is the one stream to the agent.
 type agentConn struct {
-	*net.UnixConn
+	*guestport.Conn
 	guest *qemuGuest
 }
 
 func (c *agentConn) Close() error {
-	err := c.UnixConn.Close()
+	err := c.Conn.Close()
 	c.guest.release(c)
 	return err
 }
