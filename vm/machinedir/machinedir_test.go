@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -122,5 +123,41 @@ func TestReadTail(t *testing.T) {
 		if got, err := ReadTail(path, limit); err != nil || string(got) != want {
 			t.Errorf("last %d bytes: %q, %v, want %q", limit, got, err, want)
 		}
+	}
+}
+
+// Of many that write once, one does, and its file is whole at any time.
+func TestWriteJSONOnce(t *testing.T) {
+	dir := t.TempDir()
+	const writers = 20
+	results := make(chan error, writers)
+	begin := make(chan struct{})
+	for i := range writers {
+		go func() {
+			<-begin
+			err := WriteJSONOnce(dir, "x.json", record{ID: strings.Repeat(fmt.Sprint(i%10), 10_000)})
+			var got record
+			if rerr := ReadJSON(dir, "x.json", &got); rerr != nil || strings.Count(got.ID, got.ID[:1]) != 10_000 {
+				err = fmt.Errorf("read %d bytes: %w", len(got.ID), errors.Join(rerr, errors.New("torn")))
+			}
+			results <- err
+		}()
+	}
+	close(begin)
+	wrote := 0
+	for range writers {
+		switch err := <-results; {
+		case err == nil:
+			wrote++
+		case !errors.Is(err, fs.ErrExist):
+			t.Error(err)
+		}
+	}
+	if wrote != 1 {
+		t.Errorf("%d have written it, want 1", wrote)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("directory has %v, %v, want the file alone", entries, err)
 	}
 }
