@@ -7,12 +7,15 @@
 package layout
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -157,20 +160,28 @@ func NewSnapshot(r Record, identity Identity, configuration string) Snapshot {
 
 // ReadSnapshot reads the record of the snapshot in dir and checks that a machine of
 // this configuration can be restored from it, as far as that can be told without the
-// framework and without reading the files. Errors are vm.ErrSnapshotInvalid.
+// framework and without reading the files. Errors are vm.ErrSnapshotInvalid;
+// vm.ErrUnavailable when the files may be whole but could not be looked at.
 func ReadSnapshot(dir string, cfg vm.Config, compatibility string) (Snapshot, error) {
 	var s Snapshot
 	invalid := func(format string, args ...any) (Snapshot, error) {
 		return s, fmt.Errorf("%w: "+format, append([]any{vm.ErrSnapshotInvalid}, args...)...)
 	}
-	if err := machinedir.ReadJSON(dir, SnapshotFile, &s); err != nil {
-		return invalid("%w", err)
+	data, err := machinedir.ReadRecord(dir, SnapshotFile)
+	if err != nil {
+		return s, fmt.Errorf("%w: read %s: %w", blame(err), SnapshotFile, err)
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return invalid("%s: %w", SnapshotFile, err)
+	}
+	if s.Version != SnapshotVersion {
+		return invalid("it has version %d, this program reads %d", s.Version, SnapshotVersion)
+	}
+	// Not its digest alone: a change that JSON does not care for is a damage as well.
+	if written, err := machinedir.EncodeJSON(s); err != nil || s.Digest != s.Sum() || !bytes.Equal(written, data) {
+		return invalid("its record %s is damaged", SnapshotFile)
 	}
 	switch {
-	case s.Version != SnapshotVersion:
-		return invalid("it has version %d, this program reads %d", s.Version, SnapshotVersion)
-	case s.Digest != s.Sum():
-		return invalid("its record is damaged: wrong SHA-256")
 	case s.Compatibility != compatibility:
 		return invalid("it was made by another host, another build of its operating system, or another driver")
 	case s.DeviceVersion != DeviceVersion:
@@ -191,11 +202,29 @@ func ReadSnapshot(dir string, cfg vm.Config, compatibility string) (Snapshot, er
 		}
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
-			return invalid("%w", err)
+			return s, fmt.Errorf("%w: %w", blame(err), err)
 		}
 		if !info.Mode().IsRegular() || info.Size() != want {
 			return invalid("%s has %d bytes, want %d", name, info.Size(), want)
 		}
 	}
 	return s, nil
+}
+
+// hostErrors are about the host or the account, and say nothing of the file that was to
+// be read.
+var hostErrors = []error{
+	syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM, syscall.EINTR, syscall.EAGAIN,
+	syscall.ESTALE, syscall.ETIMEDOUT,
+}
+
+// blame is the kind of an error of reading a snapshot's file: a snapshot that could not be
+// read for want of a descriptor is whole, and must not be quarantined.
+func blame(err error) error {
+	for _, h := range hostErrors {
+		if errors.Is(err, h) {
+			return vm.ErrUnavailable
+		}
+	}
+	return vm.ErrSnapshotInvalid
 }
