@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -42,7 +43,8 @@ func NewClient(dir string) *Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return machinedir.DialUnix(ctx, dir, Socket)
 		},
-		DisableCompression: true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxHeadBytes,
 		// A few calls at once at most, and thousands of machines.
 		MaxIdleConnsPerHost: 1,
 		IdleConnTimeout:     5 * time.Second,
@@ -68,16 +70,24 @@ func (c *Client) Versions(ctx context.Context) (Versions, error) {
 
 // Start makes the machine. If ctx ends before, the shim ends the machine and itself.
 func (c *Client) Start(ctx context.Context) (vm.State, error) {
-	var s State
-	err := c.call(ctx, 0, http.MethodPost, "/v1/start", nil, &s)
-	return s.State, err
+	return c.state(ctx, 0, http.MethodPost, "/v1/start")
 }
 
 // State asks for the machine's state.
 func (c *Client) State(ctx context.Context) (vm.State, error) {
+	return c.state(ctx, callTimeout, http.MethodGet, "/v1/state")
+}
+
+func (c *Client) state(ctx context.Context, timeout time.Duration, method, path string) (vm.State, error) {
 	var s State
-	err := c.call(ctx, callTimeout, http.MethodGet, "/v1/state", nil, &s)
-	return s.State, err
+	if err := c.call(ctx, timeout, method, path, nil, &s); err != nil {
+		return "", err
+	}
+	switch s.State {
+	case vm.StateRunning, vm.StatePaused, vm.StateExited:
+		return s.State, nil
+	}
+	return "", fmt.Errorf("%w: its shim says it is %.40q", vm.ErrUnavailable, s.State)
 }
 
 // Pause stops the vCPUs.
@@ -93,13 +103,20 @@ func (c *Client) Resume(ctx context.Context) error {
 // Save saves the machine. A save cannot be cancelled: with ctx only the waiting ends.
 func (c *Client) Save(ctx context.Context, dir string) ([]string, error) {
 	var s SaveReply
-	err := c.call(ctx, 0, http.MethodPost, "/v1/save", SaveRequest{dir}, &s)
-	return s.Files, err
+	if err := c.call(ctx, 0, http.MethodPost, "/v1/save", SaveRequest{dir}, &s); err != nil {
+		return nil, err
+	}
+	for _, name := range s.Files {
+		if name != filepath.Base(name) || !filepath.IsLocal(name) {
+			return nil, fmt.Errorf("%w: its shim says it has saved a file %.80q", vm.ErrUnavailable, name)
+		}
+	}
+	return s.Files, nil
 }
 
 // Stop ends the machine and returns when it has ended.
 func (c *Client) Stop(ctx context.Context, grace time.Duration) error {
-	return c.call(ctx, grace+callTimeout, http.MethodPost, "/v1/stop", StopRequest{grace.Milliseconds()}, nil)
+	return c.call(ctx, grace+callTimeout, http.MethodPost, "/v1/stop", stopRequest(grace), nil)
 }
 
 // Dial opens a stream to a port of the guest. It succeeds although nothing listens there
@@ -133,15 +150,18 @@ func upgrade(conn net.Conn, port uint32) (*bufio.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	reader := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(reader, nil)
+	// Whoever reads the stream reads conn after what was read too far.
+	reader := bufio.NewReader(io.LimitReader(conn, maxHeadBytes+maxBodyBytes))
+	resp, err := http.ReadResponse(reader, nil) //nolint:bodyclose // closing reads all there is to come; the connection is closed
 	if err != nil {
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
+		if got := resp.Header.Get("Upgrade"); got != Protocol {
+			return nil, fmt.Errorf("its shim makes the connection a %.40q, want %s", got, Protocol)
+		}
 		return reader, nil
 	}
-	defer resp.Body.Close()
 	var e ErrorReply
 	if err := decode(resp.Body, &e); err != nil {
 		return nil, fmt.Errorf("status %s: %w", resp.Status, err)

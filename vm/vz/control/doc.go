@@ -24,6 +24,7 @@
 package control
 
 import (
+	"math"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -40,6 +41,9 @@ const Protocol = "firkin-stream"
 
 // maxBodyBytes bounds what either side reads of the other: names and numbers.
 const maxBodyBytes = 1 << 20
+
+// maxHeadBytes bounds the head of an answer.
+const maxHeadBytes = 16 << 10
 
 // Versions says what a shim is.
 type Versions struct {
@@ -71,8 +75,20 @@ type StopRequest struct {
 	GraceMillis int64 `json:"graceMillis"`
 }
 
+// stopRequest rounds up: a grace is not to become a stop by force.
+func stopRequest(grace time.Duration) StopRequest {
+	r := StopRequest{grace.Milliseconds()}
+	if grace%time.Millisecond > 0 {
+		r.GraceMillis++
+	}
+	return r
+}
+
 // Grace is the grace as a duration.
-func (r StopRequest) Grace() time.Duration { return time.Duration(r.GraceMillis) * time.Millisecond }
+func (r StopRequest) Grace() time.Duration {
+	const most = int64(math.MaxInt64 / time.Millisecond)
+	return time.Duration(min(max(r.GraceMillis, 0), most)) * time.Millisecond
+}
 
 // ErrorReply is an error on its way.
 type ErrorReply struct {

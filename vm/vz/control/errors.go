@@ -5,11 +5,17 @@ package control
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 )
+
+// ErrRestoreRefused is the kind of vm.ErrSnapshotInvalid that is the framework's word
+// alone: it gives the same answer when the snapshot is whole and another machine with its
+// identifier lives. The node, which knows the other machines, decides.
+var ErrRestoreRefused = fmt.Errorf("%w: the framework refuses it", vm.ErrSnapshotInvalid)
 
 // kinds are the errors that keep their kind on the way, in the order in which they are
 // looked for: an error may wrap several.
@@ -18,6 +24,7 @@ var kinds = []struct {
 	err    error
 	status int
 }{
+	{"RestoreRefused", ErrRestoreRefused, http.StatusUnprocessableEntity},
 	{"SnapshotInvalid", vm.ErrSnapshotInvalid, http.StatusUnprocessableEntity},
 	{"NoSpace", vm.ErrNoSpace, http.StatusInsufficientStorage},
 	{"LimitExceeded", vm.ErrLimitExceeded, http.StatusTooManyRequests},
@@ -34,10 +41,7 @@ const maxMessageBytes = 8 << 10
 
 // encodeError makes an error an answer.
 func encodeError(err error) (status int, reply ErrorReply) {
-	reply.Message = strings.ToValidUTF8(err.Error(), "?")
-	if len(reply.Message) > maxMessageBytes {
-		reply.Message = strings.ToValidUTF8(reply.Message[:maxMessageBytes], "")
-	}
+	reply.Message = bounded(err.Error())
 	for _, k := range kinds {
 		if errors.Is(err, k.err) {
 			reply.Kind = k.name
@@ -45,6 +49,12 @@ func encodeError(err error) (status int, reply ErrorReply) {
 		}
 	}
 	return http.StatusInternalServerError, reply
+}
+
+// bounded is a text that can be sent and shown.
+func bounded(text string) string {
+	text = strings.ToValidUTF8(text, "?")
+	return strings.ToValidUTF8(text[:min(len(text), maxMessageBytes)], "") // a rune may have been cut
 }
 
 // remoteError is an error that a shim has answered with: it says what the shim said and
@@ -60,10 +70,14 @@ func (e *remoteError) Unwrap() error { return e.kind }
 // decodeError makes an answer an error. Without a kind it is vm.ErrUnavailable: the shim
 // could not do it, which says nothing about the machine.
 func decodeError(reply ErrorReply) error {
+	e := &remoteError{message: bounded(reply.Message), kind: vm.ErrUnavailable}
+	if e.message == "" {
+		e.message = "its shim reports an error and does not say which"
+	}
 	for _, k := range kinds {
 		if reply.Kind == k.name {
-			return &remoteError{message: reply.Message, kind: k.err}
+			e.kind = k.err
 		}
 	}
-	return &remoteError{message: reply.Message, kind: vm.ErrUnavailable}
+	return e
 }
