@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
 )
@@ -62,11 +63,18 @@ func (c *console) Panic() string {
 	return c.panic
 }
 
-// Close ends the console. What the framework still writes is lost.
+// lastWords is how long the end of a console is waited for: the framework may have the
+// writing end still, and a guest may write as fast as it is read.
+const lastWords = 100 * time.Millisecond
+
+// Close ends the console. What was written before is kept: it may say why the machine has
+// ended.
 func (c *console) Close() {
 	_ = c.out.Close()
 	_ = c.in.Close()
-	// The framework may have the writing end still: do not wait for its close.
+	if err := c.read.SetReadDeadline(time.Now().Add(lastWords)); err == nil {
+		<-c.done
+	}
 	_ = c.read.Close()
 	<-c.done
 }
