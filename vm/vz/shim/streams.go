@@ -5,7 +5,6 @@ package shim
 
 import (
 	"context"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -20,6 +19,9 @@ const (
 	// guest listens: greetings, which are repeated.
 	chunkBytes = 16 << 10
 	chunks     = 8
+	// linger is how long what one end of a stream sent before it ended may take to reach
+	// the other.
+	linger = time.Second
 )
 
 // streams are the open streams to a guest.
@@ -80,40 +82,93 @@ func (m *machine) Dial(ctx context.Context, port uint32, client net.Conn) {
 	}
 	defer m.streams.remove(client)
 
+	present, gone := context.WithCancel(ctx) // the client
 	from := make(chan []byte, chunks)
 	go func() {
-		defer cancel() // the client has gone: there is nobody to connect for
 		defer close(from)
-		for {
-			b := make([]byte, chunkBytes)
-			n, err := client.Read(b)
-			if n > 0 {
-				select {
-				case from <- b[:n]:
-				case <-ctx.Done():
-					return
-				}
-			}
-			if err != nil {
-				return
-			}
-		}
+		defer gone() // there is nobody to connect for
+		receive(ctx, client, from)
 	}()
-	guest, release := m.connect(ctx, port)
+	guest, release := m.connect(present, port)
 	if guest == nil {
 		return
 	}
 	defer release()
-	// Whichever end comes first ends the stream.
 	stop := context.AfterFunc(ctx, func() { _ = guest.Close() })
 	defer stop()
+	carry(ctx, client, guest, from, present.Done())
+}
+
+// receive reads what the client sends until it has gone or ctx ends.
+func receive(ctx context.Context, client net.Conn, from chan<- []byte) {
+	for {
+		b := make([]byte, chunkBytes)
+		n, err := client.Read(b)
+		if n > 0 {
+			select {
+			case from <- b[:n]:
+			case <-ctx.Done():
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// carry moves bytes both ways until either end has ended, and what that end had sent
+// before is with the other one, or has been refused, or was not taken for a while. from is
+// closed when the client has sent its last, clientGone at the same time.
+func carry(ctx context.Context, client, guest net.Conn, from <-chan []byte, clientGone <-chan struct{}) {
+	sent := make(chan error, 1) // nil: all that the client had to say
 	go func() {
-		defer cancel()
-		_, _ = io.Copy(client, guest)
-		_ = client.Close()
+		for b := range from {
+			if _, err := guest.Write(b); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
 	}()
-	for b := range from {
-		if _, err := guest.Write(b); err != nil {
+	answered := make(chan error, 1) // nil: all that the guest had to say
+	go func() {
+		b := make([]byte, chunkBytes)
+		for {
+			n, err := guest.Read(b)
+			if n > 0 {
+				if _, werr := client.Write(b[:n]); werr != nil {
+					answered <- werr
+					return
+				}
+			}
+			if err != nil {
+				answered <- nil
+				return
+			}
+		}
+	}()
+	late := time.NewTimer(linger)
+	defer late.Stop()
+	late.Stop()
+	for {
+		select {
+		case err := <-sent:
+			if err == nil {
+				return
+			}
+			late.Reset(linger) // the guest takes no more; it may have said why
+		case err := <-answered:
+			if err == nil {
+				return
+			}
+			late.Reset(linger)
+		case <-clientGone:
+			clientGone = nil
+			late.Reset(linger)
+		case <-late.C:
+			return
+		case <-ctx.Done():
 			return
 		}
 	}
