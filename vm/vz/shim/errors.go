@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/vz/control"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 )
 
@@ -23,7 +24,6 @@ const (
 	callSave    call = "save"
 	callPause   call = "pause"
 	callResume  call = "resume"
-	callStop    call = "stop"
 )
 
 // posixDomain is where the framework's errors of files come from.
@@ -84,7 +84,7 @@ func kindOf(doing call, err error, screenLocked bool) (kind error, remedy string
 		if screenLocked {
 			return vm.ErrUnavailable, lockedRemedy
 		}
-		return vm.ErrSnapshotInvalid, ""
+		return control.ErrRestoreRefused, ""
 	case framework.CodeInternal:
 		// Without a session or with a locked keychain it says no more than this (tart #1067,
 		// #1132).

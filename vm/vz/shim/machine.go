@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -42,7 +43,7 @@ type machine struct {
 	// op serializes what changes the machine's state; a buffered channel, so that waiting
 	// for it can be cancelled. Ending by force does not take it.
 	op chan struct{}
-	// exited is closed once the machine has ended and exit is set.
+	// exited is closed once the machine has ended.
 	exited chan struct{}
 
 	console *console
@@ -55,7 +56,6 @@ type machine struct {
 	network  *network.Network  // guarded by mu
 	identity layout.Identity   // guarded by mu
 	print    string            // guarded by mu; the configuration's fingerprint
-	exit     vm.Exit           // guarded by mu
 	asked    bool              // guarded by mu; the guest was asked to power off
 }
 
@@ -173,7 +173,12 @@ func (m *machine) mapped(doing call, err error) error {
 		return nil
 	}
 	host, herr := m.framework.Host()
-	return mapped(doing, err, herr == nil && host.ScreenLocked)
+	err = mapped(doing, err, herr == nil && host.ScreenLocked)
+	if herr != nil && errors.Is(err, vm.ErrSnapshotInvalid) {
+		// A locked screen looks the same: a snapshot is not given up for want of an answer.
+		return fmt.Errorf("%w: %v; whether the Mac's screen is locked cannot be told: %w", vm.ErrUnavailable, err, herr)
+	}
+	return err
 }
 
 // Save is part of control.Machine.
@@ -181,7 +186,7 @@ func (m *machine) Save(ctx context.Context, dir string) ([]string, error) {
 	var files []string
 	err := m.do(ctx, func(v framework.Machine) error {
 		var err error
-		files, err = m.save(v, dir)
+		files, err = m.save(ctx, v, dir)
 		return err
 	})
 	if err != nil {
@@ -190,7 +195,9 @@ func (m *machine) Save(ctx context.Context, dir string) ([]string, error) {
 	return files, nil
 }
 
-func (m *machine) save(v framework.Machine, dir string) ([]string, error) {
+// save does it. The framework's part cannot be cancelled; once ctx has ended nothing more
+// is written to dir, which its owner is throwing away.
+func (m *machine) save(ctx context.Context, v framework.Machine, dir string) ([]string, error) {
 	if !m.record.Config.Saveable {
 		return nil, fmt.Errorf("%w: it was not made to be saved (Config.Saveable)", vm.ErrInvalidState)
 	}
@@ -214,6 +221,9 @@ func (m *machine) save(v framework.Machine, dir string) ([]string, error) {
 	// The machine still stands: its disks belong to the memory that was written.
 	files := append([]string{layout.StateFile}, layout.Disks(m.record.Config)...)
 	for _, name := range files[1:] {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		if err := machinedir.CopySparse(filepath.Join(m.dir, name), filepath.Join(dir, name)); err != nil {
 			return nil, fmt.Errorf("copy %s: %w", name, err)
 		}
@@ -226,6 +236,9 @@ func (m *machine) save(v framework.Machine, dir string) ([]string, error) {
 		s.Sizes[name] = info.Size()
 	}
 	s.Digest = s.Sum()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if err := machinedir.WriteJSON(dir, layout.SnapshotFile, s); err != nil {
 		return nil, err
 	}
@@ -314,13 +327,11 @@ func (m *machine) end(exit vm.Exit) {
 	m.phase = phaseEnding
 	exit.Time = time.Now().UTC()
 	exit.Detail = strings.ToValidUTF8(exit.Detail, "?")
-	if len(exit.Detail) > maxDetailBytes {
-		exit.Detail = exit.Detail[:maxDetailBytes]
-	}
-	m.exit = exit
+	exit.Detail = strings.ToValidUTF8(exit.Detail[:min(len(exit.Detail), maxDetailBytes)], "") // a rune may have been cut
 	v, n := m.virtual, m.network
 	m.mu.Unlock()
-	if err := machinedir.WriteJSON(m.dir, layout.ExitFile, exit); err != nil {
+	// Once: a node that kills this process has written down so before.
+	if err := machinedir.WriteJSONOnce(m.dir, layout.ExitFile, exit); err != nil && !errors.Is(err, fs.ErrExist) {
 		// On a full disk a machine must still be stoppable.
 		m.log.Warn("Cannot record the exit of the machine", "machine", m.record.ID, "err", err)
 	}

@@ -51,7 +51,9 @@ type Options struct {
 
 // Run serves one machine until it has ended: it blocks for the machine's life. ctx ends
 // when the host is shut down: the guest is asked to power off then.
-func Run(ctx context.Context, o Options) error {
+func Run(ctx context.Context, o Options) error { return run(ctx, o, StartDeadline) }
+
+func run(ctx context.Context, o Options, startDeadline time.Duration) error {
 	var r layout.Record
 	if err := machinedir.ReadJSON(o.Dir, layout.RecordFile, &r); err != nil {
 		return fmt.Errorf("read the machine's record: %w", err)
@@ -66,7 +68,7 @@ func Run(ctx context.Context, o Options) error {
 	server := control.NewServer(m, o.Build)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(o.Listener) }()
-	idle := time.AfterFunc(StartDeadline, func() {
+	idle := time.AfterFunc(startDeadline, func() {
 		if p, _ := m.current(); p == phaseNew {
 			m.end(vm.Exit{Reason: vm.ExitCrashed, Detail: "nobody has told its shim to start it"})
 		}

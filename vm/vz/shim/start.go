@@ -73,27 +73,44 @@ func (m *machine) start(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 	}
 	m.mu.Lock()
-	m.network, m.identity, m.print = n, identity, print
+	ended := m.phase != phaseStarting
+	if !ended {
+		m.network, m.identity, m.print = n, identity, print
+	}
 	m.mu.Unlock()
+	if ended {
+		// Whoever ended the machine has not seen it.
+		_ = n.Close()
+		return errExited
+	}
 	cfg.Network = n.Guest()
 	if cfg.GuestOS == framework.Linux {
 		cfg.ConsoleIn, cfg.ConsoleOut = m.console.in, m.console.out
 	}
+	return m.tryAgain(ctx, cfg, from != nil)
+}
+
+// tryAgain tries until the machine is up, or has ended, or the framework says that it
+// will not be.
+func (m *machine) tryAgain(ctx context.Context, cfg framework.Configuration, restore bool) error {
 	for attempt := 1; ; attempt++ {
-		err := m.try(cfg, from != nil)
+		err := m.try(cfg, restore)
 		if err == nil {
 			return m.up()
 		}
 		if attempt == attempts || !retryable(err) {
 			return err
 		}
-		m.log.Warn("The framework failed to start a machine, trying again", "machine", r.ID, "attempt", attempt, "err", err)
+		m.log.Warn("The framework failed to start a machine, trying again", "machine", m.record.ID, "attempt", attempt, "err", err)
 		timer := time.NewTimer(time.Duration(attempt) * attemptPause)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
+		case <-m.exited:
+			timer.Stop()
+			return errExited
 		}
 	}
 }
