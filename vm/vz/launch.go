@@ -36,14 +36,14 @@ func (d *Driver) launch(ctx context.Context, m *machine) (err error) {
 			m.abandon()
 		}
 	}()
-	ctx, cancel := context.WithTimeoutCause(ctx, launchTimeout, fmt.Errorf("%w: its shim has not made it within %s", vm.ErrUnavailable, launchTimeout))
+	making, cancel := context.WithTimeoutCause(ctx, launchTimeout, fmt.Errorf("%w: its shim has not made it within %s", vm.ErrUnavailable, launchTimeout))
 	defer cancel()
-	_, err = m.client.Versions(ctx)
+	_, err = m.client.Versions(making)
 	if err == nil {
-		_, err = m.client.Start(ctx)
+		_, err = m.client.Start(making)
 	}
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, vm.ErrUnavailable) {
+		if cause := context.Cause(making); errors.Is(cause, vm.ErrUnavailable) {
 			return cause
 		}
 		return err
