@@ -25,6 +25,8 @@ const (
 	// process is killed, which ends the machine as well. The shim itself gives the
 	// framework five seconds.
 	politeTimeout = 10 * time.Second
+	// maxGrace keeps sums of durations from overflowing: nobody waits longer.
+	maxGrace = 365 * 24 * time.Hour
 	// forceTimeout is how long the end of a killed process may take before it is reported
 	// as unavailable.
 	forceTimeout = 30 * time.Second
@@ -273,6 +275,7 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 	if m.hasExited() {
 		return nil
 	}
+	grace = min(grace, maxGrace)
 	polite, cancel := context.WithTimeout(ctx, grace+politeTimeout)
 	err := m.ask(polite, func(ctx context.Context) error { return m.client.Stop(ctx, grace) })
 	cancel()
@@ -281,7 +284,8 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 			return errors.Join(ctx.Err(), m.driver.open())
 		}
 		m.driver.log.Warn("The shim does not end its machine, and is killed", "machine", m.id, "err", err)
-		if err := m.kill(); err != nil {
+		// If its process ended meanwhile there is no handle to kill it by.
+		if err := m.kill(); err != nil && !m.hasExited() {
 			return err
 		}
 	}
@@ -296,25 +300,13 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 		return errClosed
 	case <-timer.C:
 		// It has ended its machine but not itself.
-		if err := m.kill(); err != nil {
+		if err := m.kill(); m.hasExited() {
+			return nil
+		} else if err != nil {
 			return err
 		}
 		return fmt.Errorf("%w: its shim's process does not end", vm.ErrUnavailable)
 	}
-}
-
-// kill ends the shim's process, and the machine with it. How the machine ended is
-// written down before, unless that is known.
-func (m *machine) kill() error {
-	var known vm.Exit
-	if machinedir.ReadJSON(m.dir, layout.ExitFile, &known) != nil {
-		exit := vm.Exit{Reason: vm.ExitStopped, Time: time.Now().UTC(), Detail: "ended by force: its shim did not answer"}
-		if err := machinedir.WriteJSON(m.dir, layout.ExitFile, exit); err != nil {
-			// On a full disk a machine must still be stoppable.
-			m.driver.log.Warn("Cannot record the exit of the machine", "machine", m.id, "err", err)
-		}
-	}
-	return m.process.Kill()
 }
 
 // watch owns the shim's process from the time that the machine is known until it has
@@ -324,7 +316,7 @@ func (m *machine) watch() {
 	ended := make(chan bool, 1)
 	go func() { ended <- m.process.Wait() }()
 	var late <-chan time.Time
-	if recorded := (vm.Exit{}); machinedir.ReadJSON(m.dir, layout.ExitFile, &recorded) == nil {
+	if _, ending := m.knownExit(); ending {
 		// It was found ending: by its shim, or by a process that died before it killed that.
 		timer := time.NewTimer(politeTimeout)
 		defer timer.Stop()
@@ -379,24 +371,6 @@ func (m *machine) finish() {
 	m.mu.Unlock()
 	close(m.exited)
 	m.client.Close()
-}
-
-// maxDetailBytes is what vm.Exit promises.
-const maxDetailBytes = 4 << 10
-
-// recordedExit is how the machine has ended: as its shim, or whoever killed that, has
-// written down; else by the death of its shim, which is written down now.
-func (m *machine) recordedExit(died string) vm.Exit {
-	var exit vm.Exit
-	if machinedir.ReadJSON(m.dir, layout.ExitFile, &exit) == nil && exit.Reason != "" {
-		exit.Detail = exit.Detail[:min(len(exit.Detail), maxDetailBytes)]
-		return exit
-	}
-	exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: died[:min(len(died), maxDetailBytes)]}
-	if err := machinedir.WriteJSON(m.dir, layout.ExitFile, exit); err != nil {
-		m.driver.log.Warn("Cannot record the exit of the machine", "machine", m.id, "err", err)
-	}
-	return exit
 }
 
 // Wait is part of vm.Machine.

@@ -1,0 +1,88 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package vz
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
+	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
+)
+
+// exitOnly is a machine that is no more than a directory.
+func exitOnly(t *testing.T) *machine {
+	t.Helper()
+	d := &Driver{opts: Options{StateDir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
+	m := newMachine(d, layout.Record{ID: "a"})
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// However many write down at once how a machine has ended, its shim among them, there is
+// one end, and everybody is told that one.
+func TestRecordExitOnce(t *testing.T) {
+	for range 20 {
+		m := exitOnly(t)
+		const writers = 8
+		begin, told := make(chan struct{}), make(chan vm.Exit, writers)
+		for i := range writers {
+			go func() {
+				<-begin
+				if i%2 == 0 {
+					told <- m.recordedExit(fmt.Sprintf("died %d", i))
+				} else {
+					told <- m.recordExit(vm.Exit{Reason: vm.ExitStopped, Time: time.Unix(int64(i), 0).UTC(), Detail: fmt.Sprint("killed ", i)})
+				}
+			}()
+		}
+		close(begin)
+		first := <-told
+		for range writers - 1 {
+			if got := <-told; got != first {
+				t.Errorf("one is told %+v, another %+v", first, got)
+			}
+		}
+		if got, ok := m.knownExit(); !ok || got != first {
+			t.Errorf("%+v is written down, want %+v", got, first)
+		}
+	}
+}
+
+// What is no exit is replaced, so that the exit is the same for whoever opens the driver
+// later.
+func TestRecordExitReplacesGarbage(t *testing.T) {
+	for _, text := range []string{"", "{", "{}", `{"detail":"no reason"}`} {
+		m := exitOnly(t)
+		if err := os.WriteFile(filepath.Join(m.dir, layout.ExitFile), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		first := m.recordedExit("it died")
+		if first.Reason != vm.ExitCrashed || first.Detail != "it died" {
+			t.Errorf("%q: exit is %+v", text, first)
+		}
+		if again := m.recordedExit("later"); again != first {
+			t.Errorf("%q: exit is %+v, and was %+v", text, again, first)
+		}
+	}
+}
+
+// The shim's word stands.
+func TestRecordExitKeepsShims(t *testing.T) {
+	m := exitOnly(t)
+	want := vm.Exit{Reason: vm.ExitGuest, Time: time.Unix(1, 0).UTC(), Detail: "the guest powered off"}
+	if err := machinedir.WriteJSONOnce(m.dir, layout.ExitFile, want); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.recordExit(vm.Exit{Reason: vm.ExitStopped}); got != want {
+		t.Errorf("told %+v, want %+v", got, want)
+	}
+}
