@@ -21,6 +21,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/process"
+	"github.com/vk-firkin/vk-firkin/vm/vz/control"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
 )
@@ -205,10 +206,17 @@ func (d *Driver) restore(ctx context.Context, id, dir string, cfg vm.Config) (*m
 		return nil, fmt.Errorf("%w: snapshot directory %q, want an absolute path", vm.ErrInvalidConfig, dir)
 	}
 	// The shim looks again; here it costs no process.
-	if _, err := layout.ReadSnapshot(dir, cfg, d.features.Compatibility); err != nil {
+	s, err := layout.ReadSnapshot(dir, cfg, d.features.Compatibility)
+	if err != nil {
 		return nil, err
 	}
-	return d.make(ctx, id, cfg, dir)
+	// One that ends while the framework refuses was the reason all the same.
+	before := d.hasRival(id, s.Identity.MachineIdentifier)
+	m, err := d.make(ctx, id, cfg, dir)
+	if errors.Is(err, control.ErrRestoreRefused) && (before || d.hasRival(id, s.Identity.MachineIdentifier)) {
+		return nil, fmt.Errorf("%w: another machine with the snapshot's identifier lives, and the framework may refuse it for that alone: %v", vm.ErrUnavailable, err) //nolint:errorlint // it must not be of the other kind as well
+	}
+	return m, err
 }
 
 // make claims the id and makes the machine, from a snapshot unless that is empty. If it
