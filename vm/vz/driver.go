@@ -56,6 +56,10 @@ type Options struct {
 	// MacOSGuests is how many macOS guests may run at once: Apple's limit is 2. 0: none
 	// are made.
 	MacOSGuests int
+	// StopTimeout is how long a shim may take to end its machine by force before its
+	// process is killed, which ends the machine as well. 0: ten seconds; the shim itself
+	// gives the framework five.
+	StopTimeout time.Duration
 	// Logger gets what nobody can be told by an error. Nil: discarded.
 	Logger *slog.Logger
 }
@@ -95,6 +99,9 @@ func Open(ctx context.Context, opts Options) (*Driver, error) {
 	}
 	if d.opts.Arch == "" {
 		d.opts.Arch = runtime.GOARCH
+	}
+	if d.opts.StopTimeout <= 0 {
+		d.opts.StopTimeout = stopTimeout
 	}
 	if err := d.prepare(ctx); err != nil {
 		return nil, fmt.Errorf("open vz driver: %w", err)

@@ -21,10 +21,8 @@ import (
 )
 
 const (
-	// politeTimeout is how long a shim may take to end its machine by force before its
-	// process is killed, which ends the machine as well. The shim itself gives the
-	// framework five seconds.
-	politeTimeout = 10 * time.Second
+	// stopTimeout is the default of Options.StopTimeout.
+	stopTimeout = 10 * time.Second
 	// forceTimeout is how long the end of a killed process may take before it is reported
 	// as unavailable.
 	forceTimeout = 30 * time.Second
@@ -273,7 +271,7 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 	if m.hasExited() {
 		return nil
 	}
-	polite, cancel := context.WithTimeout(ctx, grace+politeTimeout)
+	polite, cancel := context.WithTimeout(ctx, grace+m.driver.opts.StopTimeout)
 	err := m.ask(polite, func(ctx context.Context) error { return m.client.Stop(ctx, grace) })
 	cancel()
 	if err != nil && !errors.Is(err, errExited) {
@@ -326,7 +324,7 @@ func (m *machine) watch() {
 	var late <-chan time.Time
 	if recorded := (vm.Exit{}); machinedir.ReadJSON(m.dir, layout.ExitFile, &recorded) == nil {
 		// It was found ending: by its shim, or by a process that died before it killed that.
-		timer := time.NewTimer(politeTimeout)
+		timer := time.NewTimer(m.driver.opts.StopTimeout)
 		defer timer.Stop()
 		late = timer.C
 	}
