@@ -180,30 +180,39 @@ func (m *machine) Save(ctx context.Context, dir string) ([]string, error) {
 
 // DialGuest is part of vm.Machine.
 func (m *machine) DialGuest(ctx context.Context, port uint32) (net.Conn, error) {
-	g := &guestConn{machine: m}
-	err := m.ask(ctx, func(ctx context.Context) error {
-		if err := m.admit(g, port); err != nil {
-			return err
-		}
-		conn, err := m.client.Dial(ctx, port)
-		if err != nil {
-			m.release(g)
-			return err
-		}
-		m.mu.Lock()
-		g.Conn = conn
-		m.mu.Unlock()
-		return nil
-	})
-	if err == nil {
-		// Whoever ended the machine or closed the driver meanwhile has either seen the stream,
-		// or is seen here.
-		if err = m.usable(ctx); err != nil {
-			_ = g.Close()
-		}
-	}
+	g, err := m.dialGuest(ctx, port)
 	if err != nil {
 		return nil, m.wrap("dial guest of", err)
+	}
+	return g, nil
+}
+
+func (m *machine) dialGuest(ctx context.Context, port uint32) (*guestConn, error) {
+	if err := m.usable(ctx); err != nil {
+		return nil, err
+	}
+	g := &guestConn{machine: m}
+	if err := m.admit(g, port); err != nil {
+		return nil, err
+	}
+	err := m.ask(ctx, func(ctx context.Context) error {
+		conn, err := m.client.Dial(ctx, port)
+		if err == nil {
+			m.mu.Lock()
+			g.Conn = conn
+			m.mu.Unlock()
+		}
+		return err
+	})
+	if err != nil {
+		m.release(g)
+		return nil, err
+	}
+	// Whoever ended the machine or closed the driver meanwhile has either seen the stream,
+	// or is seen here.
+	if err := m.usable(ctx); err != nil {
+		_ = g.Close()
+		return nil, err
 	}
 	return g, nil
 }
