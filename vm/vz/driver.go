@@ -72,7 +72,7 @@ type Driver struct {
 	features vm.Features
 
 	// life ends with Close.
-	life     context.Context
+	life     context.Context //nolint:containedctx // what every call ends with
 	end      context.CancelFunc
 	watchers sync.WaitGroup
 
