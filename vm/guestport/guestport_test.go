@@ -102,10 +102,10 @@ func TestWaitsGrow(t *testing.T) {
 			t.Errorf("error is %v, want closed", err)
 		}
 		<-done
-		want := []time.Duration{1, 3, 7, 15, 31}
+		want := []time.Duration{time.Second, 3 * time.Second, 7 * time.Second, 15 * time.Second, 31 * time.Second}
 		for i, got := range at {
-			if got != want[i]*time.Second {
-				t.Errorf("opened again after %v, want %v seconds", at, want)
+			if got != want[i] {
+				t.Errorf("opened again after %v, want %v", at, want)
 				break
 			}
 		}

@@ -10,7 +10,7 @@ package process
 
 import "errors"
 
-// ErrGone: the process has ended, or its number belongs to another one.
+// ErrGone means that the process has ended, or its number belongs to another one.
 var ErrGone = errors.New("process has ended")
 
 // Identity tells a process from every other one that ever had its number.

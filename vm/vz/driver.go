@@ -57,6 +57,10 @@ type Options struct {
 	// MacOSGuests is how many macOS guests may run at once: Apple's limit is 2. 0: none
 	// are made.
 	MacOSGuests int
+	// StopTimeout is how long a shim may take to end its machine by force before its
+	// process is killed, which ends the machine as well. 0: ten seconds; the shim itself
+	// gives the framework five.
+	StopTimeout time.Duration
 	// Logger gets what nobody can be told by an error. Nil: discarded.
 	Logger *slog.Logger
 }
@@ -69,7 +73,7 @@ type Driver struct {
 	features vm.Features
 
 	// life ends with Close.
-	life     context.Context
+	life     context.Context //nolint:containedctx // what every call ends with
 	end      context.CancelFunc
 	watchers sync.WaitGroup
 
@@ -96,6 +100,9 @@ func Open(ctx context.Context, opts Options) (*Driver, error) {
 	}
 	if d.opts.Arch == "" {
 		d.opts.Arch = runtime.GOARCH
+	}
+	if d.opts.StopTimeout <= 0 {
+		d.opts.StopTimeout = stopTimeout
 	}
 	if err := d.prepare(ctx); err != nil {
 		return nil, fmt.Errorf("open vz driver: %w", err)

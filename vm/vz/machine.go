@@ -21,10 +21,8 @@ import (
 )
 
 const (
-	// politeTimeout is how long a shim may take to end its machine by force before its
-	// process is killed, which ends the machine as well. The shim itself gives the
-	// framework five seconds.
-	politeTimeout = 10 * time.Second
+	// stopTimeout is the default of Options.StopTimeout.
+	stopTimeout = 10 * time.Second
 	// maxGrace keeps sums of durations from overflowing: nobody waits longer.
 	maxGrace = 365 * 24 * time.Hour
 	// forceTimeout is how long the end of a killed process may take before it is reported
@@ -184,30 +182,39 @@ func (m *machine) Save(ctx context.Context, dir string) ([]string, error) {
 
 // DialGuest is part of vm.Machine.
 func (m *machine) DialGuest(ctx context.Context, port uint32) (net.Conn, error) {
-	g := &guestConn{machine: m}
-	err := m.ask(ctx, func(ctx context.Context) error {
-		if err := m.admit(g, port); err != nil {
-			return err
-		}
-		conn, err := m.client.Dial(ctx, port)
-		if err != nil {
-			m.release(g)
-			return err
-		}
-		m.mu.Lock()
-		g.Conn = conn
-		m.mu.Unlock()
-		return nil
-	})
-	if err == nil {
-		// Whoever ended the machine or closed the driver meanwhile has either seen the stream,
-		// or is seen here.
-		if err = m.usable(ctx); err != nil {
-			_ = g.Close()
-		}
-	}
+	g, err := m.dialGuest(ctx, port)
 	if err != nil {
 		return nil, m.wrap("dial guest of", err)
+	}
+	return g, nil
+}
+
+func (m *machine) dialGuest(ctx context.Context, port uint32) (*guestConn, error) {
+	if err := m.usable(ctx); err != nil {
+		return nil, err
+	}
+	g := &guestConn{machine: m}
+	if err := m.admit(g, port); err != nil {
+		return nil, err
+	}
+	err := m.ask(ctx, func(ctx context.Context) error {
+		conn, err := m.client.Dial(ctx, port)
+		if err == nil {
+			m.mu.Lock()
+			g.Conn = conn
+			m.mu.Unlock()
+		}
+		return err
+	})
+	if err != nil {
+		m.release(g)
+		return nil, err
+	}
+	// Whoever ended the machine or closed the driver meanwhile has either seen the stream,
+	// or is seen here.
+	if err := m.usable(ctx); err != nil {
+		_ = g.Close()
+		return nil, err
 	}
 	return g, nil
 }
@@ -276,7 +283,7 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 		return nil
 	}
 	grace = min(grace, maxGrace)
-	polite, cancel := context.WithTimeout(ctx, grace+politeTimeout)
+	polite, cancel := context.WithTimeout(ctx, grace+m.driver.opts.StopTimeout)
 	err := m.ask(polite, func(ctx context.Context) error { return m.client.Stop(ctx, grace) })
 	cancel()
 	if err != nil && !errors.Is(err, errExited) {
@@ -318,7 +325,7 @@ func (m *machine) watch() {
 	var late <-chan time.Time
 	if _, ending := m.knownExit(); ending {
 		// It was found ending: by its shim, or by a process that died before it killed that.
-		timer := time.NewTimer(politeTimeout)
+		timer := time.NewTimer(m.driver.opts.StopTimeout)
 		defer timer.Stop()
 		late = timer.C
 	}

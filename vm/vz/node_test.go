@@ -7,10 +7,12 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -77,31 +79,37 @@ func (n *nodeTask) step(ctx context.Context, d vm.Driver, f []string) error {
 	return fmt.Errorf("unknown step %q", f)
 }
 
+// launchNode starts a node; out gets what it says. kill ends it as a crash would.
+func launchNode(s simulation, task nodeTask, out io.Writer) (kill func(), err error) {
+	s.Node = &task
+	command, err := s.command(roleNode)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdout = out
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() {
+		_ = cmd.Process.Kill() // SIGKILL: nothing is closed in order
+		_ = cmd.Wait()
+	}), nil
+}
+
 // startNode runs a node until it has printed line (or, with an empty line, all it has to
 // say), and returns how to kill it.
 func startNode(t *testing.T, s simulation, task nodeTask, line string) (kill func(), said []string) {
 	t.Helper()
-	s.Node = &task
-	command, err := s.command(roleNode)
+	out, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
+	defer out.Close()
+	kill, err = launchNode(s, task, in)
+	in.Close()
 	if err != nil {
 		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	killed := false
-	kill = func() {
-		if !killed {
-			killed = true
-			_ = cmd.Process.Kill() // SIGKILL: nothing is closed in order
-			_, _ = cmd.Process.Wait()
-		}
 	}
 	t.Cleanup(kill)
 	if line == "" {

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm/vz"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
@@ -32,6 +33,8 @@ type simulation struct {
 	HostDir string
 	// Arch is that of guests under QEMU; empty: no guests, only states.
 	Arch string
+	// StopTimeout is the driver's. 0: its default.
+	StopTimeout time.Duration
 	// Node is what a node does before it is killed.
 	Node *nodeTask `json:",omitempty"`
 }
@@ -114,5 +117,5 @@ func (s simulation) driver(ctx context.Context, stateDir string) (*vz.Driver, er
 	if arch == "" {
 		arch = "arm64"
 	}
-	return vz.Open(ctx, vz.Options{StateDir: stateDir, Shim: shim, Host: f.Host, Arch: arch, MacOSGuests: 2})
+	return vz.Open(ctx, vz.Options{StateDir: stateDir, Shim: shim, Host: f.Host, Arch: arch, MacOSGuests: 2, StopTimeout: s.StopTimeout})
 }

@@ -54,8 +54,8 @@ func NewError(code Code, format string, args ...any) *Error {
 }
 
 var (
-	// ErrUnsupportedOS: this version of macOS does not have the call.
+	// ErrUnsupportedOS means that this version of macOS does not have the call.
 	ErrUnsupportedOS = errors.New("not supported by this version of macOS")
-	// ErrNoListener: nothing listens on the guest's port, yet or any more.
+	// ErrNoListener means that nothing listens on the guest's port, yet or any more.
 	ErrNoListener = errors.New("nothing listens on the guest's port")
 )
