@@ -15,7 +15,9 @@ import (
 // gives way to it. Type-checked, never run on a Mac.
 func clone(dst, src *os.File) bool {
 	temp := dst.Name() + ".clone"
-	if err := unix.Clonefile(src.Name(), temp, unix.CLONE_NOFOLLOW); err != nil {
+	// Of the open file and not of its name, which may be a link: that would be cloned, and
+	// the machine would write to what it points to.
+	if err := unix.Fclonefileat(int(src.Fd()), unix.AT_FDCWD, temp, 0); err != nil {
 		return false
 	}
 	// The clone has the mode of its source, which nobody may write.

@@ -161,3 +161,26 @@ func TestWriteJSONOnce(t *testing.T) {
 		t.Errorf("directory has %v, %v, want the file alone", entries, err)
 	}
 }
+
+// A file that is reached by a link is copied, and not the link: what is written to the
+// copy would be written to the file.
+func TestCopySparseFollowsLinks(t *testing.T) {
+	dir := t.TempDir()
+	file, link, to := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, "copy")
+	if err := errors.Join(os.WriteFile(file, []byte("content"), 0o400), os.Symlink(file, link)); err != nil {
+		t.Fatal(err)
+	}
+	if err := CopySparse(link, to); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Lstat(to)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("the copy is %v, %v, want a file of mode 0600", info.Mode(), err)
+	}
+	if err := os.WriteFile(to, []byte("written"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "content" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+}
