@@ -240,7 +240,7 @@ func TestStopRequest(t *testing.T) {
 		{1500, 1500 * time.Millisecond},
 		{-1, 0},
 		{math.MinInt64, 0},
-		{math.MaxInt64, math.MaxInt64 / time.Millisecond * time.Millisecond},
+		{math.MaxInt64, time.Duration(math.MaxInt64).Truncate(time.Millisecond)},
 	} {
 		if got := (StopRequest{c.millis}).Grace(); got != c.want {
 			t.Errorf("%d ms are %s, want %s", c.millis, got, c.want)

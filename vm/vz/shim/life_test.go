@@ -301,7 +301,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// A guest that ends before anybody watches it has ended.
+// A guest that ends as soon as it runs was made, and has ended.
 func TestEndsWhileStarting(t *testing.T) {
 	f := newFakeFramework()
 	m := testMachine(t, f, testRecord(t))

@@ -57,6 +57,7 @@ type machine struct {
 	identity layout.Identity   // guarded by mu
 	print    string            // guarded by mu; the configuration's fingerprint
 	asked    bool              // guarded by mu; the guest was asked to power off
+	wasUp    bool              // guarded by mu
 }
 
 var _ control.Machine = (*machine)(nil)
@@ -176,7 +177,7 @@ func (m *machine) mapped(doing call, err error) error {
 	err = mapped(doing, err, herr == nil && host.ScreenLocked)
 	if herr != nil && errors.Is(err, vm.ErrSnapshotInvalid) {
 		// A locked screen looks the same: a snapshot is not given up for want of an answer.
-		return fmt.Errorf("%w: %v; whether the Mac's screen is locked cannot be told: %w", vm.ErrUnavailable, err, herr)
+		return fmt.Errorf("%w: %v; whether the Mac's screen is locked cannot be told: %w", vm.ErrUnavailable, err, herr) //nolint:errorlint // err must not blame the snapshot any more
 	}
 	return err
 }

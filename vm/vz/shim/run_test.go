@@ -48,7 +48,7 @@ func begin(t *testing.T, f framework.Framework, r layout.Record, deadline time.D
 	if o.Listener, err = Listener(duplicate(t, file)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it ends with the test's cleanup, after the shim
+	ctx, cancel := context.WithCancel(context.Background())
 	s := &running{Client: control.NewClient(o.Dir), dir: o.Dir, listener: o.Listener, terminate: cancel, ended: make(chan error, 1)}
 	over := make(chan struct{})
 	go func() {
@@ -59,8 +59,8 @@ func begin(t *testing.T, f framework.Framework, r layout.Record, deadline time.D
 		s.terminate()
 		<-over
 		s.Close()
-		for _, package_ := range []string{"vz/shim.(*", "vz/control.", "vm/network.open"} {
-			wantNone(t, package_)
+		for _, name := range []string{"vz/shim.(*", "vz/control.", "vm/network.open"} {
+			wantNone(t, name)
 		}
 	})
 	return s

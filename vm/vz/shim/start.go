@@ -42,7 +42,13 @@ func (m *machine) Start(ctx context.Context) (vm.State, error) {
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-m.exited:
-		return "", errExited
+		m.mu.Lock()
+		wasUp := m.wasUp
+		m.mu.Unlock()
+		if !wasUp {
+			return "", errExited
+		}
+		// A guest may end as soon as it runs: it was made, and there is an exit to ask for.
 	}
 	if err != nil {
 		m.end(vm.Exit{Reason: vm.ExitCrashed, Detail: "it was never up: " + err.Error()})
@@ -209,7 +215,7 @@ func (m *machine) up() error {
 	if m.phase != phaseStarting {
 		return errExited
 	}
-	m.phase = phaseUp
+	m.phase, m.wasUp = phaseUp, true
 	v := m.virtual
 	m.watcher.Go(func() { m.watch(v) })
 	return nil

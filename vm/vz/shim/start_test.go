@@ -29,7 +29,8 @@ func wantNone(t *testing.T, function string) {
 	buf := make([]byte, 4<<20)
 	for {
 		stacks := string(buf[:runtime.Stack(buf, true)])
-		if !strings.Contains(stacks, function) {
+		// Of a goroutine that runs at this moment the runtime may not tell more than that.
+		if !strings.Contains(stacks, function) && !strings.Contains(stacks, "stack unavailable") {
 			return
 		}
 		select {
@@ -176,7 +177,7 @@ func TestStartFails(t *testing.T) {
 		}
 		m := testMachine(t, f, r)
 		_, err := m.Start(t.Context())
-		if !errors.Is(err, c.want) || c.want != vm.ErrSnapshotInvalid && errors.Is(err, vm.ErrSnapshotInvalid) {
+		if !errors.Is(err, c.want) || errors.Is(err, vm.ErrSnapshotInvalid) && !errors.Is(c.want, vm.ErrSnapshotInvalid) {
 			t.Errorf("%+v: %v", c, err)
 		}
 		if n := f.count(c.call); n != 1 {
