@@ -6,6 +6,7 @@ package vz
 import (
 	"errors"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -46,7 +47,7 @@ func (m *machine) knownExit() (exit vm.Exit, ok bool) {
 	if err := machinedir.ReadJSON(m.dir, layout.ExitFile, &exit); err != nil || exit.Reason == "" {
 		return vm.Exit{}, false
 	}
-	exit.Detail = exit.Detail[:min(len(exit.Detail), maxDetailBytes)]
+	exit.Detail = bounded(exit.Detail)
 	return exit, true
 }
 
@@ -56,5 +57,12 @@ func (m *machine) recordedExit(died string) vm.Exit {
 	if exit, ok := m.knownExit(); ok {
 		return exit
 	}
-	return m.recordExit(vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: died[:min(len(died), maxDetailBytes)]})
+	return m.recordExit(vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: bounded(died)})
+}
+
+// bounded is a detail that comes back from the record as it was written: a rune that was
+// cut would not.
+func bounded(detail string) string {
+	detail = strings.ToValidUTF8(detail, "?")
+	return strings.ToValidUTF8(detail[:min(len(detail), maxDetailBytes)], "")
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -84,5 +85,17 @@ func TestRecordExitKeepsShims(t *testing.T) {
 	}
 	if got := m.recordExit(vm.Exit{Reason: vm.ExitStopped}); got != want {
 		t.Errorf("told %+v, want %+v", got, want)
+	}
+}
+
+// An exit is the same for whoever waited and for whoever opens the driver later, also when
+// its detail is long and not text.
+func TestRecordedExitStays(t *testing.T) {
+	for _, died := range []string{"x" + strings.Repeat("ü", maxDetailBytes), "its shim died: \xff\xfe", strings.Repeat("\xff", 2*maxDetailBytes)} {
+		m := exitOnly(t)
+		first := m.recordedExit(died)
+		if again, ok := m.knownExit(); !ok || again != first || len(first.Detail) > maxDetailBytes {
+			t.Errorf("%.20q: a detail of %d bytes, later of %d", died, len(first.Detail), len(again.Detail))
+		}
 	}
 }

@@ -232,6 +232,7 @@ func TestDialDelivers(t *testing.T) {
 				client, over := dial(t, bareMachine(t, f))
 				guest := <-ends
 				defer guest.Close()
+				synctest.Wait() // until they are connected: before, a client that goes takes all along
 				from, to := cut(client, guest)
 				go func() {
 					write(t, from, text)
@@ -258,6 +259,7 @@ func TestDialEndIsBounded(t *testing.T) {
 		client, over := dial(t, bareMachine(t, f))
 		guest := <-ends
 		defer guest.Close()
+		synctest.Wait()
 		write(t, client, "nobody reads this")
 		_ = client.Close()
 		began := time.Now()
@@ -270,6 +272,7 @@ func TestDialEndIsBounded(t *testing.T) {
 		f := newFakeFramework()
 		f.connect = func(uint32) (net.Conn, error) { return deaf{make(chan struct{})}, nil }
 		client, over := dial(t, bareMachine(t, f))
+		synctest.Wait()
 		write(t, client, "refused")
 		began := time.Now()
 		<-over
