@@ -4,12 +4,15 @@
 package vz
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -97,5 +100,23 @@ func TestRecordedExitStays(t *testing.T) {
 		if again, ok := m.knownExit(); !ok || again != first || len(first.Detail) > maxDetailBytes {
 			t.Errorf("%.20q: a detail of %d bytes, later of %d", died, len(first.Detail), len(again.Detail))
 		}
+	}
+}
+
+// A shim whose socket has fallen silent is about to end, which takes it a moment: its
+// machine has exited, and is not one that cannot be asked. One that stays silent is.
+func TestEndsSoon(t *testing.T) {
+	for after, want := range map[time.Duration]vm.State{2 * time.Second: vm.StateExited, time.Hour: ""} {
+		synctest.Test(t, func(t *testing.T) {
+			m := exitOnly(t)
+			m.driver.life, m.driver.end = context.WithCancel(t.Context())
+			defer m.driver.end()
+			timer := time.AfterFunc(after, func() { close(m.exited) })
+			defer timer.Stop()
+			state, err := m.State(t.Context())
+			if state != want || (want == "") != errors.Is(err, vm.ErrUnavailable) {
+				t.Errorf("its shim ends after %s: state is %q, %v, want %q", after, state, err, want)
+			}
+		})
 	}
 }

@@ -25,6 +25,9 @@ const (
 	stopTimeout = 10 * time.Second
 	// maxGrace keeps sums of durations from overflowing: nobody waits longer.
 	maxGrace = 365 * 24 * time.Hour
+	// endTimeout is how long the end of a shim may take that answers no more: two seconds
+	// of leave-taking, and what the process itself needs.
+	endTimeout = 5 * time.Second
 	// forceTimeout is how long the end of a killed process may take before it is reported
 	// as unavailable.
 	forceTimeout = 30 * time.Second
@@ -125,17 +128,17 @@ func (m *machine) ask(ctx context.Context, f func(ctx context.Context) error) er
 		return ctx.Err()
 	case m.driver.open() != nil:
 		return errClosed
-	case errors.Is(err, vm.ErrUnavailable) && m.endsSoon(ctx):
+	case errors.Is(err, vm.ErrUnavailable) && !control.Answered(err) && m.endsSoon(ctx):
 		return errExited
 	default:
 		return err
 	}
 }
 
-// endsSoon waits a moment for the end of a shim that has stopped answering: it is told
-// of a little later than its socket falls silent.
+// endsSoon waits a moment for the end of a shim that has stopped answering: its socket
+// falls silent before it takes leave of those who wait for the machine's end.
 func (m *machine) endsSoon(ctx context.Context) bool {
-	timer := time.NewTimer(time.Second)
+	timer := time.NewTimer(endTimeout)
 	defer timer.Stop()
 	select {
 	case <-m.exited:

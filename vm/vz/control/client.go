@@ -136,7 +136,7 @@ func (c *Client) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	}
 	if err != nil {
 		_ = conn.Close()
-		if remote := (*remoteError)(nil); errors.As(err, &remote) {
+		if Answered(err) {
 			return nil, err
 		}
 		return nil, unavailable(ctx, err)

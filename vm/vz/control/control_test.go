@@ -164,7 +164,7 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 			"dial":   func() error { _, err := c.Dial(ctx, vm.AgentPort); return err },
 		} {
 			err := call()
-			if !errors.Is(err, want) || err.Error() != f.err.Error() {
+			if !errors.Is(err, want) || err.Error() != f.err.Error() || !Answered(err) {
 				t.Errorf("%s: %v arrived as %v", name, f.err, err)
 			}
 			for _, k := range kinds {
@@ -215,11 +215,11 @@ func TestNobodyThere(t *testing.T) {
 	dir, l := listen(t)
 	_ = l.Close()
 	c := NewClient(dir)
-	if _, err := c.State(t.Context()); !errors.Is(err, vm.ErrUnavailable) {
-		t.Errorf("state: %v, want ErrUnavailable", err)
+	if _, err := c.State(t.Context()); !errors.Is(err, vm.ErrUnavailable) || Answered(err) {
+		t.Errorf("state: %v, want ErrUnavailable without an answer", err)
 	}
-	if _, err := c.Dial(t.Context(), 1024); !errors.Is(err, vm.ErrUnavailable) {
-		t.Errorf("dial: %v, want ErrUnavailable", err)
+	if _, err := c.Dial(t.Context(), 1024); !errors.Is(err, vm.ErrUnavailable) || Answered(err) {
+		t.Errorf("dial: %v, want ErrUnavailable without an answer", err)
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()

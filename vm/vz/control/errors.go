@@ -67,6 +67,13 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.message }
 func (e *remoteError) Unwrap() error { return e.kind }
 
+// Answered tells whether an error of a Client is what the shim said, and not that it could
+// not be asked.
+func Answered(err error) bool {
+	var remote *remoteError
+	return errors.As(err, &remote)
+}
+
 // decodeError makes an answer an error. Without a kind it is vm.ErrUnavailable: the shim
 // could not do it, which says nothing about the machine.
 func decodeError(reply ErrorReply) error {
