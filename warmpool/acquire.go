@@ -421,7 +421,7 @@ func repeatable(err error) bool {
 	if ReasonOf(err) != "" {
 		return false
 	}
-	for _, final := range []error{vm.ErrNoSpace, vm.ErrInvalidConfig, vm.ErrAlreadyExists, vm.ErrNotSupported, vm.ErrLimitExceeded, snapshot.ErrClosed, snapshot.ErrReadOnly} {
+	for _, final := range []error{vm.ErrNoSpace, vm.ErrInvalidConfig, vm.ErrAlreadyExists, vm.ErrNotSupported, vm.ErrLimitExceeded, vm.ErrHostNotReady, snapshot.ErrClosed, snapshot.ErrReadOnly} {
 		if errors.Is(err, final) {
 			return false
 		}
