@@ -387,7 +387,8 @@ func countedLines(t *testing.T, ns, pod string, least int) {
 }
 
 // The screen of the Mac is locked, as macOS does by itself: nothing can be restored, the
-// pod waits and says why, and the snapshot, which is whole, is kept. Then the Mac gets
+// pod's machine is booted and the pod says why, and the snapshot, which is whole, is kept
+// and restored when the screen is unlocked. Then the Mac gets
 // another macOS: its snapshots are of no use any more, and are made anew by themselves.
 func TestVZScreenAndUpgrade(t *testing.T) {
 	ns := namespace(t)
@@ -397,18 +398,26 @@ func TestVZScreenAndUpgrade(t *testing.T) {
 	old, _ := m.snapshots()
 
 	m.change(t, func(h *simulator.Host) { h.ScreenLocked = true })
-	apply(t, m.pod(ns, "waits", "sh", "-c", "echo ran; exec sleep 3600"))
-	waitEvent(t, ns, "waits", "FailedCreatePodSandBox", "screen is locked")
-	time.Sleep(5 * time.Second) // further tries, and more than two of them
-	if p, err := getPod(t, ns, "waits"); err != nil || p.Status.Phase != corev1.PodPending {
-		t.Errorf("with a locked screen the pod is %s (%v), want it to wait", p.Status.Phase, err)
+	booted, restored := checkouts(t, m.Node, "cold"), checkouts(t, m.Node, "restore")
+	for i := range 3 { // a snapshot that failed twice without a cause would be put aside
+		name := fmt.Sprintf("locked-%d", i)
+		apply(t, m.pod(ns, name, "echo", "ran"))
+		waitPod(t, ns, name, "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
+		waitLogs(t, ns, name, "ran\n")
+		waitEvent(t, ns, name, "HostNotReady", "screen is locked")
+	}
+	if got := checkouts(t, m.Node, "cold"); got != booted+3 {
+		t.Errorf("%v machines were booted with a locked screen, want %v", got, booted+3)
 	}
 	if out := kubectl(t, "exec", "-n", ns, "before", "--", "echo", "lives"); out != "lives\n" {
 		t.Errorf("the pod that ran before says %q", out)
 	}
 	m.change(t, func(h *simulator.Host) { h.ScreenLocked = false })
-	waitRunning(t, ns, "waits")
-	waitLogs(t, ns, "waits", "ran\n")
+	apply(t, m.pod(ns, "unlocked", "echo", "ran"))
+	waitPod(t, ns, "unlocked", "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
+	if got := checkouts(t, m.Node, "restore"); got != restored+1 {
+		t.Errorf("%v checkouts by restore, want %v: the screen is unlocked", got, restored+1)
+	}
 	if whole, aside := m.snapshots(); !slices.Equal(whole, old) || len(aside) != 0 {
 		t.Errorf("snapshots are %q, put aside %q; before %q", whole, aside, old)
 	}
