@@ -48,7 +48,6 @@ func harness(t *testing.T, k vm.Kit, clones int) vmtest.Harness {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	s.export(t)
 	return vmtest.Harness{
 		Open: func(t *testing.T, stateDir string) vm.Driver {
 			d, err := s.driver(t.Context(), stateDir)

@@ -6,7 +6,6 @@ package vz_test
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,15 +29,6 @@ type nodeTask struct {
 // run does the steps and then nothing, until it is killed.
 func (n *nodeTask) run(s simulation) error {
 	ctx := context.Background()
-	// What a node starts are shims.
-	s.Node = nil
-	text, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	if err := os.Setenv(shimEnv, string(text)); err != nil {
-		return err
-	}
 	d, err := s.driver(ctx, n.StateDir)
 	if err != nil {
 		return err
@@ -92,16 +82,11 @@ func (n *nodeTask) step(ctx context.Context, d vm.Driver, f []string) error {
 func startNode(t *testing.T, s simulation, task nodeTask, line string) (kill func(), said []string) {
 	t.Helper()
 	s.Node = &task
-	text, err := json.Marshal(s)
+	command, err := s.command(roleNode)
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), shimEnv+"="+string(text))
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

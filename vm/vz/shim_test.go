@@ -6,7 +6,6 @@ package vz_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -21,16 +20,19 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/vz/simulator"
 )
 
-// shimEnv makes the test binary a shim, or a node, over a simulated Mac: its value is a
-// simulation.
-const shimEnv = "FIRKIN_TEST_SIMULATION"
+// The test binary is also what it tests: a shim when it is called with roleShim and a
+// simulation, and a node that is about to be killed with roleNode.
+const (
+	roleShim = "firkin-test-shim"
+	roleNode = "firkin-test-node"
+)
 
 // simulation is a simulated Mac and how guests are executed on it.
 type simulation struct {
 	HostDir string
 	// Arch is that of guests under QEMU; empty: no guests, only states.
 	Arch string
-	// Node is what a node does before it is killed. Empty: it is a shim.
+	// Node is what a node does before it is killed.
 	Node *nodeTask `json:",omitempty"`
 }
 
@@ -45,28 +47,28 @@ func (s simulation) open() (framework.Framework, error) {
 	})
 }
 
-// export makes the programs that this process starts part of the simulation.
-func (s simulation) export(t *testing.T) {
-	t.Helper()
-	s.Node = nil
-	text, err := json.Marshal(s)
+// command is the test binary in a role.
+func (s simulation) command(role string) ([]string, error) {
+	self, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	t.Setenv(shimEnv, string(text))
+	text, err := json.Marshal(s)
+	return []string{self, role, string(text)}, err
 }
 
 func TestMain(m *testing.M) {
-	text := os.Getenv(shimEnv)
-	if text == "" {
+	if len(os.Args) < 3 || os.Args[1] != roleShim && os.Args[1] != roleNode {
 		os.Exit(m.Run())
 	}
 	var s simulation
-	err := json.Unmarshal([]byte(text), &s)
-	if err == nil && s.Node != nil {
+	err := json.Unmarshal([]byte(os.Args[2]), &s)
+	switch {
+	case err != nil:
+	case os.Args[1] == roleNode:
 		err = s.Node.run(s)
-	} else if err == nil {
-		err = runShim(s)
+	default:
+		err = runShim(s, os.Args[3:])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error", err)
@@ -75,9 +77,12 @@ func TestMain(m *testing.M) {
 }
 
 // runShim is what `vk-firkin machine-shim` does.
-func runShim(s simulation) error {
-	dir := flag.String("dir", "", "the machine's directory")
-	flag.Parse()
+func runShim(s simulation, args []string) error {
+	flags := flag.NewFlagSet(roleShim, flag.ContinueOnError)
+	dir := flags.String("dir", "", "the machine's directory")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP, os.Interrupt)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -101,7 +106,7 @@ func (s simulation) driver(ctx context.Context, stateDir string) (*vz.Driver, er
 	if err != nil {
 		return nil, err
 	}
-	self, err := os.Executable()
+	shim, err := simulation{HostDir: s.HostDir, Arch: s.Arch}.command(roleShim)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +114,5 @@ func (s simulation) driver(ctx context.Context, stateDir string) (*vz.Driver, er
 	if arch == "" {
 		arch = "arm64"
 	}
-	d, err := vz.Open(ctx, vz.Options{StateDir: stateDir, Shim: []string{self}, Host: f.Host, Arch: arch, MacOSGuests: 2})
-	return d, errors.Join(err)
+	return vz.Open(ctx, vz.Options{StateDir: stateDir, Shim: shim, Host: f.Host, Arch: arch, MacOSGuests: 2})
 }
