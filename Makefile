@@ -78,8 +78,13 @@ test-machines: ## Tests on real machines: both guest kits, the agent, the QEMU d
 test-controlplane: ## Tests of the embedded control plane itself.
 	cd hack/controlplane && CGO_ENABLED=0 $(GO) test -trimpath -tags controlplane -count 1 -timeout 10m ./cluster
 
+# The product, but for what is below the seam to Virtualization.framework: a simulator.
+.PHONY: build-simulated
+build-simulated:
+	CGO_ENABLED=0 $(GO) build -tags vzsim -ldflags '$(LDFLAGS)' -o $(BIN)/vk-firkin-vzsim ./cmd/vk-firkin
+
 .PHONY: test-e2e
-test-e2e: build ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
+test-e2e: build build-simulated ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
 		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/...
 

@@ -40,8 +40,8 @@ type Driver interface {
 	// last of them is deleted.
 	//
 	// Errors: those of Create; ErrSnapshotInvalid; ErrNotSupported without
-	// Features.Snapshots. A snapshot that cannot be restored is an error, never a
-	// cold boot.
+	// Features.Snapshots; ErrHostNotReady, with which the snapshot is not to blame. A
+	// snapshot that cannot be restored is an error, never a cold boot.
 	Restore(ctx context.Context, id, dir string, cfg Config) (Machine, error)
 
 	// Load returns the machine with this id, also one that an earlier process
@@ -117,7 +117,7 @@ type Saver interface {
 	// the save does not change them.
 	//
 	// Errors: ErrInvalidState, ErrInvalidConfig (dir is not empty), ErrNoSpace,
-	// ErrUnavailable. After an error the machine is still paused and the content of
+	// ErrHostNotReady, ErrUnavailable. After an error the machine is still paused and the content of
 	// dir is to be thrown away.
 	Save(ctx context.Context, dir string) ([]string, error)
 }

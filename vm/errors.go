@@ -3,7 +3,10 @@
 
 package vm
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Kinds of errors. Drivers wrap them last, callers tell them apart with errors.Is.
 var (
@@ -35,6 +38,11 @@ var (
 	// ErrLimitExceeded: the host runs as many machines of this kind as it may; two macOS
 	// guests is Apple's limit. It passes when one of them ends, sometimes seconds later.
 	ErrLimitExceeded = errors.New("the host's limit of machines is reached")
+
+	// ErrHostNotReady is an ErrUnavailable whose cause is known: the host as it stands cannot
+	// do it for any machine, until somebody unlocks its screen or logs in. Nothing can be
+	// held against the snapshot or the machine, however often it is repeated.
+	ErrHostNotReady = fmt.Errorf("%w: the host is not ready", ErrUnavailable)
 
 	// ErrNoSpace: the host's disk or memory is exhausted.
 	ErrNoSpace = errors.New("no space left on host")

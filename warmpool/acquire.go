@@ -93,7 +93,8 @@ const (
 	PathRestore Path = "restore"
 	// PathBuild: the snapshot had to be built first, by a cold boot.
 	PathBuild Path = "build"
-	// PathCold: booted without any snapshot, because the request asked for it.
+	// PathCold: booted without any snapshot, because the request asked for it or the host
+	// can restore nothing as it stands.
 	PathCold Path = "cold"
 	// PathAdopt: an earlier process of the node made it.
 	PathAdopt Path = "adopt"
@@ -284,6 +285,12 @@ func (s *Supply) make(ctx context.Context, req Request, room *reservation, m *ma
 		if err == nil {
 			return nil
 		}
+		if leftover := (*snapshot.LeftoverError)(nil); errors.Is(err, vm.ErrHostNotReady) && m.path != PathCold && ctx.Err() == nil && !errors.As(err, &leftover) {
+			// Nothing can be restored now, nor saved to be restored. A boot takes longer, and works.
+			m.notices = append(m.notices, Notice{Reason: string(ReasonHostNotReady), Warning: true, Message: fmt.Sprintf("Booting instead of restoring: %v", err)})
+			m.path, req.Path = PathCold, PathCold
+			return s.attempt(ctx, req, room, m)
+		}
 		if ReasonOf(err) == ReasonSnapshotFailed {
 			return refuse(ReasonSnapshotFailed, errors.Join(errors.Unwrap(err), last), "there is no snapshot to restore from")
 		}
@@ -421,7 +428,7 @@ func repeatable(err error) bool {
 	if ReasonOf(err) != "" {
 		return false
 	}
-	for _, final := range []error{vm.ErrNoSpace, vm.ErrInvalidConfig, vm.ErrAlreadyExists, vm.ErrNotSupported, vm.ErrLimitExceeded, snapshot.ErrClosed, snapshot.ErrReadOnly} {
+	for _, final := range []error{vm.ErrNoSpace, vm.ErrInvalidConfig, vm.ErrAlreadyExists, vm.ErrNotSupported, vm.ErrLimitExceeded, vm.ErrHostNotReady, snapshot.ErrClosed, snapshot.ErrReadOnly} {
 		if errors.Is(err, final) {
 			return false
 		}

@@ -34,6 +34,8 @@ const (
 	ReasonSnapshotFailed Reason = "SnapshotFailed"
 	// ReasonRestoreFailed: the machine could not be restored, or did not answer.
 	ReasonRestoreFailed Reason = "RestoreFailed"
+	// ReasonHostNotReady: somebody must do something at the host first.
+	ReasonHostNotReady Reason = "HostNotReady"
 	// ReasonShutdown: the node is going down.
 	ReasonShutdown Reason = "Shutdown"
 	// ReasonCancelled: the caller gave up.
@@ -130,6 +132,8 @@ func classify(stage Reason, err error, callerGone, closed bool) *Refusal {
 		refusal = refuse(ReasonInsufficientCapacity, err, "the host has as many macOS guests as it may run, or does not know yet that one has ended")
 		refusal.Resource, refusal.Requested = "slots", 1
 		return refusal
+	case errors.Is(err, vm.ErrHostNotReady):
+		return refuse(ReasonHostNotReady, err, "the host cannot make a machine as it stands")
 	case errors.Is(err, vm.ErrInvalidConfig):
 		return refuse(ReasonInvalid, err, "the machine's configuration is invalid")
 	case errors.Is(err, vm.ErrAlreadyExists):

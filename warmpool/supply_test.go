@@ -207,6 +207,8 @@ func TestAcquireFailures(t *testing.T) {
 		{"always fails", times(99, "restore", errBoom), nil, "", ReasonRestoreFailed, ""},
 		{"cannot be rebuilt", times(99, "create|restore", vm.ErrSnapshotInvalid), nil, "", ReasonSnapshotFailed, ""},
 		{"no space", times(99, "restore", vm.ErrNoSpace), nil, "", ReasonDiskPressure, ""},
+		{"host not ready to restore", times(99, "restore", vm.ErrHostNotReady), nil, PathCold, "", "HostNotReady"},
+		{"host not ready for anything", times(99, "create|restore", vm.ErrHostNotReady), nil, "", ReasonHostNotReady, ""},
 		{"invalid", times(99, "restore", vm.ErrInvalidConfig), nil, "", ReasonInvalid, ""},
 		{"taken in the driver", times(99, "restore", vm.ErrAlreadyExists), nil, "", ReasonExists, ""},
 		{"never proves", nil, func(a *snapshottest.Agent) { a.Forged = true }, "", ReasonRestoreFailed, ""},

@@ -133,8 +133,17 @@ func (l *machineLease) Timings() provider.Timings {
 func (l *machineLease) Images() []warmpool.SlotImage { return l.lease.Images() }
 
 // Notices is part of provider.Lease. What happens to snapshots is told by events on
-// the node, not on the pods that met it.
-func (l *machineLease) Notices() []provider.Notice { return nil }
+// the node, not on the pods that met it; that a pod's machine had to be booted is the
+// pod's own affair.
+func (l *machineLease) Notices() []provider.Notice {
+	var list []provider.Notice
+	for _, n := range l.lease.Notices() {
+		if n.Reason == string(warmpool.ReasonHostNotReady) {
+			list = append(list, provider.Notice{Reason: n.Reason, Message: n.Message, Warning: n.Warning})
+		}
+	}
+	return list
+}
 
 // Guest is part of provider.Lease.
 func (l *machineLease) Guest(ctx context.Context) (*provider.Guest, error) {

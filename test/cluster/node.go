@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -33,8 +34,8 @@ type NodeOptions struct {
 	StateDir string
 	// InsecureRegistries are registries on loopback that speak plain HTTP.
 	InsecureRegistries []string
-	// Args are further flags.
-	Args []string
+	// Args are further flags, Env further environment of the process and of what it starts.
+	Args, Env []string
 }
 
 // Node is one `vk-firkin node`. It can be killed and started again on the same state.
@@ -48,6 +49,7 @@ type Node struct {
 
 	binary  string
 	args    []string
+	env     []string
 	cluster *ControlPlane
 	process *exec.Cmd
 	exited  chan struct{}
@@ -56,7 +58,7 @@ type Node struct {
 // StartNode joins a node to the cluster and returns when it is Ready.
 func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	base := filepath.Join(o.Dir, o.Name)
-	n := &Node{cluster: c, binary: o.Binary, Name: o.Name, StateDir: o.StateDir, CacheDir: filepath.Join(base, "cache"), LogPath: filepath.Join(base, "node.log")}
+	n := &Node{cluster: c, binary: o.Binary, env: o.Env, Name: o.Name, StateDir: o.StateDir, CacheDir: filepath.Join(base, "cache"), LogPath: filepath.Join(base, "node.log")}
 	if n.StateDir == "" {
 		n.StateDir = filepath.Join(base, "s")
 	}
@@ -107,6 +109,7 @@ func (n *Node) Start(ctx context.Context) error {
 	defer log.Close()
 	began := time.Now()
 	n.process = exec.Command(n.binary, n.args...)
+	n.process.Env = append(os.Environ(), n.env...)
 	n.process.Stdout, n.process.Stderr = log, log
 	n.process.SysProcAttr = childAttributes()
 	if err := n.process.Start(); err != nil {
@@ -155,7 +158,7 @@ func (n *Node) Stop() {
 	case <-time.After(30 * time.Second):
 		n.Kill()
 	}
-	for _, pid := range n.MachinePIDs() {
+	for pid := range n.processes() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 }
@@ -163,18 +166,76 @@ func (n *Node) Stop() {
 // PID is the process's id.
 func (n *Node) PID() int { return n.process.Process.Pid }
 
-// MachinePIDs are the ids of the processes that machines live in, QEMU or a shim, whose
-// command line names this node's state folder, in order.
+// MachinePIDs are the ids of the processes that machines live in, in order: one for each
+// machine, its QEMU or its shim.
 func (n *Node) MachinePIDs() []int {
+	all := n.processes()
 	var pids []int
-	for pid, command := range commandLines() {
-		program, _, _ := strings.Cut(command, " ")
-		if strings.Contains(command, n.StateDir+"/") && (strings.Contains(program, "qemu") || strings.Contains(command, " machine-shim ")) {
+	for pid, p := range all {
+		// A simulated machine is a shim with a QEMU of its own.
+		if _, child := all[p.parent]; !child {
 			pids = append(pids, pid)
 		}
 	}
 	slices.Sort(pids)
 	return pids
+}
+
+// MachinePID is the id of the process that a machine lives in, 0 when there is none.
+func (n *Node) MachinePID(id string) int {
+	all := n.processes()
+	for _, pid := range n.MachinePIDs() {
+		if strings.Contains(all[pid].command, filepath.Join(n.StateDir, "machines", id)) {
+			return pid
+		}
+	}
+	return 0
+}
+
+// Hypervisor is the id of the QEMU that the process of a machine has started, a shim over
+// the simulator. 0: there is none.
+func (n *Node) Hypervisor(machine int) int {
+	for pid, p := range n.processes() {
+		if p.parent == machine {
+			return pid
+		}
+	}
+	return 0
+}
+
+// Remnants tells what machines still hold on the host: their processes, and what is left
+// in the folder that they live in.
+func (n *Node) Remnants() []string {
+	var left []string
+	for pid, p := range n.processes() {
+		left = append(left, fmt.Sprintf("process %d: %.60s", pid, p.command))
+	}
+	entries, err := os.ReadDir(filepath.Join(n.StateDir, "machines"))
+	if err != nil {
+		left = append(left, err.Error())
+	}
+	for _, e := range entries {
+		left = append(left, filepath.Join("machines", e.Name()))
+	}
+	slices.Sort(left)
+	return left
+}
+
+// processes are those that machines are made of, shims and QEMUs: their command lines name
+// this node's state folder.
+func (n *Node) processes() map[int]hostProcess {
+	all := hostProcesses()
+	maps.DeleteFunc(all, func(_ int, p hostProcess) bool {
+		program, _, _ := strings.Cut(p.command, " ")
+		return !strings.Contains(p.command, n.StateDir+"/") || !strings.Contains(program, "qemu") && !strings.Contains(p.command, " machine-shim ")
+	})
+	return all
+}
+
+// hostProcess is a process of this host.
+type hostProcess struct {
+	parent  int
+	command string
 }
 
 // Metric sums the samples of a metric whose labels contain all the given pairs, each

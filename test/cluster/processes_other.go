@@ -11,16 +11,18 @@ import (
 	"strings"
 )
 
-// commandLines are the command lines of this host's processes, by their ids. Never run
-// on a Mac.
-func commandLines() map[int]string {
-	out, _ := exec.Command("ps", "-axwwo", "pid=,command=").Output()
-	lines := map[int]string{}
+// hostProcesses are this host's processes, by their ids. Never run on a Mac.
+func hostProcesses() map[int]hostProcess {
+	out, _ := exec.Command("ps", "-axwwo", "pid=,ppid=,command=").Output()
+	all := map[int]hostProcess{}
 	for line := range strings.Lines(string(out)) {
-		id, command, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if pid, err := strconv.Atoi(id); err == nil {
-			lines[pid] = command
+		id, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		ppid, command, _ := strings.Cut(strings.TrimSpace(rest), " ")
+		pid, err := strconv.Atoi(id)
+		parent, perr := strconv.Atoi(ppid)
+		if err == nil && perr == nil {
+			all[pid] = hostProcess{parent: parent, command: command}
 		}
 	}
-	return lines
+	return all
 }

@@ -91,11 +91,13 @@ func run(m *testing.M) (code int) {
 	return m.Run()
 }
 
-// startNode starts a node of this repository's binaries below dir. Its taint is
-// dropped, so that pods without a toleration come to it as well.
+// startNode starts a node of this repository's binaries below dir, of the product's own
+// unless the options name another one. Its taint is dropped, so that pods without a toleration come to it as well.
 func startNode(ctx context.Context, dir string, o cluster.NodeOptions) (*cluster.Node, error) {
 	o.Dir = dir
-	o.Binary = filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
+	if o.Binary == "" {
+		o.Binary = filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
+	}
 	o.Kits = os.Getenv("FIRKIN_KIT_DIR")
 	o.InsecureRegistries = served.Addresses()
 	o.Args = append([]string{"--no-taint"}, o.Args...)

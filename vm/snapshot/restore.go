@@ -82,7 +82,7 @@ type Running struct {
 // A snapshot that cannot be restored, or failed twice in a row, is quarantined and
 // the error is vm.ErrSnapshotInvalid: release ref and call Ensure again, which
 // builds it anew. Other errors: *DiskPressureError, vm.ErrInvalidConfig,
-// vm.ErrAlreadyExists, vm.ErrNoSpace, vm.ErrUnavailable, ctx.Err.
+// vm.ErrAlreadyExists, vm.ErrNoSpace, vm.ErrHostNotReady, vm.ErrUnavailable, ctx.Err.
 func (s *Store) Restore(ctx context.Context, ref *Ref, id string, cfg vm.Config, opts RestoreOptions) (running *Running, err error) {
 	if err := s.writable(); err != nil {
 		return nil, err
@@ -240,7 +240,8 @@ func judge(err error, cancelled bool) verdict {
 		return verdictNone
 	case errors.As(err, &agent):
 		return verdictSuspect
-	case errors.Is(err, vm.ErrNoSpace), errors.Is(err, vm.ErrInvalidConfig), errors.Is(err, vm.ErrAlreadyExists), errors.Is(err, vm.ErrLimitExceeded), noSpace(err):
+	case errors.Is(err, vm.ErrNoSpace), errors.Is(err, vm.ErrInvalidConfig), errors.Is(err, vm.ErrAlreadyExists), errors.Is(err, vm.ErrLimitExceeded),
+		errors.Is(err, vm.ErrHostNotReady), noSpace(err):
 		return verdictNone
 	}
 	return verdictSuspect

@@ -147,6 +147,7 @@ func TestRestoreFailures(t *testing.T) {
 		{"driver says invalid", faultOn("restore", vm.ErrSnapshotInvalid), nil, nil, vm.ErrSnapshotInvalid, 1},
 		{"driver fails", faultOn("restore", errBoom), nil, nil, errBoom, 2},
 		{"no space", faultOn("restore", vm.ErrNoSpace), nil, nil, vm.ErrNoSpace, 0},
+		{"host not ready", faultOn("restore", vm.ErrHostNotReady), nil, nil, vm.ErrHostNotReady, 0},
 		{"resume fails", faultOn("resume", errBoom), nil, nil, errBoom, 2},
 		{"refresh fails", nil, func(a *snapshottest.Agent) { a.Refused = true }, nil, nil, 2},
 		{"forged proof", nil, func(a *snapshottest.Agent) { a.Forged = true }, nil, ErrProof, 1},

@@ -33,11 +33,11 @@ func TestRestoreRefused(t *testing.T) {
 	}{
 		"the screen is locked": {
 			broken: func(h *simulator.Host) { h.ScreenLocked = true }, mended: func(h *simulator.Host) { h.ScreenLocked = false },
-			want: vm.ErrUnavailable, says: "screen is locked",
+			want: vm.ErrHostNotReady, says: "screen is locked",
 		},
 		"nobody is logged in": {
 			broken: func(h *simulator.Host) { h.GUISession = false }, mended: func(h *simulator.Host) { h.GUISession = true },
-			want: vm.ErrUnavailable, says: "graphical session",
+			want: vm.ErrHostNotReady, says: "graphical session",
 		},
 		"a failure of the framework": {
 			broken: func(h *simulator.Host) {

@@ -28,6 +28,7 @@ var kinds = []struct {
 	{"SnapshotInvalid", vm.ErrSnapshotInvalid, http.StatusUnprocessableEntity},
 	{"NoSpace", vm.ErrNoSpace, http.StatusInsufficientStorage},
 	{"LimitExceeded", vm.ErrLimitExceeded, http.StatusTooManyRequests},
+	{"HostNotReady", vm.ErrHostNotReady, http.StatusFailedDependency},
 	{"InvalidConfig", vm.ErrInvalidConfig, http.StatusBadRequest},
 	{"InvalidState", vm.ErrInvalidState, http.StatusConflict},
 	{"NotSupported", vm.ErrNotSupported, http.StatusNotImplemented},

@@ -72,20 +72,23 @@ func kindOf(err error, screenLocked bool) (kind error, remedy string) { //nolint
 	case framework.CodeNotSupported:
 		return vm.ErrNotSupported, ""
 	case framework.CodeHostKey:
-		return vm.ErrUnavailable, "no key of the host can be had without a logged-in graphical session: log in, or restart the login window (vk-firkin doctor)"
+		return vm.ErrHostNotReady, "no key of the host can be had without a logged-in graphical session: log in, or restart the login window (vk-firkin doctor)"
 	case framework.CodeSave:
 		if screenLocked {
-			return vm.ErrUnavailable, lockedRemedy
+			return vm.ErrHostNotReady, lockedRemedy
 		}
 		return vm.ErrUnavailable, ""
 	case framework.CodeRestore:
 		// With a locked screen the framework says of every snapshot that it cannot be read
 		// (discobox): that one would be quarantined which is whole.
 		if screenLocked {
-			return vm.ErrUnavailable, lockedRemedy
+			return vm.ErrHostNotReady, lockedRemedy
 		}
 		return control.ErrRestoreRefused, ""
 	case framework.CodeInternal:
+		if screenLocked && (doing == callSave || doing == callRestore) {
+			return vm.ErrHostNotReady, lockedRemedy
+		}
 		// Without a session or with a locked keychain it says no more than this (tart #1067,
 		// #1132).
 		return vm.ErrUnavailable, "a missing graphical session and a locked login keychain look like this as well (vk-firkin doctor)"
