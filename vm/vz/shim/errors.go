@@ -36,14 +36,14 @@ func mapped(doing call, err error, screenLocked bool) error {
 	if err == nil {
 		return nil
 	}
-	kind, remedy := kindOf(err, screenLocked)
+	kind, remedy := kindOf(doing, err, screenLocked)
 	if remedy != "" {
 		return fmt.Errorf("%w: %s: %w; %s", kind, doing, err, remedy)
 	}
 	return fmt.Errorf("%w: %s: %w", kind, doing, err)
 }
 
-func kindOf(err error, screenLocked bool) (kind error, remedy string) { //nolint:staticcheck // kind is a result, not a failure (ST1008)
+func kindOf(doing call, err error, screenLocked bool) (kind error, remedy string) { //nolint:staticcheck // kind is a result, not a failure (ST1008)
 	if errors.Is(err, framework.ErrUnsupportedOS) {
 		return vm.ErrNotSupported, "it needs macOS 14 or later on Apple silicon"
 	}
