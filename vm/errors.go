@@ -40,8 +40,9 @@ var (
 	ErrLimitExceeded = errors.New("the host's limit of machines is reached")
 
 	// ErrHostNotReady is an ErrUnavailable whose cause is known: the host as it stands cannot
-	// do it for any machine, until somebody unlocks its screen or logs in. Nothing can be
-	// held against the snapshot or the machine, however often it is repeated.
+	// do it, until somebody unlocks its screen or logs in, or (where clones of one snapshot
+	// are refused) until another machine of that snapshot has ended. Nothing can be held
+	// against the snapshot or the machine, however often it is repeated; a boot may work.
 	ErrHostNotReady = fmt.Errorf("%w: the host is not ready", ErrUnavailable)
 
 	// ErrNoSpace: the host's disk or memory is exhausted.

@@ -221,7 +221,7 @@ func (d *Driver) restore(ctx context.Context, id, dir string, cfg vm.Config) (*m
 	before := d.hasRival(id, s.Identity.MachineIdentifier)
 	m, err := d.make(ctx, id, cfg, dir)
 	if errors.Is(err, control.ErrRestoreRefused) && (before || d.hasRival(id, s.Identity.MachineIdentifier)) {
-		return nil, fmt.Errorf("%w: another machine with the snapshot's identifier lives, and the framework may refuse it for that alone: %v", vm.ErrUnavailable, err) //nolint:errorlint // it must not be of the other kind as well
+		return nil, fmt.Errorf("%w: another machine with the snapshot's identifier lives, and the framework may refuse it for that alone: %v", vm.ErrHostNotReady, err) //nolint:errorlint // it must not be of the other kind as well
 	}
 	return m, err
 }

@@ -31,7 +31,7 @@ func TestRestoreBesideRival(t *testing.T) {
 	refused := func(when string, want error) {
 		t.Helper()
 		_, err := b.driver.Restore(ctx, "second", dir, b.config)
-		if !errors.Is(err, want) || errors.Is(want, vm.ErrUnavailable) && errors.Is(err, vm.ErrSnapshotInvalid) {
+		if !errors.Is(err, want) || errors.Is(want, vm.ErrHostNotReady) && errors.Is(err, vm.ErrSnapshotInvalid) {
 			t.Errorf("%s: %v, want %v", when, err, want)
 		}
 	}
@@ -39,13 +39,13 @@ func TestRestoreBesideRival(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused("beside a paused one", vm.ErrUnavailable)
+	refused("beside a paused one", vm.ErrHostNotReady)
 	if err := rival.Resume(ctx); err != nil {
 		t.Fatal(err)
 	}
-	refused("beside a running one", vm.ErrUnavailable)
+	refused("beside a running one", vm.ErrHostNotReady)
 	b.open(t)
-	refused("beside one that a driver before has made", vm.ErrUnavailable)
+	refused("beside one that a driver before has made", vm.ErrHostNotReady)
 	if rival, err = b.driver.Load(ctx, "rival"); err != nil {
 		t.Fatal(err)
 	}
