@@ -1,6 +1,8 @@
 // Copyright The vk-firkin Authors
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 package vz_test
 
 import (
