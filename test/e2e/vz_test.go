@@ -253,6 +253,24 @@ func TestVZPool(t *testing.T) {
 		t.Errorf("machines are %v, want two warm and two of pods", pids)
 	}
 
+	// With a locked screen what stands ready is still checked out; the pool is filled when the
+	// screen is unlocked, from the snapshot that it was filled from before.
+	whole, _ := m.snapshots()
+	m.change(t, func(h *simulator.Host) { h.ScreenLocked = true })
+	apply(t, templatePod(ns, "locked", "ready", m.selector()))
+	waitRunning(t, ns, "locked")
+	if got := checkouts(t, m.Node, "warm"); got != warm+3 {
+		t.Errorf("%v warm checkouts with a locked screen, want %v", got, warm+3)
+	}
+	waitPool(t, ns, "pool", "says that it cannot be filled", func(p *v1alpha1.WarmPool) bool {
+		return p.Status.Ready == 1 && len(p.Status.Nodes) == 1 && p.Status.Nodes[0].SkipReason == "Backoff"
+	})
+	m.change(t, func(h *simulator.Host) { h.ScreenLocked = false })
+	waitPool(t, ns, "pool", "is full after the screen was unlocked", full(2))
+	if now, aside := m.snapshots(); !slices.Equal(whole, now) || len(aside) != 0 {
+		t.Errorf("snapshots are %q, put aside %q; before %q", now, aside, whole)
+	}
+
 	kubectl(t, "delete", "warmpool", "pool", "-n", ns)
 	kubectl(t, "delete", "pods", "--all", "-n", ns, "--grace-period=1", "--timeout=60s")
 	m.empty(t)
