@@ -24,7 +24,8 @@ const (
 	Address = "10.0.2.15/24"
 	// Gateway is the way out.
 	Gateway = "10.0.2.2"
-	// Nameserver resolves names as the host does.
+	// Nameserver resolves names by the host's resolver: addresses of IPv4 only, and no names
+	// without a dot that only the host's own files know.
 	Nameserver = "10.0.2.3"
 	// MTU of the device: what the virtio device has unless told otherwise.
 	MTU = 1500
