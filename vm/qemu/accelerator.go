@@ -270,8 +270,7 @@ func (d *Driver) sweepProbes(now time.Time) {
 		if err != nil || now.Sub(info.ModTime()) < probeOld {
 			continue
 		}
-		trial := &Driver{opts: Options{StateDir: dir}, binary: d.binary}
-		err = trial.removeDir(probeID)
+		err = machinedir.NewRegistry[*machine](filepath.Join(dir, "machines")).Remove(probeID, d.binary)
 		if err == nil {
 			err = os.RemoveAll(dir)
 		}

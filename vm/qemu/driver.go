@@ -7,13 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -23,9 +20,6 @@ import (
 
 // Name is what Driver.Name returns.
 const Name = "qemu"
-
-// errClosed: the driver was closed.
-var errClosed = fmt.Errorf("%w: the driver is closed", vm.ErrUnavailable)
 
 // restoreTimeout bounds the loading of a device state, half a megabyte: a damaged
 // one may keep QEMU waiting for more.
@@ -57,14 +51,7 @@ type Driver struct {
 	binary   string // resolved, as /proc/<pid>/exe shows it
 	features vm.Features
 
-	closing   chan struct{}
-	closeOnce sync.Once
-	watchers  sync.WaitGroup
-
-	mu       sync.Mutex
-	closed   bool
-	machines map[string]*machine
-	making   map[string]chan struct{} // ids in Create or Restore; closed when that has ended
+	machines *machinedir.Registry[*machine]
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -79,13 +66,7 @@ var _ vm.Driver = (*Driver)(nil)
 // Errors: ErrNotSupported when QEMU is not installed or cannot run guests of that
 // architecture with that accelerator; ErrInvalidConfig.
 func Open(ctx context.Context, opts Options) (*Driver, error) {
-	d := &Driver{
-		opts:     opts,
-		log:      opts.Logger,
-		closing:  make(chan struct{}),
-		machines: map[string]*machine{},
-		making:   map[string]chan struct{}{},
-	}
+	d := &Driver{opts: opts, log: opts.Logger, machines: machinedir.NewRegistry[*machine](filepath.Join(opts.StateDir, "machines"))}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -155,19 +136,6 @@ func (d *Driver) Name() string { return Name }
 // Features is part of vm.Driver.
 func (d *Driver) Features() vm.Features { return d.features }
 
-func (d *Driver) open() error {
-	select {
-	case <-d.closing:
-		return errClosed
-	default:
-		return nil
-	}
-}
-
-func (d *Driver) machineDir(id string) string {
-	return filepath.Join(d.opts.StateDir, "machines", id)
-}
-
 // Create is part of vm.Driver.
 func (d *Driver) Create(ctx context.Context, id string, cfg vm.Config) (vm.Machine, error) {
 	m, err := d.make(ctx, id, cfg, nil)
@@ -206,7 +174,7 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, s *snapshot
 	if err := checkFiles(cfg); err != nil {
 		return nil, err
 	}
-	release, err := d.claim(id)
+	release, err := d.machines.Claim(id)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +186,7 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, s *snapshot
 	m := newMachine(d, r)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.removeDir(id))
+			err = errors.Join(err, d.machines.Remove(id, d.binary))
 		}
 	}()
 	if err := machinedir.WriteJSON(m.dir, recordFile, m.record); err != nil {
@@ -228,41 +196,13 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, s *snapshot
 	if err != nil {
 		return nil, err
 	}
-	// From here on the watcher owns the process.
-	d.mu.Lock()
-	if d.closed {
-		d.mu.Unlock()
+	// From here on the watch owns the process.
+	if err := d.machines.Add(id, m, func() { m.watch(q) }); err != nil {
 		q.Close()
 		m.abandon()
-		return nil, errClosed
+		return nil, err
 	}
-	d.machines[id] = m
-	d.watchers.Add(1)
-	d.mu.Unlock()
-	go m.watch(q)
 	return m, nil
-}
-
-// claim takes an id by making its directory, and marks it as being made.
-func (d *Driver) claim(id string) (release func(), err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return nil, errClosed
-	}
-	if err := os.Mkdir(d.machineDir(id), 0o700); errors.Is(err, fs.ErrExist) {
-		return nil, vm.ErrAlreadyExists
-	} else if err != nil {
-		return nil, machinedir.NoSpace(err)
-	}
-	made := make(chan struct{})
-	d.making[id] = made
-	return func() {
-		d.mu.Lock()
-		delete(d.making, id)
-		d.mu.Unlock()
-		close(made)
-	}, nil
 }
 
 // checkFiles checks what Config.Validate cannot see: that the files are there.
@@ -282,56 +222,27 @@ func checkFiles(cfg vm.Config) error {
 
 // Load is part of vm.Driver.
 func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
-	if err := vm.ValidateID(id); err != nil {
-		return nil, fmt.Errorf("load machine %q: %w", id, errors.Join(vm.ErrNotFound, err))
+	m, err := d.machines.Load(ctx, id, func() (*machine, func(), error) { return d.find(id) })
+	if err != nil {
+		return nil, fmt.Errorf("load machine %q: %w", id, err)
 	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("load machine %q: %w", id, err)
-		}
-		d.mu.Lock()
-		made := d.making[id]
-		if made == nil {
-			m, err := d.load(id)
-			d.mu.Unlock()
-			if err != nil {
-				return nil, fmt.Errorf("load machine %q: %w", id, err)
-			}
-			return m, nil
-		}
-		d.mu.Unlock()
-		select {
-		case <-made:
-		case <-ctx.Done():
-		}
-	}
+	return m, nil
 }
 
-// load finds a machine in memory or on disk. It needs d.mu.
-func (d *Driver) load(id string) (*machine, error) {
-	if d.closed {
-		return nil, errClosed
-	}
-	if m := d.machines[id]; m != nil {
-		return m, nil
-	}
-	if _, err := os.Stat(d.machineDir(id)); errors.Is(err, fs.ErrNotExist) {
-		return nil, vm.ErrNotFound
-	} else if err != nil {
-		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
-	}
+// find makes a machine of what its directory says. One that has ended needs no watch.
+func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	var r record
-	err := machinedir.ReadJSON(d.machineDir(id), recordFile, &r)
+	err = machinedir.ReadJSON(d.machines.Dir(id), recordFile, &r)
 	if err == nil && r.Version != recordVersion {
 		// Of another version of this program: it may run, and is not ours to touch.
-		return nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, recordVersion)
+		return nil, nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, recordVersion)
 	}
 	if err != nil || !r.Ready {
 		d.log.Warn("Found a machine that was never made completely", "machine", id, "err", err)
-		return d.adoptExited(record{ID: id}, vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "it was never made completely: the process that made it ended on the way"}), nil
+		return newExited(d, record{ID: id}, vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "it was never made completely: the process that made it ended on the way"}), nil, nil
 	}
 	r.ID = id
-	m := newMachine(d, r)
+	m = newMachine(d, r)
 	recorded := machinedir.ReadJSON(m.dir, exitFile, &m.exit) == nil
 	p, err := process.Find(r.Process)
 	if errors.Is(err, process.ErrGone) {
@@ -342,10 +253,10 @@ func (d *Driver) load(id string) (*machine, error) {
 				d.log.Warn("Cannot record the exit of the machine", "machine", id, "err", err)
 			}
 		}
-		return d.adoptExited(r, exit), nil
+		return newExited(d, r, exit), nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
+		return nil, nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 	}
 	m.process = p
 	if recorded {
@@ -353,93 +264,27 @@ func (d *Driver) load(id string) (*machine, error) {
 		m.ending = true
 		if err := p.Kill(); err != nil {
 			p.Close()
-			return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
+			return nil, nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 		}
 	}
-	d.machines[id] = m
-	d.watchers.Add(1)
-	go m.watch(nil)
-	return m, nil
+	return m, func() { m.watch(nil) }, nil
 }
 
-// adoptExited keeps a machine that has ended. It needs d.mu.
-func (d *Driver) adoptExited(r record, exit vm.Exit) *machine {
+// newExited is a machine that has ended.
+func newExited(d *Driver, r record, exit vm.Exit) *machine {
 	m := newMachine(d, r)
 	m.exit, m.ending = exit, true
 	close(m.exited)
-	d.machines[r.ID] = m
 	return m
 }
 
 // List is part of vm.Driver.
-func (d *Driver) List(ctx context.Context) ([]string, error) {
-	if err := errors.Join(ctx.Err(), d.open()); err != nil {
-		return nil, fmt.Errorf("list machines: %w", err)
-	}
-	entries, err := os.ReadDir(filepath.Join(d.opts.StateDir, "machines"))
-	if err != nil {
-		return nil, fmt.Errorf("list machines: %w: %w", vm.ErrUnavailable, err)
-	}
-	var ids []string
-	for _, e := range entries {
-		if e.IsDir() && vm.ValidateID(e.Name()) == nil {
-			ids = append(ids, e.Name())
-		}
-	}
-	slices.Sort(ids)
-	return ids, nil
-}
+func (d *Driver) List(ctx context.Context) ([]string, error) { return d.machines.List(ctx) }
 
 // Close is part of vm.Driver. Streams to guests that are still open are closed.
 func (d *Driver) Close() error {
-	d.closeOnce.Do(func() {
-		d.mu.Lock()
-		d.closed = true
-		d.mu.Unlock()
-		close(d.closing)
-		d.watchers.Wait()
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for _, m := range d.machines {
-			m.hangUp()
-		}
-	})
-	return nil
-}
-
-// removeDir deletes a machine's directory and whatever still works in it: the QEMU
-// of a machine that was never made completely.
-func (d *Driver) removeDir(id string) error {
-	dir := d.machineDir(id)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	left, err := process.In(dir, d.binary)
-	if err != nil {
-		return err
-	}
-	for _, p := range left {
-		err = errors.Join(err, p.Kill())
-		if err == nil {
-			p.Wait()
-			p.Reap()
-		}
-		p.Close()
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove machine's directory: %w", err)
+	for _, m := range d.machines.Close() {
+		m.hangUp()
 	}
 	return nil
-}
-
-// forget drops a deleted machine, unless its id means another one by now.
-func (d *Driver) forget(m *machine) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.machines[m.id] == m {
-		delete(d.machines, m.id)
-	}
 }

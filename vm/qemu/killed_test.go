@@ -63,7 +63,8 @@ func child(text string) error {
 		}
 	}
 	fmt.Println("created")
-	select {}
+	<-time.After(time.Hour) // not for ever: that would be a deadlock to the runtime
+	return nil
 }
 
 var testShape = vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20}

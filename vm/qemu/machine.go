@@ -62,7 +62,7 @@ func newMachine(d *Driver, r record) *machine {
 	return &machine{
 		driver: d,
 		id:     r.ID,
-		dir:    d.machineDir(r.ID),
+		dir:    d.machines.Dir(r.ID),
 		record: r,
 		exited: make(chan struct{}),
 		online: make(chan struct{}),
@@ -88,7 +88,7 @@ func (m *machine) alive() error {
 	if m.deleted {
 		return vm.ErrNotFound
 	}
-	return m.driver.open()
+	return m.driver.machines.Err()
 }
 
 func (m *machine) hasExited() bool {
@@ -118,8 +118,8 @@ func (m *machine) monitor(ctx context.Context) (*qmp, error) {
 		select {
 		case <-online:
 		case <-m.exited:
-		case <-m.driver.closing:
-			return nil, errClosed
+		case <-m.driver.machines.Closing():
+			return nil, machinedir.ErrClosed
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return nil, fmt.Errorf("%w: the hypervisor's control socket does not answer: %w", vm.ErrUnavailable, ctx.Err())
@@ -394,8 +394,8 @@ func (m *machine) askToEnd(ctx context.Context, grace time.Duration) (ended bool
 		return false, nil
 	case <-ctx.Done():
 		return false, ctx.Err()
-	case <-m.driver.closing:
-		return false, errClosed
+	case <-m.driver.machines.Closing():
+		return false, machinedir.ErrClosed
 	}
 }
 
@@ -412,8 +412,8 @@ func (m *machine) force(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-m.driver.closing:
-		return errClosed
+	case <-m.driver.machines.Closing():
+		return machinedir.ErrClosed
 	case <-timer.C:
 		return fmt.Errorf("%w: the hypervisor's process does not end", vm.ErrUnavailable)
 	}
@@ -460,8 +460,8 @@ func (m *machine) Wait(ctx context.Context) (vm.Exit, error) {
 		return m.exit, nil
 	case <-ctx.Done():
 		return vm.Exit{}, m.wrap("wait for", ctx.Err())
-	case <-m.driver.closing:
-		return vm.Exit{}, m.wrap("wait for", errClosed)
+	case <-m.driver.machines.Closing():
+		return vm.Exit{}, m.wrap("wait for", machinedir.ErrClosed)
 	}
 }
 
@@ -501,14 +501,14 @@ func (m *machine) delete(ctx context.Context) error {
 	if deleted {
 		return nil // by a call that was before this one: the id may be another machine's by now
 	}
-	if err := m.driver.removeDir(m.id); err != nil {
+	if err := m.driver.machines.Remove(m.id, m.driver.binary); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.deleted = true
 	m.mu.Unlock()
 	m.hangUp()
-	m.driver.forget(m)
+	m.driver.machines.Forget(m.id, m)
 	return nil
 }
 

@@ -20,15 +20,18 @@ import (
 // exitedMachine is a machine without a process, on a driver without QEMU.
 func exitedMachine(t *testing.T) *machine {
 	t.Helper()
+	stateDir := t.TempDir()
 	d := &Driver{
-		opts: Options{StateDir: t.TempDir()}, log: slog.New(slog.DiscardHandler), binary: "/no/such/program",
-		closing: make(chan struct{}), machines: map[string]*machine{}, making: map[string]chan struct{}{},
+		opts: Options{StateDir: stateDir}, log: slog.New(slog.DiscardHandler), binary: "/no/such/program",
+		machines: machinedir.NewRegistry[*machine](filepath.Join(stateDir, "machines")),
 	}
 	m := newMachine(d, record{ID: "m"})
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	d.machines["m"] = m
+	if err := d.machines.Add("m", m, nil); err != nil {
+		t.Fatal(err)
+	}
 	return m
 }
 

@@ -26,7 +26,6 @@ const (
 // that the machine is known until it has ended or the driver is closed. q is the
 // connection that start has made, nil for a machine found on disk.
 func (m *machine) watch(q *qmp) {
-	defer m.driver.watchers.Done()
 	gone := make(chan struct{})
 	closed := make(chan struct{})
 	go func() {
@@ -56,7 +55,7 @@ func (m *machine) serve(q *qmp, gone <-chan struct{}) {
 	go func() {
 		select {
 		case <-gone:
-		case <-m.driver.closing:
+		case <-m.driver.machines.Closing():
 		case <-ctx.Done():
 		}
 		cancel()
@@ -80,7 +79,7 @@ func (m *machine) serve(q *qmp, gone <-chan struct{}) {
 		case <-gone:
 			timer.Stop()
 			return
-		case <-m.driver.closing:
+		case <-m.driver.machines.Closing():
 			timer.Stop()
 			return
 		case <-timer.C:

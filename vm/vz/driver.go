@@ -7,15 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -38,9 +35,6 @@ const (
 	slotBytes    int64 = 64 << 30
 	scratchBytes int64 = 16 << 30
 )
-
-// errClosed: the driver was closed.
-var errClosed = fmt.Errorf("%w: the driver is closed", vm.ErrUnavailable)
 
 // Options say where and how machines are made.
 type Options struct {
@@ -72,15 +66,7 @@ type Driver struct {
 	program  string // of the shim, resolved
 	features vm.Features
 
-	// life ends with Close.
-	life     context.Context //nolint:containedctx // what every call ends with
-	end      context.CancelFunc
-	watchers sync.WaitGroup
-
-	mu       sync.Mutex
-	closed   bool
-	machines map[string]*machine
-	making   map[string]chan struct{} // ids in Create or Restore; closed when that has ended
+	machines *machinedir.Registry[*machine]
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -92,9 +78,8 @@ var _ vm.Driver = (*Driver)(nil)
 // ErrInvalidConfig.
 func Open(ctx context.Context, opts Options) (*Driver, error) {
 	d := &Driver{
-		opts: opts, log: opts.Logger, machines: map[string]*machine{}, making: map[string]chan struct{}{},
+		opts: opts, log: opts.Logger, machines: machinedir.NewRegistry[*machine](filepath.Join(opts.StateDir, "machines")),
 	}
-	d.life, d.end = context.WithCancel(context.Background())
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -121,7 +106,7 @@ func (d *Driver) prepare(ctx context.Context) error {
 	if !filepath.IsAbs(d.opts.StateDir) || len(d.opts.Shim) == 0 || d.opts.Host == nil {
 		return fmt.Errorf("%w: want an absolute state directory, a shim's command and a host", vm.ErrInvalidConfig)
 	}
-	if n := len(d.machineDir(strings.Repeat("x", vm.MaxIDBytes))) + len("/control.sock"); runtime.GOOS == "darwin" && n >= longestSocket {
+	if n := len(d.machines.Dir(strings.Repeat("x", vm.MaxIDBytes))) + len("/control.sock"); runtime.GOOS == "darwin" && n >= longestSocket {
 		return fmt.Errorf("%w: state directory %s is too long: sockets in it would have paths of %d bytes, macOS allows %d; choose a shorter one (--state-dir)",
 			vm.ErrInvalidConfig, d.opts.StateDir, n, longestSocket-1)
 	}
@@ -172,17 +157,6 @@ func (d *Driver) Name() string { return Name }
 
 // Features is part of vm.Driver.
 func (d *Driver) Features() vm.Features { return d.features }
-
-func (d *Driver) open() error {
-	if d.life.Err() != nil {
-		return errClosed
-	}
-	return nil
-}
-
-func (d *Driver) machineDir(id string) string {
-	return filepath.Join(d.opts.StateDir, "machines", id)
-}
 
 // Create is part of vm.Driver.
 func (d *Driver) Create(ctx context.Context, id string, cfg vm.Config) (vm.Machine, error) {
@@ -241,7 +215,7 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, snapshot st
 	if err := checkFiles(cfg); err != nil {
 		return nil, err
 	}
-	release, err := d.claim(id)
+	release, err := d.machines.Claim(id)
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +226,7 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, snapshot st
 	})
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.removeDir(id))
+			err = errors.Join(err, d.machines.Remove(id, d.program))
 		}
 	}()
 	if err := machinedir.WriteJSON(m.dir, layout.RecordFile, m.record); err != nil {
@@ -261,40 +235,12 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, snapshot st
 	if err := d.launch(ctx, m); err != nil {
 		return nil, err
 	}
-	// From here on the watcher owns the process.
-	d.mu.Lock()
-	if d.closed {
-		d.mu.Unlock()
+	// From here on the watch owns the process.
+	if err := d.machines.Add(id, m, m.watch); err != nil {
 		m.abandon()
-		return nil, errClosed
+		return nil, err
 	}
-	d.machines[id] = m
-	d.watchers.Add(1)
-	d.mu.Unlock()
-	go m.watch()
 	return m, nil
-}
-
-// claim takes an id by making its directory, and marks it as being made.
-func (d *Driver) claim(id string) (release func(), err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return nil, errClosed
-	}
-	if err := os.Mkdir(d.machineDir(id), 0o700); errors.Is(err, fs.ErrExist) {
-		return nil, vm.ErrAlreadyExists
-	} else if err != nil {
-		return nil, machinedir.NoSpace(err)
-	}
-	made := make(chan struct{})
-	d.making[id] = made
-	return func() {
-		d.mu.Lock()
-		delete(d.making, id)
-		d.mu.Unlock()
-		close(made)
-	}, nil
 }
 
 // checkFiles checks what Config.Validate cannot see: that the files are there.
@@ -319,146 +265,53 @@ func checkFiles(cfg vm.Config) error {
 
 // Load is part of vm.Driver.
 func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
-	if err := vm.ValidateID(id); err != nil {
-		return nil, fmt.Errorf("load machine %q: %w", id, errors.Join(vm.ErrNotFound, err))
-	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("load machine %q: %w", id, err)
-		}
-		d.mu.Lock()
-		made := d.making[id]
-		if made == nil {
-			m, err := d.load(id)
-			d.mu.Unlock()
-			if err != nil {
-				return nil, fmt.Errorf("load machine %q: %w", id, err)
-			}
-			return m, nil
-		}
-		d.mu.Unlock()
-		select {
-		case <-made:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// load finds a machine in memory or on disk. It needs d.mu.
-func (d *Driver) load(id string) (*machine, error) {
-	if d.closed {
-		return nil, errClosed
-	}
-	if m := d.machines[id]; m != nil {
-		return m, nil
-	}
-	if _, err := os.Stat(d.machineDir(id)); errors.Is(err, fs.ErrNotExist) {
-		return nil, vm.ErrNotFound
-	} else if err != nil {
-		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
-	}
-	var r layout.Record
-	err := machinedir.ReadJSON(d.machineDir(id), layout.RecordFile, &r)
-	if err == nil && r.Version != layout.RecordVersion {
-		// Of another version of this program: it may run, and is not ours to touch.
-		return nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, layout.RecordVersion)
-	}
-	if err != nil || !r.Ready {
-		d.log.Warn("Found a machine that was never made completely", "machine", id, "err", err)
-		return d.adoptExited(layout.Record{ID: id}, vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "it was never made completely: the process that made it ended on the way"}), nil
-	}
-	r.ID = id
-	m := newMachine(d, r)
-	p, err := process.Find(r.Shim)
-	if errors.Is(err, process.ErrGone) {
-		return d.adoptExited(r, m.recordedExit("its shim ended while nobody watched it")), nil
-	}
+	m, err := d.machines.Load(ctx, id, func() (*machine, func(), error) { return d.find(id) })
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
+		return nil, fmt.Errorf("load machine %q: %w", id, err)
 	}
-	m.process = p
-	d.machines[id] = m
-	d.watchers.Add(1)
-	go m.watch()
 	return m, nil
 }
 
-// adoptExited keeps a machine that has ended. It needs d.mu.
-func (d *Driver) adoptExited(r layout.Record, exit vm.Exit) *machine {
+// find makes a machine of what its directory says. One that has ended needs no watch.
+func (d *Driver) find(id string) (m *machine, watch func(), err error) {
+	var r layout.Record
+	err = machinedir.ReadJSON(d.machines.Dir(id), layout.RecordFile, &r)
+	if err == nil && r.Version != layout.RecordVersion {
+		// Of another version of this program: it may run, and is not ours to touch.
+		return nil, nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, layout.RecordVersion)
+	}
+	if err != nil || !r.Ready {
+		d.log.Warn("Found a machine that was never made completely", "machine", id, "err", err)
+		return newExited(d, layout.Record{ID: id}, vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "it was never made completely: the process that made it ended on the way"}), nil, nil
+	}
+	r.ID = id
+	m = newMachine(d, r)
+	p, err := process.Find(r.Shim)
+	if errors.Is(err, process.ErrGone) {
+		return newExited(d, r, m.recordedExit("its shim ended while nobody watched it")), nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
+	}
+	m.process = p
+	return m, m.watch, nil
+}
+
+// newExited is a machine that has ended.
+func newExited(d *Driver, r layout.Record, exit vm.Exit) *machine {
 	m := newMachine(d, r)
 	m.exit = exit
 	close(m.exited)
-	d.machines[r.ID] = m
 	return m
 }
 
 // List is part of vm.Driver.
-func (d *Driver) List(ctx context.Context) ([]string, error) {
-	if err := errors.Join(ctx.Err(), d.open()); err != nil {
-		return nil, fmt.Errorf("list machines: %w", err)
-	}
-	entries, err := os.ReadDir(filepath.Join(d.opts.StateDir, "machines"))
-	if err != nil {
-		return nil, fmt.Errorf("list machines: %w: %w", vm.ErrUnavailable, err)
-	}
-	var ids []string
-	for _, e := range entries {
-		if e.IsDir() && vm.ValidateID(e.Name()) == nil {
-			ids = append(ids, e.Name())
-		}
-	}
-	slices.Sort(ids)
-	return ids, nil
-}
+func (d *Driver) List(ctx context.Context) ([]string, error) { return d.machines.List(ctx) }
 
 // Close is part of vm.Driver. Streams to guests that are still open are closed.
 func (d *Driver) Close() error {
-	d.mu.Lock()
-	d.closed = true
-	d.mu.Unlock()
-	d.end()
-	d.watchers.Wait()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, m := range d.machines {
+	for _, m := range d.machines.Close() {
 		m.hangUp()
 	}
 	return nil
-}
-
-// removeDir deletes a machine's directory, and the shim that still works in it: that of
-// a machine that was never made completely.
-func (d *Driver) removeDir(id string) error {
-	dir := d.machineDir(id)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	left, err := process.In(dir, d.program)
-	if err != nil {
-		return err
-	}
-	for _, p := range left {
-		err = errors.Join(err, p.Kill())
-		if err == nil {
-			p.Wait()
-			p.Reap()
-		}
-		p.Close()
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove machine's directory: %w", err)
-	}
-	return nil
-}
-
-// forget drops a deleted machine, unless its id means another one by now.
-func (d *Driver) forget(m *machine) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.machines[m.id] == m {
-		delete(d.machines, m.id)
-	}
 }

@@ -4,7 +4,6 @@
 package vz
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,7 +22,7 @@ import (
 // exitOnly is a machine that is no more than a directory.
 func exitOnly(t *testing.T) *machine {
 	t.Helper()
-	d := &Driver{opts: Options{StateDir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
+	d := &Driver{log: slog.New(slog.DiscardHandler), machines: machinedir.NewRegistry[*machine](t.TempDir())}
 	m := newMachine(d, layout.Record{ID: "a"})
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -109,8 +108,7 @@ func TestEndsSoon(t *testing.T) {
 	for after, want := range map[time.Duration]vm.State{2 * time.Second: vm.StateExited, time.Hour: ""} {
 		synctest.Test(t, func(t *testing.T) {
 			m := exitOnly(t)
-			m.driver.life, m.driver.end = context.WithCancel(t.Context())
-			defer m.driver.end()
+			defer m.driver.machines.Close()
 			timer := time.AfterFunc(after, func() { close(m.exited) })
 			defer timer.Stop()
 			state, err := m.State(t.Context())

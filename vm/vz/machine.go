@@ -67,7 +67,7 @@ var (
 )
 
 func newMachine(d *Driver, r layout.Record) *machine {
-	dir := d.machineDir(r.ID)
+	dir := d.machines.Dir(r.ID)
 	return &machine{
 		driver: d, id: r.ID, dir: dir, record: r, client: control.NewClient(dir),
 		exited: make(chan struct{}), op: make(chan struct{}, 1), guests: map[*guestConn]struct{}{},
@@ -95,7 +95,7 @@ func (m *machine) usable(ctx context.Context) error {
 	if m.deleted {
 		return vm.ErrNotFound
 	}
-	return m.driver.open()
+	return m.driver.machines.Err()
 }
 
 func (m *machine) hasExited() bool {
@@ -119,15 +119,15 @@ func (m *machine) ask(ctx context.Context, f func(ctx context.Context) error) er
 	}
 	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(m.driver.life, cancel)()
+	defer context.AfterFunc(m.driver.machines.Life(), cancel)()
 	err := f(asking)
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case m.driver.open() != nil:
-		return errClosed
+	case m.driver.machines.Err() != nil:
+		return machinedir.ErrClosed
 	case errors.Is(err, vm.ErrUnavailable) && !control.Answered(err) && m.endsSoon(ctx):
 		return errExited
 	default:
@@ -145,7 +145,7 @@ func (m *machine) endsSoon(ctx context.Context) bool {
 		return true
 	case <-timer.C:
 	case <-ctx.Done():
-	case <-m.driver.life.Done():
+	case <-m.driver.machines.Closing():
 	}
 	return m.hasExited()
 }
@@ -290,8 +290,8 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 	err := m.ask(polite, func(ctx context.Context) error { return m.client.Stop(ctx, grace) })
 	cancel()
 	if err != nil && !errors.Is(err, errExited) {
-		if ctx.Err() != nil || m.driver.open() != nil {
-			return errors.Join(ctx.Err(), m.driver.open())
+		if ctx.Err() != nil || m.driver.machines.Err() != nil {
+			return errors.Join(ctx.Err(), m.driver.machines.Err())
 		}
 		m.driver.log.Warn("The shim does not end its machine, and is killed", "machine", m.id, "err", err)
 		// If its process ended meanwhile there is no handle to kill it by.
@@ -306,8 +306,8 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-m.driver.life.Done():
-		return errClosed
+	case <-m.driver.machines.Closing():
+		return machinedir.ErrClosed
 	case <-timer.C:
 		// It has ended its machine but not itself.
 		if err := m.kill(); m.hasExited() {
@@ -322,7 +322,6 @@ func (m *machine) stop(ctx context.Context, grace time.Duration) error {
 // watch owns the shim's process from the time that the machine is known until it has
 // ended or the driver is closed.
 func (m *machine) watch() {
-	defer m.driver.watchers.Done()
 	ended := make(chan bool, 1)
 	go func() { ended <- m.process.Wait() }()
 	var late <-chan time.Time
@@ -345,7 +344,7 @@ func (m *machine) watch() {
 				m.driver.log.Error("Cannot end the shim of an ended machine", "machine", m.id, "err", err)
 			}
 			late = nil
-		case <-m.driver.life.Done():
+		case <-m.driver.machines.Closing():
 			m.process.Close()
 			<-ended
 			m.letGo()
@@ -401,8 +400,8 @@ func (m *machine) Wait(ctx context.Context) (vm.Exit, error) {
 		return m.exit, nil
 	case <-ctx.Done():
 		return vm.Exit{}, m.wrap("wait for", ctx.Err())
-	case <-m.driver.life.Done():
-		return vm.Exit{}, m.wrap("wait for", errClosed)
+	case <-m.driver.machines.Closing():
+		return vm.Exit{}, m.wrap("wait for", machinedir.ErrClosed)
 	}
 }
 
@@ -436,14 +435,14 @@ func (m *machine) delete(ctx context.Context) error {
 	if deleted {
 		return nil // by a call that was before this one: the id may be another machine's by now
 	}
-	if err := m.driver.removeDir(m.id); err != nil {
+	if err := m.driver.machines.Remove(m.id, m.driver.program); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.deleted = true
 	m.mu.Unlock()
 	m.hangUp()
-	m.driver.forget(m)
+	m.driver.machines.Forget(m.id, m)
 	return nil
 }
 

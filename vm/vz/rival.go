@@ -36,7 +36,7 @@ func (d *Driver) hasRival(id string, identifier []byte) bool {
 // hasIdentifier: a machine without a record of it is not made yet.
 func (d *Driver) hasIdentifier(id string, identifier []byte) bool {
 	var identity layout.Identity
-	err := machinedir.ReadJSON(d.machineDir(id), layout.IdentityFile, &identity)
+	err := machinedir.ReadJSON(d.machines.Dir(id), layout.IdentityFile, &identity)
 	if errors.Is(err, os.ErrNotExist) {
 		return false
 	}
@@ -45,19 +45,17 @@ func (d *Driver) hasIdentifier(id string, identifier []byte) bool {
 
 // mayLive tells whether a machine's process may still be there, without adopting it.
 func (d *Driver) mayLive(id string) bool {
-	d.mu.Lock()
-	m, making := d.machines[id], d.making[id] != nil
-	d.mu.Unlock()
+	m, known, making := d.machines.Lookup(id)
 	if making {
 		return true
 	}
-	if m != nil && m.process != nil {
+	if known && m.process != nil {
 		return !m.hasExited()
 	}
 	var r layout.Record
-	if err := machinedir.ReadJSON(d.machineDir(id), layout.RecordFile, &r); err != nil || !r.Ready {
+	if err := machinedir.ReadJSON(d.machines.Dir(id), layout.RecordFile, &r); err != nil || !r.Ready {
 		// Never made completely: its shim may be there, and nobody knows its number.
-		left, err := process.In(d.machineDir(id), d.program)
+		left, err := process.In(d.machines.Dir(id), d.program)
 		for _, p := range left {
 			p.Close()
 		}

@@ -249,6 +249,7 @@ func another(t *testing.T, dir, do string) *exec.Cmd {
 	cmd.Env = append(os.Environ(), hostEnv+"="+dir, doEnv+"="+do, "TMPDIR="+t.TempDir()) // it cleans nothing up
 	out, err := cmd.StdoutPipe()
 	must(t, err)
+	cmd.Stderr = os.Stderr
 	must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
@@ -296,7 +297,9 @@ func TestAnotherProcess(t *testing.T) {
 		os.Exit(0)
 	}
 	ready()
-	select {}
+	// Not for ever: a program that waits for nothing is ended by the runtime, and what it
+	// holds with it.
+	<-time.After(time.Hour)
 }
 
 func text(path string) string {
