@@ -45,6 +45,7 @@ func newShimCommand() *cobra.Command {
 			}
 			return shim.Run(cmd.Context(), shim.Options{
 				Dir: dir, Listener: listener, Framework: framework, Slots: vz.ImageSlots, Build: version, Logger: logger,
+				Abort: func() { os.Exit(1) },
 			})
 		},
 	}

@@ -100,7 +100,7 @@ func runShim(s simulation, args []string) error {
 		return err
 	}
 	return shim.Run(ctx, shim.Options{
-		Dir: *dir, Listener: listener, Framework: f, Slots: vz.ImageSlots, Build: "test",
+		Dir: *dir, Listener: listener, Framework: f, Slots: vz.ImageSlots, Build: "test", Abort: func() { os.Exit(1) },
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 }

@@ -424,3 +424,24 @@ func TestStopWithoutDirectory(t *testing.T) {
 		t.Errorf("it is %q, %v, want exited", state, err)
 	}
 }
+
+// An end that something below holds up does not keep the process: what is written down
+// would be learnt by nobody.
+func TestEndInsists(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := bareMachine(t, newFakeFramework())
+		aborted := make(chan time.Duration, 1)
+		began := time.Now()
+		m.abort = func() { aborted <- time.Since(began) }
+		m.streams.all.Add(1) // a stream that does not end
+		go m.end(vm.Exit{Reason: vm.ExitStopped, Detail: "held up"})
+		if took := <-aborted; took != endTimeout {
+			t.Errorf("aborted after %s, want %s", took, endTimeout)
+		}
+		if exit := recordedExit(t, m); exit.Detail != "held up" {
+			t.Errorf("what was written down is %+v", exit)
+		}
+		m.streams.all.Done()
+		<-m.exited
+	})
+}

@@ -27,6 +27,10 @@ import (
 // process ends with it.
 const stopTimeout = 5 * time.Second
 
+// endTimeout is how long the process may live on once its machine's end is written down:
+// the framework has stopTimeout, whoever asks has farewell, streams and disks the rest.
+const endTimeout = 15 * time.Second
+
 // maxDetailBytes is what vm.Exit promises.
 const maxDetailBytes = 4 << 10
 
@@ -37,6 +41,7 @@ type machine struct {
 	slots     int
 	framework framework.Framework
 	log       *slog.Logger
+	abort     func() // nil: nobody insists
 	// single: the guest has one stream at a time (framework.Host.SingleConn).
 	single bool
 
@@ -69,7 +74,7 @@ func newMachine(dir string, r layout.Record, o Options) (*machine, error) {
 	}
 	m := &machine{
 		dir: dir, record: r, slots: o.Slots, framework: o.Framework, log: o.Logger, console: c,
-		op: make(chan struct{}, 1), exited: make(chan struct{}),
+		abort: o.Abort, op: make(chan struct{}, 1), exited: make(chan struct{}),
 	}
 	m.streams.init()
 	host, err := o.Framework.Host()
@@ -335,6 +340,10 @@ func (m *machine) end(exit vm.Exit) {
 	if err := machinedir.WriteJSONOnce(m.dir, layout.ExitFile, exit); err != nil && !errors.Is(err, fs.ErrExist) {
 		// On a full disk a machine must still be stoppable.
 		m.log.Warn("Cannot record the exit of the machine", "machine", m.record.ID, "err", err)
+	}
+	if m.abort != nil {
+		// Never stopped: the end of the process comes first.
+		time.AfterFunc(endTimeout, m.abort)
 	}
 	if v != nil {
 		m.unplug(v)

@@ -45,6 +45,10 @@ type Options struct {
 	Slots int
 	// Build is the version of vk-firkin.
 	Build string
+	// Abort ends the process at once. It is called when the machine's end has been written
+	// down and something below, which cannot be cancelled, keeps the process from ending: nobody
+	// would learn of the end before. Nil: it is waited for.
+	Abort func()
 	// Logger gets what nobody can be told by an error.
 	Logger *slog.Logger
 }
