@@ -272,6 +272,7 @@ func TestTemplateChanges(t *testing.T) {
 	first := waitPool(t, ns, "pool", "is full", full(2)).Status.Revision
 	apply(t, templatePod(ns, "old", "versions"))
 	waitRunning(t, ns, "old")
+	waitEntries(t, node, 2)
 	waitPool(t, ns, "pool", "is full again", full(2))
 
 	apply(t, templateManifest(ns, "versions", strings.Replace(simpleSetup, "prepared", "changed", 1)))
@@ -447,4 +448,16 @@ func reservedFor(t *testing.T, left int64) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("%d", total<<10-left)
+}
+
+// waitEntries waits until the node itself says how many entries stand ready: the pool's
+// status may still be one from before.
+func waitEntries(t *testing.T, n *cluster.Node, want float64) {
+	t.Helper()
+	eventually(t, waitBuild, fmt.Sprintf("%v entries stand ready on %s", want, n.Name), func() error {
+		if got := metric(t, n, "vk_firkin_pool_entries", `state="ready"`); got != want {
+			return fmt.Errorf("%v do", got)
+		}
+		return nil
+	})
 }

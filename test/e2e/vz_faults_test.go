@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/vk-firkin/vk-firkin/test/cluster"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 	"github.com/vk-firkin/vk-firkin/vm/vz/simulator"
 )
@@ -66,16 +65,4 @@ func TestVZPoolFaults(t *testing.T) {
 	if now, aside := m.snapshots(); len(aside) != 0 || len(now) != len(whole) {
 		t.Errorf("snapshots are %q, put aside %q; before %q", now, aside, whole)
 	}
-}
-
-// waitEntries waits until the node itself says how many entries stand ready: the pool's
-// status may still be one from before.
-func waitEntries(t *testing.T, n *cluster.Node, want float64) {
-	t.Helper()
-	eventually(t, waitBuild, fmt.Sprintf("%v entries stand ready on %s", want, n.Name), func() error {
-		if got := metric(t, n, "vk_firkin_pool_entries", `state="ready"`); got != want {
-			return fmt.Errorf("%v do", got)
-		}
-		return nil
-	})
 }
