@@ -63,7 +63,7 @@ test: ## Everything: unit, conformance on fake and QEMU, guest, e2e. Needs Go an
 	@$(MAKE) --no-print-directory test-unit verify-darwin typecheck-darwin guest test-machines controlplane test-controlplane test-e2e
 
 .PHONY: test-unit
-test-unit: ## Unit tests: no root, no network, no QEMU, under two minutes.
+test-unit: ## Unit tests: no root, no network, no QEMU, two to three minutes on 2 cores.
 	$(GO) test ./...
 
 .PHONY: test-race

@@ -42,7 +42,7 @@ func (idleStore) Refresh(context.Context, vm.Machine, Conn, string) error { retu
 func (idleStore) Forget(string) error                                     { return nil }
 
 // BenchmarkAcquireWarm is the supply's own work for one warm checkout, of a pool of
-// 100 entries among 50 pools. It fails when that costs more than 10 microseconds.
+// 100 entries among 50 pools. It fails when the median costs more than 10 microseconds.
 func BenchmarkAcquireWarm(b *testing.B) {
 	h := newMemoryHost()
 	s, err := New(Options{

@@ -19,6 +19,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/vm/network"
 	"github.com/vk-firkin/vk-firkin/vm/qemu"
 )
 
@@ -113,7 +114,7 @@ func refresh(ctx context.Context, c *guest.Client) error {
 		Entropy:      random(64),
 		MachineId:    fmt.Sprintf("%x", random(16)),
 		Hostname:     "bench",
-		Network:      &agentv1.Network{Address: "10.0.2.15/24", Gateway: "10.0.2.2", Nameservers: []string{"10.0.2.3"}},
+		Network:      &agentv1.Network{Address: network.Address, Gateway: network.Gateway, Nameservers: []string{network.Nameserver}},
 		Challenge:    random(32),
 	}))
 	return err
