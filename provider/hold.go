@@ -222,6 +222,7 @@ func (w *worker) observed(c *containerState, st *agentv1.ContainerStatus) {
 			w.dirty = true
 		}
 		w.copyOutput(c)
+		w.beginProbes(c)
 	case agentv1.ContainerState_CONTAINER_STATE_EXITED:
 		if c.startedAt.IsZero() {
 			c.startedAt = guestTime(st.GetStartedUnixNano(), now)

@@ -41,6 +41,8 @@ type state struct {
 	containers []*containerState
 	// deletion is set when the pod is to go.
 	deletion *deletion
+	// kill is set when the pod is to end although nobody deletes it.
+	kill *podKill
 }
 
 // refusal is why a pod was not admitted, as the pod's status shows it.
@@ -176,6 +178,8 @@ type containerState struct {
 
 	// stopSent, killSent: the signal went out for this run.
 	stopSent bool
+	// stop is set while the run is to end and the pod goes on.
+	stop *containerStop
 }
 
 // termination is how a run ended.

@@ -143,8 +143,8 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 	}
 	switch c.step {
 	case containerRunning:
-		yes := true
-		st.Started, st.Ready = &yes, true
+		started := c.isStarted()
+		st.Started, st.Ready = &started, c.isReady()
 		st.ContainerID = containerIDScheme + c.id(s)
 		st.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.startedAt)}
 	case containerExited:

@@ -116,7 +116,9 @@ func rules() map[string]rule {
 		"securityContext.appArmorProfile.type":     only("Unconfined"),
 		"securityContext.capabilities":             into(),
 	} {
-		r["containers[]."+path] = rule
+		for _, kind := range []string{"containers[].", "initContainers[].", "ephemeralContainers[]."} {
+			r[kind+path] = rule
+		}
 	}
 	for path, rule := range map[string]rule{
 		"name": anything, "emptyDir": into(), "emptyDir.medium": only("Memory"), "emptyDir.sizeLimit": anything,

@@ -30,6 +30,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SeccompType int32
+
+const (
+	// No filter.
+	SeccompType_SECCOMP_TYPE_UNSPECIFIED SeccompType = 0
+	// The agent's own, of the kind that container runtimes have by default.
+	SeccompType_SECCOMP_TYPE_RUNTIME_DEFAULT SeccompType = 1
+	// The profile that is given.
+	SeccompType_SECCOMP_TYPE_LOCALHOST SeccompType = 2
+)
+
+// Enum value maps for SeccompType.
+var (
+	SeccompType_name = map[int32]string{
+		0: "SECCOMP_TYPE_UNSPECIFIED",
+		1: "SECCOMP_TYPE_RUNTIME_DEFAULT",
+		2: "SECCOMP_TYPE_LOCALHOST",
+	}
+	SeccompType_value = map[string]int32{
+		"SECCOMP_TYPE_UNSPECIFIED":     0,
+		"SECCOMP_TYPE_RUNTIME_DEFAULT": 1,
+		"SECCOMP_TYPE_LOCALHOST":       2,
+	}
+)
+
+func (x SeccompType) Enum() *SeccompType {
+	p := new(SeccompType)
+	*p = x
+	return p
+}
+
+func (x SeccompType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SeccompType) Descriptor() protoreflect.EnumDescriptor {
+	return file_firkin_agent_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (SeccompType) Type() protoreflect.EnumType {
+	return &file_firkin_agent_v1_agent_proto_enumTypes[0]
+}
+
+func (x SeccompType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SeccompType.Descriptor instead.
+func (SeccompType) EnumDescriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 type ContainerState int32
 
 const (
@@ -66,11 +118,11 @@ func (x ContainerState) String() string {
 }
 
 func (ContainerState) Descriptor() protoreflect.EnumDescriptor {
-	return file_firkin_agent_v1_agent_proto_enumTypes[0].Descriptor()
+	return file_firkin_agent_v1_agent_proto_enumTypes[1].Descriptor()
 }
 
 func (ContainerState) Type() protoreflect.EnumType {
-	return &file_firkin_agent_v1_agent_proto_enumTypes[0]
+	return &file_firkin_agent_v1_agent_proto_enumTypes[1]
 }
 
 func (x ContainerState) Number() protoreflect.EnumNumber {
@@ -79,7 +131,7 @@ func (x ContainerState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ContainerState.Descriptor instead.
 func (ContainerState) EnumDescriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{1}
 }
 
 type OutputStream int32
@@ -115,11 +167,11 @@ func (x OutputStream) String() string {
 }
 
 func (OutputStream) Descriptor() protoreflect.EnumDescriptor {
-	return file_firkin_agent_v1_agent_proto_enumTypes[1].Descriptor()
+	return file_firkin_agent_v1_agent_proto_enumTypes[2].Descriptor()
 }
 
 func (OutputStream) Type() protoreflect.EnumType {
-	return &file_firkin_agent_v1_agent_proto_enumTypes[1]
+	return &file_firkin_agent_v1_agent_proto_enumTypes[2]
 }
 
 func (x OutputStream) Number() protoreflect.EnumNumber {
@@ -128,7 +180,7 @@ func (x OutputStream) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OutputStream.Descriptor instead.
 func (OutputStream) EnumDescriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{2}
 }
 
 type InfoRequest struct {
@@ -787,8 +839,14 @@ type StatsResponse struct {
 	ScratchTotalBytes int64             `protobuf:"varint,5,opt,name=scratch_total_bytes,json=scratchTotalBytes,proto3" json:"scratch_total_bytes,omitempty"`
 	ScratchUsedBytes  int64             `protobuf:"varint,6,opt,name=scratch_used_bytes,json=scratchUsedBytes,proto3" json:"scratch_used_bytes,omitempty"`
 	Containers        []*ContainerStats `protobuf:"bytes,7,rep,name=containers,proto3" json:"containers,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	Volumes           []*VolumeStats    `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// The machine's interface, all but loopback together.
+	Network               *NetworkStats `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"`
+	MemoryWorkingSetBytes int64         `protobuf:"varint,10,opt,name=memory_working_set_bytes,json=memoryWorkingSetBytes,proto3" json:"memory_working_set_bytes,omitempty"`
+	ScratchInodesTotal    int64         `protobuf:"varint,11,opt,name=scratch_inodes_total,json=scratchInodesTotal,proto3" json:"scratch_inodes_total,omitempty"`
+	ScratchInodesUsed     int64         `protobuf:"varint,12,opt,name=scratch_inodes_used,json=scratchInodesUsed,proto3" json:"scratch_inodes_used,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
@@ -870,6 +928,178 @@ func (x *StatsResponse) GetContainers() []*ContainerStats {
 	return nil
 }
 
+func (x *StatsResponse) GetVolumes() []*VolumeStats {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetNetwork() *NetworkStats {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetMemoryWorkingSetBytes() int64 {
+	if x != nil {
+		return x.MemoryWorkingSetBytes
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetScratchInodesTotal() int64 {
+	if x != nil {
+		return x.ScratchInodesTotal
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetScratchInodesUsed() int64 {
+	if x != nil {
+		return x.ScratchInodesUsed
+	}
+	return 0
+}
+
+// VolumeStats is what a volume holds: what its files allocate.
+type VolumeStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	UsedBytes     int64                  `protobuf:"varint,2,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	InodesUsed    int64                  `protobuf:"varint,3,opt,name=inodes_used,json=inodesUsed,proto3" json:"inodes_used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeStats) Reset() {
+	*x = VolumeStats{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeStats) ProtoMessage() {}
+
+func (x *VolumeStats) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeStats.ProtoReflect.Descriptor instead.
+func (*VolumeStats) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *VolumeStats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeStats) GetUsedBytes() int64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *VolumeStats) GetInodesUsed() int64 {
+	if x != nil {
+		return x.InodesUsed
+	}
+	return 0
+}
+
+type NetworkStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Interface     string                 `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	RxBytes       uint64                 `protobuf:"varint,2,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
+	RxErrors      uint64                 `protobuf:"varint,3,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"`
+	TxBytes       uint64                 `protobuf:"varint,4,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
+	TxErrors      uint64                 `protobuf:"varint,5,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkStats) Reset() {
+	*x = NetworkStats{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkStats) ProtoMessage() {}
+
+func (x *NetworkStats) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
+func (*NetworkStats) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NetworkStats) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *NetworkStats) GetRxBytes() uint64 {
+	if x != nil {
+		return x.RxBytes
+	}
+	return 0
+}
+
+func (x *NetworkStats) GetRxErrors() uint64 {
+	if x != nil {
+		return x.RxErrors
+	}
+	return 0
+}
+
+func (x *NetworkStats) GetTxBytes() uint64 {
+	if x != nil {
+		return x.TxBytes
+	}
+	return 0
+}
+
+func (x *NetworkStats) GetTxErrors() uint64 {
+	if x != nil {
+		return x.TxErrors
+	}
+	return 0
+}
+
 type ContainerStats struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -879,13 +1109,16 @@ type ContainerStats struct {
 	MemoryWorkingSetBytes int64 `protobuf:"varint,4,opt,name=memory_working_set_bytes,json=memoryWorkingSetBytes,proto3" json:"memory_working_set_bytes,omitempty"`
 	Pids                  int64 `protobuf:"varint,5,opt,name=pids,proto3" json:"pids,omitempty"`
 	WritableBytes         int64 `protobuf:"varint,6,opt,name=writable_bytes,json=writableBytes,proto3" json:"writable_bytes,omitempty"`
+	MemoryRssBytes        int64 `protobuf:"varint,7,opt,name=memory_rss_bytes,json=memoryRssBytes,proto3" json:"memory_rss_bytes,omitempty"`
+	PageFaults            int64 `protobuf:"varint,8,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
+	MajorPageFaults       int64 `protobuf:"varint,9,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1130,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1143,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -955,14 +1188,36 @@ func (x *ContainerStats) GetWritableBytes() int64 {
 	return 0
 }
 
+func (x *ContainerStats) GetMemoryRssBytes() int64 {
+	if x != nil {
+		return x.MemoryRssBytes
+	}
+	return 0
+}
+
+func (x *ContainerStats) GetPageFaults() int64 {
+	if x != nil {
+		return x.PageFaults
+	}
+	return 0
+}
+
+func (x *ContainerStats) GetMajorPageFaults() int64 {
+	if x != nil {
+		return x.MajorPageFaults
+	}
+	return 0
+}
+
 type ProbeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*ProbeRequest_Tcp
 	//	*ProbeRequest_Http
+	//	*ProbeRequest_Grpc
 	Kind isProbeRequest_Kind `protobuf_oneof:"kind"`
-	// 1 ms to 60 s.
+	// 1 ms to 1 h.
 	TimeoutNano   int64 `protobuf:"varint,3,opt,name=timeout_nano,json=timeoutNano,proto3" json:"timeout_nano,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -970,7 +1225,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1237,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1250,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProbeRequest) GetKind() isProbeRequest_Kind {
@@ -1023,6 +1278,15 @@ func (x *ProbeRequest) GetHttp() *HTTPProbe {
 	return nil
 }
 
+func (x *ProbeRequest) GetGrpc() *GRPCProbe {
+	if x != nil {
+		if x, ok := x.Kind.(*ProbeRequest_Grpc); ok {
+			return x.Grpc
+		}
+	}
+	return nil
+}
+
 func (x *ProbeRequest) GetTimeoutNano() int64 {
 	if x != nil {
 		return x.TimeoutNano
@@ -1042,21 +1306,29 @@ type ProbeRequest_Http struct {
 	Http *HTTPProbe `protobuf:"bytes,2,opt,name=http,proto3,oneof"`
 }
 
+type ProbeRequest_Grpc struct {
+	Grpc *GRPCProbe `protobuf:"bytes,4,opt,name=grpc,proto3,oneof"`
+}
+
 func (*ProbeRequest_Tcp) isProbeRequest_Kind() {}
 
 func (*ProbeRequest_Http) isProbeRequest_Kind() {}
 
+func (*ProbeRequest_Grpc) isProbeRequest_Kind() {}
+
 // TCPProbe succeeds when a connection is accepted.
 type TCPProbe struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Name or address to connect to; empty is the machine's loopback.
+	ConnectHost   string `protobuf:"bytes,2,opt,name=connect_host,json=connectHost,proto3" json:"connect_host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TCPProbe) Reset() {
 	*x = TCPProbe{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1340,7 @@ func (x *TCPProbe) String() string {
 func (*TCPProbe) ProtoMessage() {}
 
 func (x *TCPProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1353,7 @@ func (x *TCPProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPProbe.ProtoReflect.Descriptor instead.
 func (*TCPProbe) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TCPProbe) GetPort() int32 {
@@ -1091,8 +1363,69 @@ func (x *TCPProbe) GetPort() int32 {
 	return 0
 }
 
-// HTTPProbe succeeds when a GET is answered with a status from 200 to 399.
-// Redirections are not followed.
+func (x *TCPProbe) GetConnectHost() string {
+	if x != nil {
+		return x.ConnectHost
+	}
+	return ""
+}
+
+// GRPCProbe succeeds when the standard health service answers SERVING.
+type GRPCProbe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Empty asks for the server as a whole.
+	Service       string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GRPCProbe) Reset() {
+	*x = GRPCProbe{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GRPCProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GRPCProbe) ProtoMessage() {}
+
+func (x *GRPCProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GRPCProbe.ProtoReflect.Descriptor instead.
+func (*GRPCProbe) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GRPCProbe) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *GRPCProbe) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+// HTTPProbe succeeds when a GET is answered with a status from 200 to 399. Redirections
+// to the same host are followed; one to another host counts as success.
 type HTTPProbe struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
@@ -1103,14 +1436,16 @@ type HTTPProbe struct {
 	// HTTPS; the certificate is not verified.
 	Tls bool `protobuf:"varint,4,opt,name=tls,proto3" json:"tls,omitempty"`
 	// At most 64.
-	Headers       []*HTTPHeader `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty"`
+	Headers []*HTTPHeader `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty"`
+	// Name or address to connect to; empty is the machine's loopback.
+	ConnectHost   string `protobuf:"bytes,6,opt,name=connect_host,json=connectHost,proto3" json:"connect_host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HTTPProbe) Reset() {
 	*x = HTTPProbe{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1457,7 @@ func (x *HTTPProbe) String() string {
 func (*HTTPProbe) ProtoMessage() {}
 
 func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1470,7 @@ func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPProbe.ProtoReflect.Descriptor instead.
 func (*HTTPProbe) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HTTPProbe) GetPort() int32 {
@@ -1173,6 +1508,13 @@ func (x *HTTPProbe) GetHeaders() []*HTTPHeader {
 	return nil
 }
 
+func (x *HTTPProbe) GetConnectHost() string {
+	if x != nil {
+		return x.ConnectHost
+	}
+	return ""
+}
+
 type HTTPHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1183,7 +1525,7 @@ type HTTPHeader struct {
 
 func (x *HTTPHeader) Reset() {
 	*x = HTTPHeader{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1537,7 @@ func (x *HTTPHeader) String() string {
 func (*HTTPHeader) ProtoMessage() {}
 
 func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1550,7 @@ func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPHeader.ProtoReflect.Descriptor instead.
 func (*HTTPHeader) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HTTPHeader) GetName() string {
@@ -1238,7 +1580,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1592,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1605,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProbeResponse) GetSuccess() bool {
@@ -1287,6 +1629,330 @@ func (x *ProbeResponse) GetHttpStatus() int32 {
 	return 0
 }
 
+type ForwardRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ForwardRequest_Start
+	//	*ForwardRequest_Data
+	//	*ForwardRequest_Close
+	Event         isForwardRequest_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardRequest) Reset() {
+	*x = ForwardRequest{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardRequest) ProtoMessage() {}
+
+func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
+func (*ForwardRequest) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ForwardRequest) GetEvent() isForwardRequest_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetStart() *ForwardStart {
+	if x != nil {
+		if x, ok := x.Event.(*ForwardRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*ForwardRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetClose() *ForwardClose {
+	if x != nil {
+		if x, ok := x.Event.(*ForwardRequest_Close); ok {
+			return x.Close
+		}
+	}
+	return nil
+}
+
+type isForwardRequest_Event interface {
+	isForwardRequest_Event()
+}
+
+type ForwardRequest_Start struct {
+	Start *ForwardStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type ForwardRequest_Data struct {
+	// At most 64 KiB; of UDP, one datagram.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type ForwardRequest_Close struct {
+	// The caller sends no more.
+	Close *ForwardClose `protobuf:"bytes,3,opt,name=close,proto3,oneof"`
+}
+
+func (*ForwardRequest_Start) isForwardRequest_Event() {}
+
+func (*ForwardRequest_Data) isForwardRequest_Event() {}
+
+func (*ForwardRequest_Close) isForwardRequest_Event() {}
+
+type ForwardStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Datagrams instead of a stream: the call is one flow of them, and ends by the caller's close.
+	Udp           bool `protobuf:"varint,2,opt,name=udp,proto3" json:"udp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardStart) Reset() {
+	*x = ForwardStart{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardStart) ProtoMessage() {}
+
+func (x *ForwardStart) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardStart.ProtoReflect.Descriptor instead.
+func (*ForwardStart) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ForwardStart) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ForwardStart) GetUdp() bool {
+	if x != nil {
+		return x.Udp
+	}
+	return false
+}
+
+type ForwardClose struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardClose) Reset() {
+	*x = ForwardClose{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardClose) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardClose) ProtoMessage() {}
+
+func (x *ForwardClose) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardClose.ProtoReflect.Descriptor instead.
+func (*ForwardClose) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+type ForwardResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ForwardResponse_Connected
+	//	*ForwardResponse_Data
+	//	*ForwardResponse_Close
+	Event         isForwardResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardResponse) Reset() {
+	*x = ForwardResponse{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardResponse) ProtoMessage() {}
+
+func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardResponse.ProtoReflect.Descriptor instead.
+func (*ForwardResponse) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ForwardResponse) GetEvent() isForwardResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ForwardResponse) GetConnected() *ForwardConnected {
+	if x != nil {
+		if x, ok := x.Event.(*ForwardResponse_Connected); ok {
+			return x.Connected
+		}
+	}
+	return nil
+}
+
+func (x *ForwardResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*ForwardResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ForwardResponse) GetClose() *ForwardClose {
+	if x != nil {
+		if x, ok := x.Event.(*ForwardResponse_Close); ok {
+			return x.Close
+		}
+	}
+	return nil
+}
+
+type isForwardResponse_Event interface {
+	isForwardResponse_Event()
+}
+
+type ForwardResponse_Connected struct {
+	Connected *ForwardConnected `protobuf:"bytes,1,opt,name=connected,proto3,oneof"`
+}
+
+type ForwardResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type ForwardResponse_Close struct {
+	// The other end sends no more.
+	Close *ForwardClose `protobuf:"bytes,3,opt,name=close,proto3,oneof"`
+}
+
+func (*ForwardResponse_Connected) isForwardResponse_Event() {}
+
+func (*ForwardResponse_Data) isForwardResponse_Event() {}
+
+func (*ForwardResponse_Close) isForwardResponse_Event() {}
+
+type ForwardConnected struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardConnected) Reset() {
+	*x = ForwardConnected{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardConnected) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardConnected) ProtoMessage() {}
+
+func (x *ForwardConnected) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardConnected.ProtoReflect.Descriptor instead.
+func (*ForwardConnected) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+}
+
 type SetupPodRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Hostname string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
@@ -1295,13 +1961,16 @@ type SetupPodRequest struct {
 	ResolvConf []byte `protobuf:"bytes,3,opt,name=resolv_conf,json=resolvConf,proto3" json:"resolv_conf,omitempty"`
 	// The containers see each other's processes.
 	ShareProcessNamespace bool `protobuf:"varint,4,opt,name=share_process_namespace,json=shareProcessNamespace,proto3" json:"share_process_namespace,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// Kernel parameters of the machine, at most 256, set before the first container.
+	// invalid_argument names one that the kernel does not have or does not take.
+	Sysctls       []*Sysctl `protobuf:"bytes,5,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetupPodRequest) Reset() {
 	*x = SetupPodRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1982,7 @@ func (x *SetupPodRequest) String() string {
 func (*SetupPodRequest) ProtoMessage() {}
 
 func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1995,7 @@ func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodRequest.ProtoReflect.Descriptor instead.
 func (*SetupPodRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetupPodRequest) GetHostname() string {
@@ -1357,6 +2026,66 @@ func (x *SetupPodRequest) GetShareProcessNamespace() bool {
 	return false
 }
 
+func (x *SetupPodRequest) GetSysctls() []*Sysctl {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+type Sysctl struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With dots, for example net.ipv4.tcp_syncookies.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sysctl) Reset() {
+	*x = Sysctl{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sysctl) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sysctl) ProtoMessage() {}
+
+func (x *Sysctl) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
+func (*Sysctl) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Sysctl) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Sysctl) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 type SetupPodResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1365,7 +2094,7 @@ type SetupPodResponse struct {
 
 func (x *SetupPodResponse) Reset() {
 	*x = SetupPodResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +2106,7 @@ func (x *SetupPodResponse) String() string {
 func (*SetupPodResponse) ProtoMessage() {}
 
 func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +2119,7 @@ func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodResponse.ProtoReflect.Descriptor instead.
 func (*SetupPodResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type PrepareContainerRequest struct {
@@ -1404,7 +2133,7 @@ type PrepareContainerRequest struct {
 
 func (x *PrepareContainerRequest) Reset() {
 	*x = PrepareContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +2145,7 @@ func (x *PrepareContainerRequest) String() string {
 func (*PrepareContainerRequest) ProtoMessage() {}
 
 func (x *PrepareContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +2158,7 @@ func (x *PrepareContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareContainerRequest.ProtoReflect.Descriptor instead.
 func (*PrepareContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PrepareContainerRequest) GetImageSlot() int32 {
@@ -1454,7 +2183,7 @@ type PrepareContainerResponse struct {
 
 func (x *PrepareContainerResponse) Reset() {
 	*x = PrepareContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +2195,7 @@ func (x *PrepareContainerResponse) String() string {
 func (*PrepareContainerResponse) ProtoMessage() {}
 
 func (x *PrepareContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +2208,7 @@ func (x *PrepareContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareContainerResponse.ProtoReflect.Descriptor instead.
 func (*PrepareContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type CreateContainerRequest struct {
@@ -1511,14 +2240,22 @@ type CreateContainerRequest struct {
 	// Keep only the last 1 MiB or so of output instead of letting the container wait
 	// until somebody reads it: for one that runs on while no host is there. Sequence
 	// numbers then have a gap where output was dropped.
-	LossyOutput   bool `protobuf:"varint,14,opt,name=lossy_output,json=lossyOutput,proto3" json:"lossy_output,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LossyOutput bool `protobuf:"varint,14,opt,name=lossy_output,json=lossyOutput,proto3" json:"lossy_output,omitempty"`
+	// Absent is what a container begins with that asks for nothing.
+	Security *Security `protobuf:"bytes,15,opt,name=security,proto3" json:"security,omitempty"`
+	// Absolute path, in the container, of the file that its last words are read from; empty
+	// for none. The file exists, is empty and writable by anyone; at most 4 KiB of it are read when the
+	// container exits.
+	TerminationMessagePath string `protobuf:"bytes,16,opt,name=termination_message_path,json=terminationMessagePath,proto3" json:"termination_message_path,omitempty"`
+	// Id of a container whose processes this one sees and is seen by; empty for its own, or the pod's.
+	TargetContainer string `protobuf:"bytes,17,opt,name=target_container,json=targetContainer,proto3" json:"target_container,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +2267,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +2280,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1644,6 +2381,170 @@ func (x *CreateContainerRequest) GetLossyOutput() bool {
 	return false
 }
 
+func (x *CreateContainerRequest) GetSecurity() *Security {
+	if x != nil {
+		return x.Security
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetTerminationMessagePath() string {
+	if x != nil {
+		return x.TerminationMessagePath
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetTargetContainer() string {
+	if x != nil {
+		return x.TargetContainer
+	}
+	return ""
+}
+
+// Security is what a container may do in the machine.
+type Security struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All capabilities and devices, nothing masked, no seccomp filter.
+	Privileged bool `protobuf:"varint,1,opt,name=privileged,proto3" json:"privileged,omitempty"`
+	// Names with or without CAP_, or ALL; drop comes first, then add.
+	AddCapabilities  []string `protobuf:"bytes,2,rep,name=add_capabilities,json=addCapabilities,proto3" json:"add_capabilities,omitempty"`
+	DropCapabilities []string `protobuf:"bytes,3,rep,name=drop_capabilities,json=dropCapabilities,proto3" json:"drop_capabilities,omitempty"`
+	// A program gains nothing by set-user-ID or file capabilities.
+	NoNewPrivileges bool     `protobuf:"varint,4,opt,name=no_new_privileges,json=noNewPrivileges,proto3" json:"no_new_privileges,omitempty"`
+	Seccomp         *Seccomp `protobuf:"bytes,5,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
+	// /proc as the kernel has it: nothing masked, nothing read-only.
+	UnmaskedProc  bool `protobuf:"varint,6,opt,name=unmasked_proc,json=unmaskedProc,proto3" json:"unmasked_proc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Security) Reset() {
+	*x = Security{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Security) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Security) ProtoMessage() {}
+
+func (x *Security) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Security.ProtoReflect.Descriptor instead.
+func (*Security) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Security) GetPrivileged() bool {
+	if x != nil {
+		return x.Privileged
+	}
+	return false
+}
+
+func (x *Security) GetAddCapabilities() []string {
+	if x != nil {
+		return x.AddCapabilities
+	}
+	return nil
+}
+
+func (x *Security) GetDropCapabilities() []string {
+	if x != nil {
+		return x.DropCapabilities
+	}
+	return nil
+}
+
+func (x *Security) GetNoNewPrivileges() bool {
+	if x != nil {
+		return x.NoNewPrivileges
+	}
+	return false
+}
+
+func (x *Security) GetSeccomp() *Seccomp {
+	if x != nil {
+		return x.Seccomp
+	}
+	return nil
+}
+
+func (x *Security) GetUnmaskedProc() bool {
+	if x != nil {
+		return x.UnmaskedProc
+	}
+	return false
+}
+
+type Seccomp struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  SeccompType            `protobuf:"varint,1,opt,name=type,proto3,enum=firkin.agent.v1.SeccompType" json:"type,omitempty"`
+	// JSON as the OCI runtime specification's linux.seccomp, or as Docker's profiles, at most
+	// 1 MiB. invalid_argument when it cannot be read.
+	Profile       []byte `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seccomp) Reset() {
+	*x = Seccomp{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seccomp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seccomp) ProtoMessage() {}
+
+func (x *Seccomp) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
+func (*Seccomp) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Seccomp) GetType() SeccompType {
+	if x != nil {
+		return x.Type
+	}
+	return SeccompType_SECCOMP_TYPE_UNSPECIFIED
+}
+
+func (x *Seccomp) GetProfile() []byte {
+	if x != nil {
+		return x.Profile
+	}
+	return nil
+}
+
 // User as the image writes it ("uid", "name", "uid:gid", "name:group"), with the
 // pod's numeric overrides. Names are looked up in the image.
 type User struct {
@@ -1654,13 +2555,15 @@ type User struct {
 	SupplementalGroups []int64                `protobuf:"varint,4,rep,packed,name=supplemental_groups,json=supplementalGroups,proto3" json:"supplemental_groups,omitempty"`
 	// Refuse to start as uid 0 with failed_precondition.
 	RequireNonRoot bool `protobuf:"varint,5,opt,name=require_non_root,json=requireNonRoot,proto3" json:"require_non_root,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Only the groups that are named here, none of the image's /etc/group.
+	StrictGroups  bool `protobuf:"varint,6,opt,name=strict_groups,json=strictGroups,proto3" json:"strict_groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +2575,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +2588,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *User) GetImageUser() string {
@@ -1723,22 +2626,33 @@ func (x *User) GetRequireNonRoot() bool {
 	return false
 }
 
+func (x *User) GetStrictGroups() bool {
+	if x != nil {
+		return x.StrictGroups
+	}
+	return false
+}
+
 type Mount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of a volume made by PutVolume.
+	// Name of a volume made by PutVolume; empty with image_slot.
 	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	// Path inside the volume, may be empty; never leaves the volume.
 	SubPath string `protobuf:"bytes,2,opt,name=sub_path,json=subPath,proto3" json:"sub_path,omitempty"`
 	// Absolute path in the container.
-	Target        string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
-	ReadOnly      bool   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Target   string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	ReadOnly bool   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// What is mounted below is read-only as well.
+	RecursiveReadOnly bool `protobuf:"varint,5,opt,name=recursive_read_only,json=recursiveReadOnly,proto3" json:"recursive_read_only,omitempty"`
+	// Instead of a volume, the file system of the image in this slot, read-only.
+	ImageSlot     *int32 `protobuf:"varint,6,opt,name=image_slot,json=imageSlot,proto3,oneof" json:"image_slot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +2664,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +2677,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Mount) GetVolume() string {
@@ -1794,20 +2708,37 @@ func (x *Mount) GetReadOnly() bool {
 	return false
 }
 
+func (x *Mount) GetRecursiveReadOnly() bool {
+	if x != nil {
+		return x.RecursiveReadOnly
+	}
+	return false
+}
+
+func (x *Mount) GetImageSlot() int32 {
+	if x != nil && x.ImageSlot != nil {
+		return *x.ImageSlot
+	}
+	return 0
+}
+
 type Resources struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// cgroup v2 values; zero means unset.
 	MemoryMaxBytes int64 `protobuf:"varint,1,opt,name=memory_max_bytes,json=memoryMaxBytes,proto3" json:"memory_max_bytes,omitempty"`
 	// Microseconds of processor time per 100 ms.
-	CpuQuotaUs    int64 `protobuf:"varint,2,opt,name=cpu_quota_us,json=cpuQuotaUs,proto3" json:"cpu_quota_us,omitempty"`
-	CpuWeight     int64 `protobuf:"varint,3,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`
+	CpuQuotaUs int64 `protobuf:"varint,2,opt,name=cpu_quota_us,json=cpuQuotaUs,proto3" json:"cpu_quota_us,omitempty"`
+	CpuWeight  int64 `protobuf:"varint,3,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`
+	PidsMax    int64 `protobuf:"varint,4,opt,name=pids_max,json=pidsMax,proto3" json:"pids_max,omitempty"`
+	// -1000 to 1000: whom the kernel kills first for want of memory.
+	OomScoreAdj   int32 `protobuf:"varint,5,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2750,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2763,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Resources) GetMemoryMaxBytes() int64 {
@@ -1856,6 +2787,20 @@ func (x *Resources) GetCpuWeight() int64 {
 	return 0
 }
 
+func (x *Resources) GetPidsMax() int64 {
+	if x != nil {
+		return x.PidsMax
+	}
+	return 0
+}
+
+func (x *Resources) GetOomScoreAdj() int32 {
+	if x != nil {
+		return x.OomScoreAdj
+	}
+	return 0
+}
+
 type CreateContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1864,7 +2809,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2821,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2834,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type StartContainerRequest struct {
@@ -1901,7 +2846,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2858,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2871,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -1945,7 +2890,7 @@ type StartContainerResponse struct {
 
 func (x *StartContainerResponse) Reset() {
 	*x = StartContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2902,7 @@ func (x *StartContainerResponse) String() string {
 func (*StartContainerResponse) ProtoMessage() {}
 
 func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2915,7 @@ func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerResponse.ProtoReflect.Descriptor instead.
 func (*StartContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StartContainerResponse) GetStatus() *ContainerStatus {
@@ -1998,13 +2943,15 @@ type ContainerStatus struct {
 	Message string `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
 	// Sequence number of the last output record captured so far.
 	LastOutputSeq uint64 `protobuf:"varint,11,opt,name=last_output_seq,json=lastOutputSeq,proto3" json:"last_output_seq,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What was in the file of termination_message_path when the container exited.
+	TerminationMessage []byte `protobuf:"bytes,12,opt,name=termination_message,json=terminationMessage,proto3" json:"termination_message,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2963,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2976,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ContainerStatus) GetId() string {
@@ -2109,6 +3056,13 @@ func (x *ContainerStatus) GetLastOutputSeq() uint64 {
 	return 0
 }
 
+func (x *ContainerStatus) GetTerminationMessage() []byte {
+	if x != nil {
+		return x.TerminationMessage
+	}
+	return nil
+}
+
 type ListContainersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2117,7 +3071,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +3083,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +3096,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type ListContainersResponse struct {
@@ -2154,7 +3108,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +3120,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +3133,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListContainersResponse) GetContainers() []*ContainerStatus {
@@ -2197,7 +3151,7 @@ type WatchContainersRequest struct {
 
 func (x *WatchContainersRequest) Reset() {
 	*x = WatchContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +3163,7 @@ func (x *WatchContainersRequest) String() string {
 func (*WatchContainersRequest) ProtoMessage() {}
 
 func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +3176,7 @@ func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersRequest.ProtoReflect.Descriptor instead.
 func (*WatchContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type WatchContainersResponse struct {
@@ -2239,7 +3193,7 @@ type WatchContainersResponse struct {
 
 func (x *WatchContainersResponse) Reset() {
 	*x = WatchContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +3205,7 @@ func (x *WatchContainersResponse) String() string {
 func (*WatchContainersResponse) ProtoMessage() {}
 
 func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +3218,7 @@ func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersResponse.ProtoReflect.Descriptor instead.
 func (*WatchContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WatchContainersResponse) GetEvent() isWatchContainersResponse_Event {
@@ -2333,7 +3287,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +3299,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +3312,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type KeepAlive struct {
@@ -2369,7 +3323,7 @@ type KeepAlive struct {
 
 func (x *KeepAlive) Reset() {
 	*x = KeepAlive{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +3335,7 @@ func (x *KeepAlive) String() string {
 func (*KeepAlive) ProtoMessage() {}
 
 func (x *KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +3348,7 @@ func (x *KeepAlive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAlive.ProtoReflect.Descriptor instead.
 func (*KeepAlive) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type SignalContainerRequest struct {
@@ -2410,7 +3364,7 @@ type SignalContainerRequest struct {
 
 func (x *SignalContainerRequest) Reset() {
 	*x = SignalContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +3376,7 @@ func (x *SignalContainerRequest) String() string {
 func (*SignalContainerRequest) ProtoMessage() {}
 
 func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +3389,7 @@ func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerRequest.ProtoReflect.Descriptor instead.
 func (*SignalContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SignalContainerRequest) GetId() string {
@@ -2467,7 +3421,7 @@ type SignalContainerResponse struct {
 
 func (x *SignalContainerResponse) Reset() {
 	*x = SignalContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +3433,7 @@ func (x *SignalContainerResponse) String() string {
 func (*SignalContainerResponse) ProtoMessage() {}
 
 func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +3446,7 @@ func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerResponse.ProtoReflect.Descriptor instead.
 func (*SignalContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type RemoveContainerRequest struct {
@@ -2504,7 +3458,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +3470,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +3483,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -2547,7 +3501,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +3513,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +3526,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 type ReadOutputRequest struct {
@@ -2587,7 +3541,7 @@ type ReadOutputRequest struct {
 
 func (x *ReadOutputRequest) Reset() {
 	*x = ReadOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +3553,7 @@ func (x *ReadOutputRequest) String() string {
 func (*ReadOutputRequest) ProtoMessage() {}
 
 func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +3566,7 @@ func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputRequest.ProtoReflect.Descriptor instead.
 func (*ReadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReadOutputRequest) GetId() string {
@@ -2645,7 +3599,7 @@ type ReadOutputResponse struct {
 
 func (x *ReadOutputResponse) Reset() {
 	*x = ReadOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +3611,7 @@ func (x *ReadOutputResponse) String() string {
 func (*ReadOutputResponse) ProtoMessage() {}
 
 func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +3624,7 @@ func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputResponse.ProtoReflect.Descriptor instead.
 func (*ReadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReadOutputResponse) GetRecords() []*OutputRecord {
@@ -2697,7 +3651,7 @@ type OutputRecord struct {
 
 func (x *OutputRecord) Reset() {
 	*x = OutputRecord{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +3663,7 @@ func (x *OutputRecord) String() string {
 func (*OutputRecord) ProtoMessage() {}
 
 func (x *OutputRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +3676,7 @@ func (x *OutputRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRecord.ProtoReflect.Descriptor instead.
 func (*OutputRecord) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *OutputRecord) GetSeq() uint64 {
@@ -2770,7 +3724,7 @@ type AckOutputRequest struct {
 
 func (x *AckOutputRequest) Reset() {
 	*x = AckOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2782,7 +3736,7 @@ func (x *AckOutputRequest) String() string {
 func (*AckOutputRequest) ProtoMessage() {}
 
 func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +3749,7 @@ func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputRequest.ProtoReflect.Descriptor instead.
 func (*AckOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AckOutputRequest) GetId() string {
@@ -2820,7 +3774,7 @@ type AckOutputResponse struct {
 
 func (x *AckOutputResponse) Reset() {
 	*x = AckOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3786,7 @@ func (x *AckOutputResponse) String() string {
 func (*AckOutputResponse) ProtoMessage() {}
 
 func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3799,510 @@ func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputResponse.ProtoReflect.Descriptor instead.
 func (*AckOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+}
+
+type AttachContainerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*AttachContainerRequest_Start
+	//	*AttachContainerRequest_Stdin
+	//	*AttachContainerRequest_CloseStdin
+	//	*AttachContainerRequest_Resize
+	Event         isAttachContainerRequest_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachContainerRequest) Reset() {
+	*x = AttachContainerRequest{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachContainerRequest) ProtoMessage() {}
+
+func (x *AttachContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachContainerRequest.ProtoReflect.Descriptor instead.
+func (*AttachContainerRequest) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *AttachContainerRequest) GetEvent() isAttachContainerRequest_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *AttachContainerRequest) GetStart() *AttachStart {
+	if x != nil {
+		if x, ok := x.Event.(*AttachContainerRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *AttachContainerRequest) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*AttachContainerRequest_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+func (x *AttachContainerRequest) GetCloseStdin() *AttachCloseStdin {
+	if x != nil {
+		if x, ok := x.Event.(*AttachContainerRequest_CloseStdin); ok {
+			return x.CloseStdin
+		}
+	}
+	return nil
+}
+
+func (x *AttachContainerRequest) GetResize() *AttachResize {
+	if x != nil {
+		if x, ok := x.Event.(*AttachContainerRequest_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
+type isAttachContainerRequest_Event interface {
+	isAttachContainerRequest_Event()
+}
+
+type AttachContainerRequest_Start struct {
+	Start *AttachStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type AttachContainerRequest_Stdin struct {
+	Stdin []byte `protobuf:"bytes,2,opt,name=stdin,proto3,oneof"`
+}
+
+type AttachContainerRequest_CloseStdin struct {
+	// No more input will come from this caller.
+	CloseStdin *AttachCloseStdin `protobuf:"bytes,3,opt,name=close_stdin,json=closeStdin,proto3,oneof"`
+}
+
+type AttachContainerRequest_Resize struct {
+	Resize *AttachResize `protobuf:"bytes,4,opt,name=resize,proto3,oneof"`
+}
+
+func (*AttachContainerRequest_Start) isAttachContainerRequest_Event() {}
+
+func (*AttachContainerRequest_Stdin) isAttachContainerRequest_Event() {}
+
+func (*AttachContainerRequest_CloseStdin) isAttachContainerRequest_Event() {}
+
+func (*AttachContainerRequest_Resize) isAttachContainerRequest_Event() {}
+
+type AttachStart struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Stdin  bool                   `protobuf:"varint,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout bool                   `protobuf:"varint,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr bool                   `protobuf:"varint,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// The container's standard input ends when this caller's does, or when it goes away.
+	StdinOnce     bool `protobuf:"varint,5,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachStart) Reset() {
+	*x = AttachStart{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachStart) ProtoMessage() {}
+
+func (x *AttachStart) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
+func (*AttachStart) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *AttachStart) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AttachStart) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *AttachStart) GetStdout() bool {
+	if x != nil {
+		return x.Stdout
+	}
+	return false
+}
+
+func (x *AttachStart) GetStderr() bool {
+	if x != nil {
+		return x.Stderr
+	}
+	return false
+}
+
+func (x *AttachStart) GetStdinOnce() bool {
+	if x != nil {
+		return x.StdinOnce
+	}
+	return false
+}
+
+type AttachCloseStdin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachCloseStdin) Reset() {
+	*x = AttachCloseStdin{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachCloseStdin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachCloseStdin) ProtoMessage() {}
+
+func (x *AttachCloseStdin) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachCloseStdin.ProtoReflect.Descriptor instead.
+func (*AttachCloseStdin) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{59}
+}
+
+type AttachResize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cols          uint32                 `protobuf:"varint,1,opt,name=cols,proto3" json:"cols,omitempty"`
+	Rows          uint32                 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachResize) Reset() {
+	*x = AttachResize{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachResize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachResize) ProtoMessage() {}
+
+func (x *AttachResize) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachResize.ProtoReflect.Descriptor instead.
+func (*AttachResize) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *AttachResize) GetCols() uint32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+func (x *AttachResize) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+type AttachContainerResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*AttachContainerResponse_Attached
+	//	*AttachContainerResponse_Stdout
+	//	*AttachContainerResponse_Stderr
+	Event         isAttachContainerResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachContainerResponse) Reset() {
+	*x = AttachContainerResponse{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachContainerResponse) ProtoMessage() {}
+
+func (x *AttachContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachContainerResponse.ProtoReflect.Descriptor instead.
+func (*AttachContainerResponse) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *AttachContainerResponse) GetEvent() isAttachContainerResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *AttachContainerResponse) GetAttached() *Attached {
+	if x != nil {
+		if x, ok := x.Event.(*AttachContainerResponse_Attached); ok {
+			return x.Attached
+		}
+	}
+	return nil
+}
+
+func (x *AttachContainerResponse) GetStdout() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*AttachContainerResponse_Stdout); ok {
+			return x.Stdout
+		}
+	}
+	return nil
+}
+
+func (x *AttachContainerResponse) GetStderr() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*AttachContainerResponse_Stderr); ok {
+			return x.Stderr
+		}
+	}
+	return nil
+}
+
+type isAttachContainerResponse_Event interface {
+	isAttachContainerResponse_Event()
+}
+
+type AttachContainerResponse_Attached struct {
+	Attached *Attached `protobuf:"bytes,1,opt,name=attached,proto3,oneof"`
+}
+
+type AttachContainerResponse_Stdout struct {
+	// At most 64 KiB each.
+	Stdout []byte `protobuf:"bytes,2,opt,name=stdout,proto3,oneof"`
+}
+
+type AttachContainerResponse_Stderr struct {
+	Stderr []byte `protobuf:"bytes,3,opt,name=stderr,proto3,oneof"`
+}
+
+func (*AttachContainerResponse_Attached) isAttachContainerResponse_Event() {}
+
+func (*AttachContainerResponse_Stdout) isAttachContainerResponse_Event() {}
+
+func (*AttachContainerResponse_Stderr) isAttachContainerResponse_Event() {}
+
+type Attached struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attached) Reset() {
+	*x = Attached{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attached) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attached) ProtoMessage() {}
+
+func (x *Attached) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attached.ProtoReflect.Descriptor instead.
+func (*Attached) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{62}
+}
+
+type UpdateContainerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Resources     *Resources             `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateContainerRequest) Reset() {
+	*x = UpdateContainerRequest{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateContainerRequest) ProtoMessage() {}
+
+func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
+func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *UpdateContainerRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateContainerRequest) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type UpdateContainerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateContainerResponse) Reset() {
+	*x = UpdateContainerResponse{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateContainerResponse) ProtoMessage() {}
+
+func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
+func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{64}
 }
 
 type PutVolumeRequest struct {
@@ -2864,7 +4321,7 @@ type PutVolumeRequest struct {
 
 func (x *PutVolumeRequest) Reset() {
 	*x = PutVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +4333,7 @@ func (x *PutVolumeRequest) String() string {
 func (*PutVolumeRequest) ProtoMessage() {}
 
 func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +4346,7 @@ func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PutVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PutVolumeRequest) GetName() string {
@@ -2928,7 +4385,7 @@ type PutVolumeResponse struct {
 
 func (x *PutVolumeResponse) Reset() {
 	*x = PutVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +4397,7 @@ func (x *PutVolumeResponse) String() string {
 func (*PutVolumeResponse) ProtoMessage() {}
 
 func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +4410,7 @@ func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PutVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 type WriteFilesRequest struct {
@@ -2966,7 +4423,7 @@ type WriteFilesRequest struct {
 
 func (x *WriteFilesRequest) Reset() {
 	*x = WriteFilesRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2978,7 +4435,7 @@ func (x *WriteFilesRequest) String() string {
 func (*WriteFilesRequest) ProtoMessage() {}
 
 func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +4448,7 @@ func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesRequest.ProtoReflect.Descriptor instead.
 func (*WriteFilesRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *WriteFilesRequest) GetVolume() string {
@@ -3022,7 +4479,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +4491,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +4504,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *File) GetPath() string {
@@ -3087,7 +4544,7 @@ type WriteFilesResponse struct {
 
 func (x *WriteFilesResponse) Reset() {
 	*x = WriteFilesResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +4556,7 @@ func (x *WriteFilesResponse) String() string {
 func (*WriteFilesResponse) ProtoMessage() {}
 
 func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +4569,7 @@ func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesResponse.ProtoReflect.Descriptor instead.
 func (*WriteFilesResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *WriteFilesResponse) GetChanged() bool {
@@ -3120,6 +4577,185 @@ func (x *WriteFilesResponse) GetChanged() bool {
 		return x.Changed
 	}
 	return false
+}
+
+type PutArchiveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*PutArchiveRequest_Start
+	//	*PutArchiveRequest_Data
+	Event         isPutArchiveRequest_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutArchiveRequest) Reset() {
+	*x = PutArchiveRequest{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutArchiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutArchiveRequest) ProtoMessage() {}
+
+func (x *PutArchiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutArchiveRequest.ProtoReflect.Descriptor instead.
+func (*PutArchiveRequest) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *PutArchiveRequest) GetEvent() isPutArchiveRequest_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *PutArchiveRequest) GetStart() *PutArchiveStart {
+	if x != nil {
+		if x, ok := x.Event.(*PutArchiveRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *PutArchiveRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*PutArchiveRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isPutArchiveRequest_Event interface {
+	isPutArchiveRequest_Event()
+}
+
+type PutArchiveRequest_Start struct {
+	Start *PutArchiveStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type PutArchiveRequest_Data struct {
+	// At most 1 MiB.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*PutArchiveRequest_Start) isPutArchiveRequest_Event() {}
+
+func (*PutArchiveRequest_Data) isPutArchiveRequest_Event() {}
+
+type PutArchiveStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutArchiveStart) Reset() {
+	*x = PutArchiveStart{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutArchiveStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutArchiveStart) ProtoMessage() {}
+
+func (x *PutArchiveStart) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutArchiveStart.ProtoReflect.Descriptor instead.
+func (*PutArchiveStart) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *PutArchiveStart) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type PutArchiveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Files         int64                  `protobuf:"varint,2,opt,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutArchiveResponse) Reset() {
+	*x = PutArchiveResponse{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutArchiveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutArchiveResponse) ProtoMessage() {}
+
+func (x *PutArchiveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutArchiveResponse.ProtoReflect.Descriptor instead.
+func (*PutArchiveResponse) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *PutArchiveResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PutArchiveResponse) GetFiles() int64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
 }
 
 type RemoveVolumeRequest struct {
@@ -3131,7 +4767,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +4779,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +4792,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -3174,7 +4810,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3186,7 +4822,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3199,7 +4835,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{74}
 }
 
 var File_firkin_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -3248,7 +4884,7 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x03mtu\x18\x04 \x01(\x05R\x03mtu\"\x11\n" +
 	"\x0fPowerOffRequest\"\x12\n" +
 	"\x10PowerOffResponse\"\x0e\n" +
-	"\fStatsRequest\"\xd3\x02\n" +
+	"\fStatsRequest\"\xdf\x04\n" +
 	"\rStatsResponse\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12,\n" +
 	"\x12memory_total_bytes\x18\x02 \x01(\x03R\x10memoryTotalBytes\x124\n" +
@@ -3258,27 +4894,55 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x12scratch_used_bytes\x18\x06 \x01(\x03R\x10scratchUsedBytes\x12?\n" +
 	"\n" +
 	"containers\x18\a \x03(\v2\x1f.firkin.agent.v1.ContainerStatsR\n" +
-	"containers\"\xd2\x01\n" +
+	"containers\x126\n" +
+	"\avolumes\x18\b \x03(\v2\x1c.firkin.agent.v1.VolumeStatsR\avolumes\x127\n" +
+	"\anetwork\x18\t \x01(\v2\x1d.firkin.agent.v1.NetworkStatsR\anetwork\x127\n" +
+	"\x18memory_working_set_bytes\x18\n" +
+	" \x01(\x03R\x15memoryWorkingSetBytes\x120\n" +
+	"\x14scratch_inodes_total\x18\v \x01(\x03R\x12scratchInodesTotal\x12.\n" +
+	"\x13scratch_inodes_used\x18\f \x01(\x03R\x11scratchInodesUsed\"a\n" +
+	"\vVolumeStats\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x02 \x01(\x03R\tusedBytes\x12\x1f\n" +
+	"\vinodes_used\x18\x03 \x01(\x03R\n" +
+	"inodesUsed\"\x9c\x01\n" +
+	"\fNetworkStats\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x19\n" +
+	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1b\n" +
+	"\trx_errors\x18\x03 \x01(\x04R\brxErrors\x12\x19\n" +
+	"\btx_bytes\x18\x04 \x01(\x04R\atxBytes\x12\x1b\n" +
+	"\ttx_errors\x18\x05 \x01(\x04R\btxErrors\"\xc9\x02\n" +
 	"\x0eContainerStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
 	"\bcpu_nano\x18\x02 \x01(\x03R\acpuNano\x12!\n" +
 	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x127\n" +
 	"\x18memory_working_set_bytes\x18\x04 \x01(\x03R\x15memoryWorkingSetBytes\x12\x12\n" +
 	"\x04pids\x18\x05 \x01(\x03R\x04pids\x12%\n" +
-	"\x0ewritable_bytes\x18\x06 \x01(\x03R\rwritableBytes\"\x9a\x01\n" +
+	"\x0ewritable_bytes\x18\x06 \x01(\x03R\rwritableBytes\x12(\n" +
+	"\x10memory_rss_bytes\x18\a \x01(\x03R\x0ememoryRssBytes\x12\x1f\n" +
+	"\vpage_faults\x18\b \x01(\x03R\n" +
+	"pageFaults\x12*\n" +
+	"\x11major_page_faults\x18\t \x01(\x03R\x0fmajorPageFaults\"\xcc\x01\n" +
 	"\fProbeRequest\x12-\n" +
 	"\x03tcp\x18\x01 \x01(\v2\x19.firkin.agent.v1.TCPProbeH\x00R\x03tcp\x120\n" +
-	"\x04http\x18\x02 \x01(\v2\x1a.firkin.agent.v1.HTTPProbeH\x00R\x04http\x12!\n" +
+	"\x04http\x18\x02 \x01(\v2\x1a.firkin.agent.v1.HTTPProbeH\x00R\x04http\x120\n" +
+	"\x04grpc\x18\x04 \x01(\v2\x1a.firkin.agent.v1.GRPCProbeH\x00R\x04grpc\x12!\n" +
 	"\ftimeout_nano\x18\x03 \x01(\x03R\vtimeoutNanoB\x06\n" +
-	"\x04kind\"\x1e\n" +
+	"\x04kind\"A\n" +
 	"\bTCPProbe\x12\x12\n" +
-	"\x04port\x18\x01 \x01(\x05R\x04port\"\x90\x01\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\x12!\n" +
+	"\fconnect_host\x18\x02 \x01(\tR\vconnectHost\"9\n" +
+	"\tGRPCProbe\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\"\xb3\x01\n" +
 	"\tHTTPProbe\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x10\n" +
 	"\x03tls\x18\x04 \x01(\bR\x03tls\x125\n" +
-	"\aheaders\x18\x05 \x03(\v2\x1b.firkin.agent.v1.HTTPHeaderR\aheaders\"6\n" +
+	"\aheaders\x18\x05 \x03(\v2\x1b.firkin.agent.v1.HTTPHeaderR\aheaders\x12!\n" +
+	"\fconnect_host\x18\x06 \x01(\tR\vconnectHost\"6\n" +
 	"\n" +
 	"HTTPHeader\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -3287,19 +4951,38 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
 	"\vhttp_status\x18\x03 \x01(\x05R\n" +
-	"httpStatus\"\x9c\x01\n" +
+	"httpStatus\"\x9d\x01\n" +
+	"\x0eForwardRequest\x125\n" +
+	"\x05start\x18\x01 \x01(\v2\x1d.firkin.agent.v1.ForwardStartH\x00R\x05start\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x125\n" +
+	"\x05close\x18\x03 \x01(\v2\x1d.firkin.agent.v1.ForwardCloseH\x00R\x05closeB\a\n" +
+	"\x05event\"4\n" +
+	"\fForwardStart\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x10\n" +
+	"\x03udp\x18\x02 \x01(\bR\x03udp\"\x0e\n" +
+	"\fForwardClose\"\xaa\x01\n" +
+	"\x0fForwardResponse\x12A\n" +
+	"\tconnected\x18\x01 \x01(\v2!.firkin.agent.v1.ForwardConnectedH\x00R\tconnected\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x125\n" +
+	"\x05close\x18\x03 \x01(\v2\x1d.firkin.agent.v1.ForwardCloseH\x00R\x05closeB\a\n" +
+	"\x05event\"\x12\n" +
+	"\x10ForwardConnected\"\xcf\x01\n" +
 	"\x0fSetupPodRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05hosts\x18\x02 \x01(\fR\x05hosts\x12\x1f\n" +
 	"\vresolv_conf\x18\x03 \x01(\fR\n" +
 	"resolvConf\x126\n" +
-	"\x17share_process_namespace\x18\x04 \x01(\bR\x15shareProcessNamespace\"\x12\n" +
+	"\x17share_process_namespace\x18\x04 \x01(\bR\x15shareProcessNamespace\x121\n" +
+	"\asysctls\x18\x05 \x03(\v2\x17.firkin.agent.v1.SysctlR\asysctls\"2\n" +
+	"\x06Sysctl\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x12\n" +
 	"\x10SetupPodResponse\"[\n" +
 	"\x17PrepareContainerRequest\x12\x1d\n" +
 	"\n" +
 	"image_slot\x18\x01 \x01(\x05R\timageSlot\x12!\n" +
 	"\flower_layers\x18\x02 \x03(\tR\vlowerLayers\"\x1a\n" +
-	"\x18PrepareContainerResponse\"\xde\x03\n" +
+	"\x18PrepareContainerResponse\"\xfa\x04\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -3317,32 +5000,54 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\tresources\x18\v \x01(\v2\x1a.firkin.agent.v1.ResourcesR\tresources\x12%\n" +
 	"\x0ewritable_layer\x18\f \x01(\tR\rwritableLayer\x12!\n" +
 	"\flower_layers\x18\r \x03(\tR\vlowerLayers\x12!\n" +
-	"\flossy_output\x18\x0e \x01(\bR\vlossyOutput\"\xbe\x01\n" +
+	"\flossy_output\x18\x0e \x01(\bR\vlossyOutput\x125\n" +
+	"\bsecurity\x18\x0f \x01(\v2\x19.firkin.agent.v1.SecurityR\bsecurity\x128\n" +
+	"\x18termination_message_path\x18\x10 \x01(\tR\x16terminationMessagePath\x12)\n" +
+	"\x10target_container\x18\x11 \x01(\tR\x0ftargetContainer\"\x87\x02\n" +
+	"\bSecurity\x12\x1e\n" +
+	"\n" +
+	"privileged\x18\x01 \x01(\bR\n" +
+	"privileged\x12)\n" +
+	"\x10add_capabilities\x18\x02 \x03(\tR\x0faddCapabilities\x12+\n" +
+	"\x11drop_capabilities\x18\x03 \x03(\tR\x10dropCapabilities\x12*\n" +
+	"\x11no_new_privileges\x18\x04 \x01(\bR\x0fnoNewPrivileges\x122\n" +
+	"\aseccomp\x18\x05 \x01(\v2\x18.firkin.agent.v1.SeccompR\aseccomp\x12#\n" +
+	"\runmasked_proc\x18\x06 \x01(\bR\funmaskedProc\"U\n" +
+	"\aSeccomp\x120\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x1c.firkin.agent.v1.SeccompTypeR\x04type\x12\x18\n" +
+	"\aprofile\x18\x02 \x01(\fR\aprofile\"\xe3\x01\n" +
 	"\x04User\x12\x1d\n" +
 	"\n" +
 	"image_user\x18\x01 \x01(\tR\timageUser\x12\x15\n" +
 	"\x03uid\x18\x02 \x01(\x03H\x00R\x03uid\x88\x01\x01\x12\x15\n" +
 	"\x03gid\x18\x03 \x01(\x03H\x01R\x03gid\x88\x01\x01\x12/\n" +
 	"\x13supplemental_groups\x18\x04 \x03(\x03R\x12supplementalGroups\x12(\n" +
-	"\x10require_non_root\x18\x05 \x01(\bR\x0erequireNonRootB\x06\n" +
+	"\x10require_non_root\x18\x05 \x01(\bR\x0erequireNonRoot\x12#\n" +
+	"\rstrict_groups\x18\x06 \x01(\bR\fstrictGroupsB\x06\n" +
 	"\x04_uidB\x06\n" +
-	"\x04_gid\"o\n" +
+	"\x04_gid\"\xd2\x01\n" +
 	"\x05Mount\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x19\n" +
 	"\bsub_path\x18\x02 \x01(\tR\asubPath\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\tR\x06target\x12\x1b\n" +
-	"\tread_only\x18\x04 \x01(\bR\breadOnly\"v\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12.\n" +
+	"\x13recursive_read_only\x18\x05 \x01(\bR\x11recursiveReadOnly\x12\"\n" +
+	"\n" +
+	"image_slot\x18\x06 \x01(\x05H\x00R\timageSlot\x88\x01\x01B\r\n" +
+	"\v_image_slot\"\xb5\x01\n" +
 	"\tResources\x12(\n" +
 	"\x10memory_max_bytes\x18\x01 \x01(\x03R\x0ememoryMaxBytes\x12 \n" +
 	"\fcpu_quota_us\x18\x02 \x01(\x03R\n" +
 	"cpuQuotaUs\x12\x1d\n" +
 	"\n" +
-	"cpu_weight\x18\x03 \x01(\x03R\tcpuWeight\"\x19\n" +
+	"cpu_weight\x18\x03 \x01(\x03R\tcpuWeight\x12\x19\n" +
+	"\bpids_max\x18\x04 \x01(\x03R\apidsMax\x12\"\n" +
+	"\room_score_adj\x18\x05 \x01(\x05R\voomScoreAdj\"\x19\n" +
 	"\x17CreateContainerResponse\"'\n" +
 	"\x15StartContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"R\n" +
 	"\x16StartContainerResponse\x128\n" +
-	"\x06status\x18\x01 \x01(\v2 .firkin.agent.v1.ContainerStatusR\x06status\"\xff\x02\n" +
+	"\x06status\x18\x01 \x01(\v2 .firkin.agent.v1.ContainerStatusR\x06status\"\xb0\x03\n" +
 	"\x0fContainerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1f.firkin.agent.v1.ContainerStateR\x05state\x12\x10\n" +
@@ -3355,7 +5060,8 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x06reason\x18\t \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\n" +
 	" \x01(\tR\amessage\x12&\n" +
-	"\x0flast_output_seq\x18\v \x01(\x04R\rlastOutputSeq\"\x17\n" +
+	"\x0flast_output_seq\x18\v \x01(\x04R\rlastOutputSeq\x12/\n" +
+	"\x13termination_message\x18\f \x01(\fR\x12terminationMessage\"\x17\n" +
 	"\x15ListContainersRequest\"Z\n" +
 	"\x16ListContainersResponse\x12@\n" +
 	"\n" +
@@ -3393,7 +5099,36 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vthrough_seq\x18\x02 \x01(\x04R\n" +
 	"throughSeq\"\x13\n" +
-	"\x11AckOutputResponse\"\x95\x01\n" +
+	"\x11AckOutputResponse\"\xee\x01\n" +
+	"\x16AttachContainerRequest\x124\n" +
+	"\x05start\x18\x01 \x01(\v2\x1c.firkin.agent.v1.AttachStartH\x00R\x05start\x12\x16\n" +
+	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12D\n" +
+	"\vclose_stdin\x18\x03 \x01(\v2!.firkin.agent.v1.AttachCloseStdinH\x00R\n" +
+	"closeStdin\x127\n" +
+	"\x06resize\x18\x04 \x01(\v2\x1d.firkin.agent.v1.AttachResizeH\x00R\x06resizeB\a\n" +
+	"\x05event\"\x82\x01\n" +
+	"\vAttachStart\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05stdin\x18\x02 \x01(\bR\x05stdin\x12\x16\n" +
+	"\x06stdout\x18\x03 \x01(\bR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x04 \x01(\bR\x06stderr\x12\x1d\n" +
+	"\n" +
+	"stdin_once\x18\x05 \x01(\bR\tstdinOnce\"\x12\n" +
+	"\x10AttachCloseStdin\"6\n" +
+	"\fAttachResize\x12\x12\n" +
+	"\x04cols\x18\x01 \x01(\rR\x04cols\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\rR\x04rows\"\x8f\x01\n" +
+	"\x17AttachContainerResponse\x127\n" +
+	"\battached\x18\x01 \x01(\v2\x19.firkin.agent.v1.AttachedH\x00R\battached\x12\x18\n" +
+	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
+	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderrB\a\n" +
+	"\x05event\"\n" +
+	"\n" +
+	"\bAttached\"b\n" +
+	"\x16UpdateContainerRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x128\n" +
+	"\tresources\x18\x02 \x01(\v2\x1a.firkin.agent.v1.ResourcesR\tresources\"\x19\n" +
+	"\x17UpdateContainerResponse\"\x95\x01\n" +
 	"\x10PutVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\bR\x06memory\x12(\n" +
@@ -3411,10 +5146,23 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x03uid\x18\x04 \x01(\x03H\x00R\x03uid\x88\x01\x01B\x06\n" +
 	"\x04_uid\".\n" +
 	"\x12WriteFilesResponse\x12\x18\n" +
-	"\achanged\x18\x01 \x01(\bR\achanged\")\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\"l\n" +
+	"\x11PutArchiveRequest\x128\n" +
+	"\x05start\x18\x01 \x01(\v2 .firkin.agent.v1.PutArchiveStartH\x00R\x05start\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\a\n" +
+	"\x05event\")\n" +
+	"\x0fPutArchiveStart\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"@\n" +
+	"\x12PutArchiveResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05files\x18\x02 \x01(\x03R\x05files\")\n" +
 	"\x13RemoveVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
-	"\x14RemoveVolumeResponse*\x87\x01\n" +
+	"\x14RemoveVolumeResponse*i\n" +
+	"\vSeccompType\x12\x1c\n" +
+	"\x18SECCOMP_TYPE_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cSECCOMP_TYPE_RUNTIME_DEFAULT\x10\x01\x12\x1a\n" +
+	"\x16SECCOMP_TYPE_LOCALHOST\x10\x02*\x87\x01\n" +
 	"\x0eContainerState\x12\x1f\n" +
 	"\x1bCONTAINER_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17CONTAINER_STATE_CREATED\x10\x01\x12\x1b\n" +
@@ -3423,7 +5171,7 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\fOutputStream\x12\x1d\n" +
 	"\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n" +
-	"\x14OUTPUT_STREAM_STDERR\x10\x022\x8c\x04\n" +
+	"\x14OUTPUT_STREAM_STDERR\x10\x022\xde\x04\n" +
 	"\fAgentService\x12C\n" +
 	"\x04Info\x12\x1c.firkin.agent.v1.InfoRequest\x1a\x1d.firkin.agent.v1.InfoResponse\x12C\n" +
 	"\x04Ping\x12\x1c.firkin.agent.v1.PingRequest\x1a\x1d.firkin.agent.v1.PingResponse\x12C\n" +
@@ -3431,7 +5179,8 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\aRefresh\x12\x1f.firkin.agent.v1.RefreshRequest\x1a .firkin.agent.v1.RefreshResponse\x12O\n" +
 	"\bPowerOff\x12 .firkin.agent.v1.PowerOffRequest\x1a!.firkin.agent.v1.PowerOffResponse\x12F\n" +
 	"\x05Stats\x12\x1d.firkin.agent.v1.StatsRequest\x1a\x1e.firkin.agent.v1.StatsResponse\x12F\n" +
-	"\x05Probe\x12\x1d.firkin.agent.v1.ProbeRequest\x1a\x1e.firkin.agent.v1.ProbeResponse2\xd9\a\n" +
+	"\x05Probe\x12\x1d.firkin.agent.v1.ProbeRequest\x1a\x1e.firkin.agent.v1.ProbeResponse\x12P\n" +
+	"\aForward\x12\x1f.firkin.agent.v1.ForwardRequest\x1a .firkin.agent.v1.ForwardResponse(\x010\x012\xa9\t\n" +
 	"\x10ContainerService\x12O\n" +
 	"\bSetupPod\x12 .firkin.agent.v1.SetupPodRequest\x1a!.firkin.agent.v1.SetupPodResponse\x12g\n" +
 	"\x10PrepareContainer\x12(.firkin.agent.v1.PrepareContainerRequest\x1a).firkin.agent.v1.PrepareContainerResponse\x12d\n" +
@@ -3443,11 +5192,15 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x0fRemoveContainer\x12'.firkin.agent.v1.RemoveContainerRequest\x1a(.firkin.agent.v1.RemoveContainerResponse\x12W\n" +
 	"\n" +
 	"ReadOutput\x12\".firkin.agent.v1.ReadOutputRequest\x1a#.firkin.agent.v1.ReadOutputResponse0\x01\x12R\n" +
-	"\tAckOutput\x12!.firkin.agent.v1.AckOutputRequest\x1a\".firkin.agent.v1.AckOutputResponse2\x97\x02\n" +
+	"\tAckOutput\x12!.firkin.agent.v1.AckOutputRequest\x1a\".firkin.agent.v1.AckOutputResponse\x12h\n" +
+	"\x0fAttachContainer\x12'.firkin.agent.v1.AttachContainerRequest\x1a(.firkin.agent.v1.AttachContainerResponse(\x010\x01\x12d\n" +
+	"\x0fUpdateContainer\x12'.firkin.agent.v1.UpdateContainerRequest\x1a(.firkin.agent.v1.UpdateContainerResponse2\xf0\x02\n" +
 	"\rVolumeService\x12R\n" +
 	"\tPutVolume\x12!.firkin.agent.v1.PutVolumeRequest\x1a\".firkin.agent.v1.PutVolumeResponse\x12U\n" +
 	"\n" +
-	"WriteFiles\x12\".firkin.agent.v1.WriteFilesRequest\x1a#.firkin.agent.v1.WriteFilesResponse\x12[\n" +
+	"WriteFiles\x12\".firkin.agent.v1.WriteFilesRequest\x1a#.firkin.agent.v1.WriteFilesResponse\x12W\n" +
+	"\n" +
+	"PutArchive\x12\".firkin.agent.v1.PutArchiveRequest\x1a#.firkin.agent.v1.PutArchiveResponse(\x01\x12[\n" +
 	"\fRemoveVolume\x12$.firkin.agent.v1.RemoveVolumeRequest\x1a%.firkin.agent.v1.RemoveVolumeResponseB9Z7github.com/vk-firkin/vk-firkin/vm/guest/agentv1;agentv1b\x06proto3"
 
 var (
@@ -3462,128 +5215,176 @@ func file_firkin_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_firkin_agent_v1_agent_proto_rawDescData
 }
 
-var file_firkin_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_firkin_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_firkin_agent_v1_agent_proto_goTypes = []any{
-	(ContainerState)(0),              // 0: firkin.agent.v1.ContainerState
-	(OutputStream)(0),                // 1: firkin.agent.v1.OutputStream
-	(*InfoRequest)(nil),              // 2: firkin.agent.v1.InfoRequest
-	(*InfoResponse)(nil),             // 3: firkin.agent.v1.InfoResponse
-	(*PingRequest)(nil),              // 4: firkin.agent.v1.PingRequest
-	(*PingResponse)(nil),             // 5: firkin.agent.v1.PingResponse
-	(*SealRequest)(nil),              // 6: firkin.agent.v1.SealRequest
-	(*SealResponse)(nil),             // 7: firkin.agent.v1.SealResponse
-	(*RefreshRequest)(nil),           // 8: firkin.agent.v1.RefreshRequest
-	(*RefreshResponse)(nil),          // 9: firkin.agent.v1.RefreshResponse
-	(*Network)(nil),                  // 10: firkin.agent.v1.Network
-	(*PowerOffRequest)(nil),          // 11: firkin.agent.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),         // 12: firkin.agent.v1.PowerOffResponse
-	(*StatsRequest)(nil),             // 13: firkin.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 14: firkin.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 15: firkin.agent.v1.ContainerStats
-	(*ProbeRequest)(nil),             // 16: firkin.agent.v1.ProbeRequest
-	(*TCPProbe)(nil),                 // 17: firkin.agent.v1.TCPProbe
-	(*HTTPProbe)(nil),                // 18: firkin.agent.v1.HTTPProbe
-	(*HTTPHeader)(nil),               // 19: firkin.agent.v1.HTTPHeader
-	(*ProbeResponse)(nil),            // 20: firkin.agent.v1.ProbeResponse
-	(*SetupPodRequest)(nil),          // 21: firkin.agent.v1.SetupPodRequest
-	(*SetupPodResponse)(nil),         // 22: firkin.agent.v1.SetupPodResponse
-	(*PrepareContainerRequest)(nil),  // 23: firkin.agent.v1.PrepareContainerRequest
-	(*PrepareContainerResponse)(nil), // 24: firkin.agent.v1.PrepareContainerResponse
-	(*CreateContainerRequest)(nil),   // 25: firkin.agent.v1.CreateContainerRequest
-	(*User)(nil),                     // 26: firkin.agent.v1.User
-	(*Mount)(nil),                    // 27: firkin.agent.v1.Mount
-	(*Resources)(nil),                // 28: firkin.agent.v1.Resources
-	(*CreateContainerResponse)(nil),  // 29: firkin.agent.v1.CreateContainerResponse
-	(*StartContainerRequest)(nil),    // 30: firkin.agent.v1.StartContainerRequest
-	(*StartContainerResponse)(nil),   // 31: firkin.agent.v1.StartContainerResponse
-	(*ContainerStatus)(nil),          // 32: firkin.agent.v1.ContainerStatus
-	(*ListContainersRequest)(nil),    // 33: firkin.agent.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),   // 34: firkin.agent.v1.ListContainersResponse
-	(*WatchContainersRequest)(nil),   // 35: firkin.agent.v1.WatchContainersRequest
-	(*WatchContainersResponse)(nil),  // 36: firkin.agent.v1.WatchContainersResponse
-	(*Synced)(nil),                   // 37: firkin.agent.v1.Synced
-	(*KeepAlive)(nil),                // 38: firkin.agent.v1.KeepAlive
-	(*SignalContainerRequest)(nil),   // 39: firkin.agent.v1.SignalContainerRequest
-	(*SignalContainerResponse)(nil),  // 40: firkin.agent.v1.SignalContainerResponse
-	(*RemoveContainerRequest)(nil),   // 41: firkin.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil),  // 42: firkin.agent.v1.RemoveContainerResponse
-	(*ReadOutputRequest)(nil),        // 43: firkin.agent.v1.ReadOutputRequest
-	(*ReadOutputResponse)(nil),       // 44: firkin.agent.v1.ReadOutputResponse
-	(*OutputRecord)(nil),             // 45: firkin.agent.v1.OutputRecord
-	(*AckOutputRequest)(nil),         // 46: firkin.agent.v1.AckOutputRequest
-	(*AckOutputResponse)(nil),        // 47: firkin.agent.v1.AckOutputResponse
-	(*PutVolumeRequest)(nil),         // 48: firkin.agent.v1.PutVolumeRequest
-	(*PutVolumeResponse)(nil),        // 49: firkin.agent.v1.PutVolumeResponse
-	(*WriteFilesRequest)(nil),        // 50: firkin.agent.v1.WriteFilesRequest
-	(*File)(nil),                     // 51: firkin.agent.v1.File
-	(*WriteFilesResponse)(nil),       // 52: firkin.agent.v1.WriteFilesResponse
-	(*RemoveVolumeRequest)(nil),      // 53: firkin.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),     // 54: firkin.agent.v1.RemoveVolumeResponse
+	(SeccompType)(0),                 // 0: firkin.agent.v1.SeccompType
+	(ContainerState)(0),              // 1: firkin.agent.v1.ContainerState
+	(OutputStream)(0),                // 2: firkin.agent.v1.OutputStream
+	(*InfoRequest)(nil),              // 3: firkin.agent.v1.InfoRequest
+	(*InfoResponse)(nil),             // 4: firkin.agent.v1.InfoResponse
+	(*PingRequest)(nil),              // 5: firkin.agent.v1.PingRequest
+	(*PingResponse)(nil),             // 6: firkin.agent.v1.PingResponse
+	(*SealRequest)(nil),              // 7: firkin.agent.v1.SealRequest
+	(*SealResponse)(nil),             // 8: firkin.agent.v1.SealResponse
+	(*RefreshRequest)(nil),           // 9: firkin.agent.v1.RefreshRequest
+	(*RefreshResponse)(nil),          // 10: firkin.agent.v1.RefreshResponse
+	(*Network)(nil),                  // 11: firkin.agent.v1.Network
+	(*PowerOffRequest)(nil),          // 12: firkin.agent.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),         // 13: firkin.agent.v1.PowerOffResponse
+	(*StatsRequest)(nil),             // 14: firkin.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 15: firkin.agent.v1.StatsResponse
+	(*VolumeStats)(nil),              // 16: firkin.agent.v1.VolumeStats
+	(*NetworkStats)(nil),             // 17: firkin.agent.v1.NetworkStats
+	(*ContainerStats)(nil),           // 18: firkin.agent.v1.ContainerStats
+	(*ProbeRequest)(nil),             // 19: firkin.agent.v1.ProbeRequest
+	(*TCPProbe)(nil),                 // 20: firkin.agent.v1.TCPProbe
+	(*GRPCProbe)(nil),                // 21: firkin.agent.v1.GRPCProbe
+	(*HTTPProbe)(nil),                // 22: firkin.agent.v1.HTTPProbe
+	(*HTTPHeader)(nil),               // 23: firkin.agent.v1.HTTPHeader
+	(*ProbeResponse)(nil),            // 24: firkin.agent.v1.ProbeResponse
+	(*ForwardRequest)(nil),           // 25: firkin.agent.v1.ForwardRequest
+	(*ForwardStart)(nil),             // 26: firkin.agent.v1.ForwardStart
+	(*ForwardClose)(nil),             // 27: firkin.agent.v1.ForwardClose
+	(*ForwardResponse)(nil),          // 28: firkin.agent.v1.ForwardResponse
+	(*ForwardConnected)(nil),         // 29: firkin.agent.v1.ForwardConnected
+	(*SetupPodRequest)(nil),          // 30: firkin.agent.v1.SetupPodRequest
+	(*Sysctl)(nil),                   // 31: firkin.agent.v1.Sysctl
+	(*SetupPodResponse)(nil),         // 32: firkin.agent.v1.SetupPodResponse
+	(*PrepareContainerRequest)(nil),  // 33: firkin.agent.v1.PrepareContainerRequest
+	(*PrepareContainerResponse)(nil), // 34: firkin.agent.v1.PrepareContainerResponse
+	(*CreateContainerRequest)(nil),   // 35: firkin.agent.v1.CreateContainerRequest
+	(*Security)(nil),                 // 36: firkin.agent.v1.Security
+	(*Seccomp)(nil),                  // 37: firkin.agent.v1.Seccomp
+	(*User)(nil),                     // 38: firkin.agent.v1.User
+	(*Mount)(nil),                    // 39: firkin.agent.v1.Mount
+	(*Resources)(nil),                // 40: firkin.agent.v1.Resources
+	(*CreateContainerResponse)(nil),  // 41: firkin.agent.v1.CreateContainerResponse
+	(*StartContainerRequest)(nil),    // 42: firkin.agent.v1.StartContainerRequest
+	(*StartContainerResponse)(nil),   // 43: firkin.agent.v1.StartContainerResponse
+	(*ContainerStatus)(nil),          // 44: firkin.agent.v1.ContainerStatus
+	(*ListContainersRequest)(nil),    // 45: firkin.agent.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),   // 46: firkin.agent.v1.ListContainersResponse
+	(*WatchContainersRequest)(nil),   // 47: firkin.agent.v1.WatchContainersRequest
+	(*WatchContainersResponse)(nil),  // 48: firkin.agent.v1.WatchContainersResponse
+	(*Synced)(nil),                   // 49: firkin.agent.v1.Synced
+	(*KeepAlive)(nil),                // 50: firkin.agent.v1.KeepAlive
+	(*SignalContainerRequest)(nil),   // 51: firkin.agent.v1.SignalContainerRequest
+	(*SignalContainerResponse)(nil),  // 52: firkin.agent.v1.SignalContainerResponse
+	(*RemoveContainerRequest)(nil),   // 53: firkin.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil),  // 54: firkin.agent.v1.RemoveContainerResponse
+	(*ReadOutputRequest)(nil),        // 55: firkin.agent.v1.ReadOutputRequest
+	(*ReadOutputResponse)(nil),       // 56: firkin.agent.v1.ReadOutputResponse
+	(*OutputRecord)(nil),             // 57: firkin.agent.v1.OutputRecord
+	(*AckOutputRequest)(nil),         // 58: firkin.agent.v1.AckOutputRequest
+	(*AckOutputResponse)(nil),        // 59: firkin.agent.v1.AckOutputResponse
+	(*AttachContainerRequest)(nil),   // 60: firkin.agent.v1.AttachContainerRequest
+	(*AttachStart)(nil),              // 61: firkin.agent.v1.AttachStart
+	(*AttachCloseStdin)(nil),         // 62: firkin.agent.v1.AttachCloseStdin
+	(*AttachResize)(nil),             // 63: firkin.agent.v1.AttachResize
+	(*AttachContainerResponse)(nil),  // 64: firkin.agent.v1.AttachContainerResponse
+	(*Attached)(nil),                 // 65: firkin.agent.v1.Attached
+	(*UpdateContainerRequest)(nil),   // 66: firkin.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil),  // 67: firkin.agent.v1.UpdateContainerResponse
+	(*PutVolumeRequest)(nil),         // 68: firkin.agent.v1.PutVolumeRequest
+	(*PutVolumeResponse)(nil),        // 69: firkin.agent.v1.PutVolumeResponse
+	(*WriteFilesRequest)(nil),        // 70: firkin.agent.v1.WriteFilesRequest
+	(*File)(nil),                     // 71: firkin.agent.v1.File
+	(*WriteFilesResponse)(nil),       // 72: firkin.agent.v1.WriteFilesResponse
+	(*PutArchiveRequest)(nil),        // 73: firkin.agent.v1.PutArchiveRequest
+	(*PutArchiveStart)(nil),          // 74: firkin.agent.v1.PutArchiveStart
+	(*PutArchiveResponse)(nil),       // 75: firkin.agent.v1.PutArchiveResponse
+	(*RemoveVolumeRequest)(nil),      // 76: firkin.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),     // 77: firkin.agent.v1.RemoveVolumeResponse
 }
 var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
-	10, // 0: firkin.agent.v1.RefreshRequest.network:type_name -> firkin.agent.v1.Network
-	15, // 1: firkin.agent.v1.StatsResponse.containers:type_name -> firkin.agent.v1.ContainerStats
-	17, // 2: firkin.agent.v1.ProbeRequest.tcp:type_name -> firkin.agent.v1.TCPProbe
-	18, // 3: firkin.agent.v1.ProbeRequest.http:type_name -> firkin.agent.v1.HTTPProbe
-	19, // 4: firkin.agent.v1.HTTPProbe.headers:type_name -> firkin.agent.v1.HTTPHeader
-	26, // 5: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
-	27, // 6: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
-	28, // 7: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	32, // 8: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	0,  // 9: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
-	32, // 10: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
-	32, // 11: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	37, // 12: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
-	38, // 13: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
-	45, // 14: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
-	1,  // 15: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
-	51, // 16: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
-	2,  // 17: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
-	4,  // 18: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
-	6,  // 19: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
-	8,  // 20: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
-	11, // 21: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
-	13, // 22: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
-	16, // 23: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
-	21, // 24: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
-	23, // 25: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
-	25, // 26: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
-	30, // 27: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
-	33, // 28: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
-	35, // 29: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
-	39, // 30: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
-	41, // 31: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
-	43, // 32: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
-	46, // 33: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
-	48, // 34: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
-	50, // 35: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
-	53, // 36: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
-	3,  // 37: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
-	5,  // 38: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
-	7,  // 39: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
-	9,  // 40: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
-	12, // 41: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
-	14, // 42: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
-	20, // 43: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
-	22, // 44: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
-	24, // 45: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
-	29, // 46: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
-	31, // 47: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
-	34, // 48: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
-	36, // 49: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
-	40, // 50: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
-	42, // 51: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
-	44, // 52: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
-	47, // 53: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
-	49, // 54: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
-	52, // 55: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
-	54, // 56: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
-	37, // [37:57] is the sub-list for method output_type
-	17, // [17:37] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	11, // 0: firkin.agent.v1.RefreshRequest.network:type_name -> firkin.agent.v1.Network
+	18, // 1: firkin.agent.v1.StatsResponse.containers:type_name -> firkin.agent.v1.ContainerStats
+	16, // 2: firkin.agent.v1.StatsResponse.volumes:type_name -> firkin.agent.v1.VolumeStats
+	17, // 3: firkin.agent.v1.StatsResponse.network:type_name -> firkin.agent.v1.NetworkStats
+	20, // 4: firkin.agent.v1.ProbeRequest.tcp:type_name -> firkin.agent.v1.TCPProbe
+	22, // 5: firkin.agent.v1.ProbeRequest.http:type_name -> firkin.agent.v1.HTTPProbe
+	21, // 6: firkin.agent.v1.ProbeRequest.grpc:type_name -> firkin.agent.v1.GRPCProbe
+	23, // 7: firkin.agent.v1.HTTPProbe.headers:type_name -> firkin.agent.v1.HTTPHeader
+	26, // 8: firkin.agent.v1.ForwardRequest.start:type_name -> firkin.agent.v1.ForwardStart
+	27, // 9: firkin.agent.v1.ForwardRequest.close:type_name -> firkin.agent.v1.ForwardClose
+	29, // 10: firkin.agent.v1.ForwardResponse.connected:type_name -> firkin.agent.v1.ForwardConnected
+	27, // 11: firkin.agent.v1.ForwardResponse.close:type_name -> firkin.agent.v1.ForwardClose
+	31, // 12: firkin.agent.v1.SetupPodRequest.sysctls:type_name -> firkin.agent.v1.Sysctl
+	38, // 13: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
+	39, // 14: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
+	40, // 15: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	36, // 16: firkin.agent.v1.CreateContainerRequest.security:type_name -> firkin.agent.v1.Security
+	37, // 17: firkin.agent.v1.Security.seccomp:type_name -> firkin.agent.v1.Seccomp
+	0,  // 18: firkin.agent.v1.Seccomp.type:type_name -> firkin.agent.v1.SeccompType
+	44, // 19: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	1,  // 20: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
+	44, // 21: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
+	44, // 22: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	49, // 23: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
+	50, // 24: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
+	57, // 25: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
+	2,  // 26: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
+	61, // 27: firkin.agent.v1.AttachContainerRequest.start:type_name -> firkin.agent.v1.AttachStart
+	62, // 28: firkin.agent.v1.AttachContainerRequest.close_stdin:type_name -> firkin.agent.v1.AttachCloseStdin
+	63, // 29: firkin.agent.v1.AttachContainerRequest.resize:type_name -> firkin.agent.v1.AttachResize
+	65, // 30: firkin.agent.v1.AttachContainerResponse.attached:type_name -> firkin.agent.v1.Attached
+	40, // 31: firkin.agent.v1.UpdateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	71, // 32: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
+	74, // 33: firkin.agent.v1.PutArchiveRequest.start:type_name -> firkin.agent.v1.PutArchiveStart
+	3,  // 34: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
+	5,  // 35: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
+	7,  // 36: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
+	9,  // 37: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
+	12, // 38: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
+	14, // 39: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
+	19, // 40: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
+	25, // 41: firkin.agent.v1.AgentService.Forward:input_type -> firkin.agent.v1.ForwardRequest
+	30, // 42: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
+	33, // 43: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
+	35, // 44: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
+	42, // 45: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
+	45, // 46: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
+	47, // 47: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
+	51, // 48: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
+	53, // 49: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
+	55, // 50: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
+	58, // 51: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
+	60, // 52: firkin.agent.v1.ContainerService.AttachContainer:input_type -> firkin.agent.v1.AttachContainerRequest
+	66, // 53: firkin.agent.v1.ContainerService.UpdateContainer:input_type -> firkin.agent.v1.UpdateContainerRequest
+	68, // 54: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
+	70, // 55: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
+	73, // 56: firkin.agent.v1.VolumeService.PutArchive:input_type -> firkin.agent.v1.PutArchiveRequest
+	76, // 57: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
+	4,  // 58: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
+	6,  // 59: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
+	8,  // 60: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
+	10, // 61: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
+	13, // 62: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
+	15, // 63: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
+	24, // 64: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
+	28, // 65: firkin.agent.v1.AgentService.Forward:output_type -> firkin.agent.v1.ForwardResponse
+	32, // 66: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
+	34, // 67: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
+	41, // 68: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
+	43, // 69: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
+	46, // 70: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
+	48, // 71: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
+	52, // 72: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
+	54, // 73: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
+	56, // 74: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
+	59, // 75: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
+	64, // 76: firkin.agent.v1.ContainerService.AttachContainer:output_type -> firkin.agent.v1.AttachContainerResponse
+	67, // 77: firkin.agent.v1.ContainerService.UpdateContainer:output_type -> firkin.agent.v1.UpdateContainerResponse
+	69, // 78: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
+	72, // 79: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
+	75, // 80: firkin.agent.v1.VolumeService.PutArchive:output_type -> firkin.agent.v1.PutArchiveResponse
+	77, // 81: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
+	58, // [58:82] is the sub-list for method output_type
+	34, // [34:58] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_firkin_agent_v1_agent_proto_init() }
@@ -3591,25 +5392,52 @@ func file_firkin_agent_v1_agent_proto_init() {
 	if File_firkin_agent_v1_agent_proto != nil {
 		return
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
 		(*ProbeRequest_Tcp)(nil),
 		(*ProbeRequest_Http)(nil),
+		(*ProbeRequest_Grpc)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[24].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[34].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
+		(*ForwardRequest_Start)(nil),
+		(*ForwardRequest_Data)(nil),
+		(*ForwardRequest_Close)(nil),
+	}
+	file_firkin_agent_v1_agent_proto_msgTypes[25].OneofWrappers = []any{
+		(*ForwardResponse_Connected)(nil),
+		(*ForwardResponse_Data)(nil),
+		(*ForwardResponse_Close)(nil),
+	}
+	file_firkin_agent_v1_agent_proto_msgTypes[35].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[36].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[45].OneofWrappers = []any{
 		(*WatchContainersResponse_Status)(nil),
 		(*WatchContainersResponse_Synced)(nil),
 		(*WatchContainersResponse_Keepalive)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[46].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[49].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[57].OneofWrappers = []any{
+		(*AttachContainerRequest_Start)(nil),
+		(*AttachContainerRequest_Stdin)(nil),
+		(*AttachContainerRequest_CloseStdin)(nil),
+		(*AttachContainerRequest_Resize)(nil),
+	}
+	file_firkin_agent_v1_agent_proto_msgTypes[61].OneofWrappers = []any{
+		(*AttachContainerResponse_Attached)(nil),
+		(*AttachContainerResponse_Stdout)(nil),
+		(*AttachContainerResponse_Stderr)(nil),
+	}
+	file_firkin_agent_v1_agent_proto_msgTypes[65].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[68].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[70].OneofWrappers = []any{
+		(*PutArchiveRequest_Start)(nil),
+		(*PutArchiveRequest_Data)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firkin_agent_v1_agent_proto_rawDesc), len(file_firkin_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   53,
+			NumEnums:      3,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -60,6 +60,8 @@ const (
 	AgentServiceStatsProcedure = "/firkin.agent.v1.AgentService/Stats"
 	// AgentServiceProbeProcedure is the fully-qualified name of the AgentService's Probe RPC.
 	AgentServiceProbeProcedure = "/firkin.agent.v1.AgentService/Probe"
+	// AgentServiceForwardProcedure is the fully-qualified name of the AgentService's Forward RPC.
+	AgentServiceForwardProcedure = "/firkin.agent.v1.AgentService/Forward"
 	// ContainerServiceSetupPodProcedure is the fully-qualified name of the ContainerService's SetupPod
 	// RPC.
 	ContainerServiceSetupPodProcedure = "/firkin.agent.v1.ContainerService/SetupPod"
@@ -90,11 +92,20 @@ const (
 	// ContainerServiceAckOutputProcedure is the fully-qualified name of the ContainerService's
 	// AckOutput RPC.
 	ContainerServiceAckOutputProcedure = "/firkin.agent.v1.ContainerService/AckOutput"
+	// ContainerServiceAttachContainerProcedure is the fully-qualified name of the ContainerService's
+	// AttachContainer RPC.
+	ContainerServiceAttachContainerProcedure = "/firkin.agent.v1.ContainerService/AttachContainer"
+	// ContainerServiceUpdateContainerProcedure is the fully-qualified name of the ContainerService's
+	// UpdateContainer RPC.
+	ContainerServiceUpdateContainerProcedure = "/firkin.agent.v1.ContainerService/UpdateContainer"
 	// VolumeServicePutVolumeProcedure is the fully-qualified name of the VolumeService's PutVolume RPC.
 	VolumeServicePutVolumeProcedure = "/firkin.agent.v1.VolumeService/PutVolume"
 	// VolumeServiceWriteFilesProcedure is the fully-qualified name of the VolumeService's WriteFiles
 	// RPC.
 	VolumeServiceWriteFilesProcedure = "/firkin.agent.v1.VolumeService/WriteFiles"
+	// VolumeServicePutArchiveProcedure is the fully-qualified name of the VolumeService's PutArchive
+	// RPC.
+	VolumeServicePutArchiveProcedure = "/firkin.agent.v1.VolumeService/PutArchive"
 	// VolumeServiceRemoveVolumeProcedure is the fully-qualified name of the VolumeService's
 	// RemoveVolume RPC.
 	VolumeServiceRemoveVolumeProcedure = "/firkin.agent.v1.VolumeService/RemoveVolume"
@@ -125,6 +136,11 @@ type AgentServiceClient interface {
 	// loopback. What does not answer is a response, not an error; invalid_argument for
 	// a request that cannot be.
 	Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error)
+	// Forward carries one connection to a port on the machine's loopback. The first
+	// message is start; the answer's first is connected, or the call fails with
+	// unavailable when nobody listens there. Then data flows both ways, each side ends its
+	// own by close, and the call ends when both have or the connection breaks.
+	Forward(context.Context) *connect.BidiStreamForClient[agentv1.ForwardRequest, agentv1.ForwardResponse]
 }
 
 // NewAgentServiceClient constructs a client for the firkin.agent.v1.AgentService service. By
@@ -180,6 +196,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Probe")),
 			connect.WithClientOptions(opts...),
 		),
+		forward: connect.NewClient[agentv1.ForwardRequest, agentv1.ForwardResponse](
+			httpClient,
+			baseURL+AgentServiceForwardProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Forward")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -192,6 +214,7 @@ type agentServiceClient struct {
 	powerOff *connect.Client[agentv1.PowerOffRequest, agentv1.PowerOffResponse]
 	stats    *connect.Client[agentv1.StatsRequest, agentv1.StatsResponse]
 	probe    *connect.Client[agentv1.ProbeRequest, agentv1.ProbeResponse]
+	forward  *connect.Client[agentv1.ForwardRequest, agentv1.ForwardResponse]
 }
 
 // Info calls firkin.agent.v1.AgentService.Info.
@@ -229,6 +252,11 @@ func (c *agentServiceClient) Probe(ctx context.Context, req *connect.Request[age
 	return c.probe.CallUnary(ctx, req)
 }
 
+// Forward calls firkin.agent.v1.AgentService.Forward.
+func (c *agentServiceClient) Forward(ctx context.Context) *connect.BidiStreamForClient[agentv1.ForwardRequest, agentv1.ForwardResponse] {
+	return c.forward.CallBidiStream(ctx)
+}
+
 // AgentServiceHandler is an implementation of the firkin.agent.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Info describes agent and machine. It changes nothing.
@@ -254,6 +282,11 @@ type AgentServiceHandler interface {
 	// loopback. What does not answer is a response, not an error; invalid_argument for
 	// a request that cannot be.
 	Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error)
+	// Forward carries one connection to a port on the machine's loopback. The first
+	// message is start; the answer's first is connected, or the call fails with
+	// unavailable when nobody listens there. Then data flows both ways, each side ends its
+	// own by close, and the call ends when both have or the connection breaks.
+	Forward(context.Context, *connect.BidiStream[agentv1.ForwardRequest, agentv1.ForwardResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -305,6 +338,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Probe")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceForwardHandler := connect.NewBidiStreamHandler(
+		AgentServiceForwardProcedure,
+		svc.Forward,
+		connect.WithSchema(agentServiceMethods.ByName("Forward")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/firkin.agent.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceInfoProcedure:
@@ -321,6 +360,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceStatsHandler.ServeHTTP(w, r)
 		case AgentServiceProbeProcedure:
 			agentServiceProbeHandler.ServeHTTP(w, r)
+		case AgentServiceForwardProcedure:
+			agentServiceForwardHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -356,6 +397,10 @@ func (UnimplementedAgentServiceHandler) Stats(context.Context, *connect.Request[
 
 func (UnimplementedAgentServiceHandler) Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.AgentService.Probe is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Forward(context.Context, *connect.BidiStream[agentv1.ForwardRequest, agentv1.ForwardResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.AgentService.Forward is not implemented"))
 }
 
 // ContainerServiceClient is a client for the firkin.agent.v1.ContainerService service.
@@ -398,6 +443,16 @@ type ContainerServiceClient interface {
 	// What is not acknowledged is kept, and when the spool is full the container's
 	// writes block: output is never dropped, but that of a container with lossy_output.
 	AckOutput(context.Context, *connect.Request[agentv1.AckOutputRequest]) (*connect.Response[agentv1.AckOutputResponse], error)
+	// AttachContainer joins the streams of a running container's first process: what is
+	// sent goes to its standard input, what it writes from now on comes back, beside
+	// the captured output. The first message is start; the answer's first is attached. It
+	// ends when the container has exited, after all output. Output that the caller does not
+	// take in time is dropped for it alone. Several may be attached; one at a time sends input.
+	// failed_precondition when the container does not run.
+	AttachContainer(context.Context) *connect.BidiStreamForClient[agentv1.AttachContainerRequest, agentv1.AttachContainerResponse]
+	// UpdateContainer sets the limits of a container that is not exited, all of them or
+	// none. failed_precondition when it has exited, or uses more memory than it may have from now on.
+	UpdateContainer(context.Context, *connect.Request[agentv1.UpdateContainerRequest]) (*connect.Response[agentv1.UpdateContainerResponse], error)
 }
 
 // NewContainerServiceClient constructs a client for the firkin.agent.v1.ContainerService service.
@@ -471,6 +526,18 @@ func NewContainerServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(containerServiceMethods.ByName("AckOutput")),
 			connect.WithClientOptions(opts...),
 		),
+		attachContainer: connect.NewClient[agentv1.AttachContainerRequest, agentv1.AttachContainerResponse](
+			httpClient,
+			baseURL+ContainerServiceAttachContainerProcedure,
+			connect.WithSchema(containerServiceMethods.ByName("AttachContainer")),
+			connect.WithClientOptions(opts...),
+		),
+		updateContainer: connect.NewClient[agentv1.UpdateContainerRequest, agentv1.UpdateContainerResponse](
+			httpClient,
+			baseURL+ContainerServiceUpdateContainerProcedure,
+			connect.WithSchema(containerServiceMethods.ByName("UpdateContainer")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -486,6 +553,8 @@ type containerServiceClient struct {
 	removeContainer  *connect.Client[agentv1.RemoveContainerRequest, agentv1.RemoveContainerResponse]
 	readOutput       *connect.Client[agentv1.ReadOutputRequest, agentv1.ReadOutputResponse]
 	ackOutput        *connect.Client[agentv1.AckOutputRequest, agentv1.AckOutputResponse]
+	attachContainer  *connect.Client[agentv1.AttachContainerRequest, agentv1.AttachContainerResponse]
+	updateContainer  *connect.Client[agentv1.UpdateContainerRequest, agentv1.UpdateContainerResponse]
 }
 
 // SetupPod calls firkin.agent.v1.ContainerService.SetupPod.
@@ -538,6 +607,16 @@ func (c *containerServiceClient) AckOutput(ctx context.Context, req *connect.Req
 	return c.ackOutput.CallUnary(ctx, req)
 }
 
+// AttachContainer calls firkin.agent.v1.ContainerService.AttachContainer.
+func (c *containerServiceClient) AttachContainer(ctx context.Context) *connect.BidiStreamForClient[agentv1.AttachContainerRequest, agentv1.AttachContainerResponse] {
+	return c.attachContainer.CallBidiStream(ctx)
+}
+
+// UpdateContainer calls firkin.agent.v1.ContainerService.UpdateContainer.
+func (c *containerServiceClient) UpdateContainer(ctx context.Context, req *connect.Request[agentv1.UpdateContainerRequest]) (*connect.Response[agentv1.UpdateContainerResponse], error) {
+	return c.updateContainer.CallUnary(ctx, req)
+}
+
 // ContainerServiceHandler is an implementation of the firkin.agent.v1.ContainerService service.
 type ContainerServiceHandler interface {
 	// SetupPod sets what all containers of the pod share. It comes before the first
@@ -578,6 +657,16 @@ type ContainerServiceHandler interface {
 	// What is not acknowledged is kept, and when the spool is full the container's
 	// writes block: output is never dropped, but that of a container with lossy_output.
 	AckOutput(context.Context, *connect.Request[agentv1.AckOutputRequest]) (*connect.Response[agentv1.AckOutputResponse], error)
+	// AttachContainer joins the streams of a running container's first process: what is
+	// sent goes to its standard input, what it writes from now on comes back, beside
+	// the captured output. The first message is start; the answer's first is attached. It
+	// ends when the container has exited, after all output. Output that the caller does not
+	// take in time is dropped for it alone. Several may be attached; one at a time sends input.
+	// failed_precondition when the container does not run.
+	AttachContainer(context.Context, *connect.BidiStream[agentv1.AttachContainerRequest, agentv1.AttachContainerResponse]) error
+	// UpdateContainer sets the limits of a container that is not exited, all of them or
+	// none. failed_precondition when it has exited, or uses more memory than it may have from now on.
+	UpdateContainer(context.Context, *connect.Request[agentv1.UpdateContainerRequest]) (*connect.Response[agentv1.UpdateContainerResponse], error)
 }
 
 // NewContainerServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -647,6 +736,18 @@ func NewContainerServiceHandler(svc ContainerServiceHandler, opts ...connect.Han
 		connect.WithSchema(containerServiceMethods.ByName("AckOutput")),
 		connect.WithHandlerOptions(opts...),
 	)
+	containerServiceAttachContainerHandler := connect.NewBidiStreamHandler(
+		ContainerServiceAttachContainerProcedure,
+		svc.AttachContainer,
+		connect.WithSchema(containerServiceMethods.ByName("AttachContainer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	containerServiceUpdateContainerHandler := connect.NewUnaryHandler(
+		ContainerServiceUpdateContainerProcedure,
+		svc.UpdateContainer,
+		connect.WithSchema(containerServiceMethods.ByName("UpdateContainer")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/firkin.agent.v1.ContainerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ContainerServiceSetupPodProcedure:
@@ -669,6 +770,10 @@ func NewContainerServiceHandler(svc ContainerServiceHandler, opts ...connect.Han
 			containerServiceReadOutputHandler.ServeHTTP(w, r)
 		case ContainerServiceAckOutputProcedure:
 			containerServiceAckOutputHandler.ServeHTTP(w, r)
+		case ContainerServiceAttachContainerProcedure:
+			containerServiceAttachContainerHandler.ServeHTTP(w, r)
+		case ContainerServiceUpdateContainerProcedure:
+			containerServiceUpdateContainerHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -718,6 +823,14 @@ func (UnimplementedContainerServiceHandler) AckOutput(context.Context, *connect.
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.ContainerService.AckOutput is not implemented"))
 }
 
+func (UnimplementedContainerServiceHandler) AttachContainer(context.Context, *connect.BidiStream[agentv1.AttachContainerRequest, agentv1.AttachContainerResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.ContainerService.AttachContainer is not implemented"))
+}
+
+func (UnimplementedContainerServiceHandler) UpdateContainer(context.Context, *connect.Request[agentv1.UpdateContainerRequest]) (*connect.Response[agentv1.UpdateContainerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.ContainerService.UpdateContainer is not implemented"))
+}
+
 // VolumeServiceClient is a client for the firkin.agent.v1.VolumeService service.
 type VolumeServiceClient interface {
 	// PutVolume makes a volume. Idempotent for the same specification;
@@ -727,6 +840,9 @@ type VolumeServiceClient interface {
 	// layout that the kubelet documents for its atomic writer: readers see the old
 	// set of files or the new, never a mix. Unchanged content changes nothing.
 	WriteFiles(context.Context, *connect.Request[agentv1.WriteFilesRequest]) (*connect.Response[agentv1.WriteFilesResponse], error)
+	// PutArchive unpacks a tar archive into a volume, once: what the host copies in. No
+	// entry leaves the volume; devices are refused. The first message is start.
+	PutArchive(context.Context) *connect.ClientStreamForClient[agentv1.PutArchiveRequest, agentv1.PutArchiveResponse]
 	// RemoveVolume unmounts and deletes a volume. Idempotent.
 	RemoveVolume(context.Context, *connect.Request[agentv1.RemoveVolumeRequest]) (*connect.Response[agentv1.RemoveVolumeResponse], error)
 }
@@ -754,6 +870,12 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("WriteFiles")),
 			connect.WithClientOptions(opts...),
 		),
+		putArchive: connect.NewClient[agentv1.PutArchiveRequest, agentv1.PutArchiveResponse](
+			httpClient,
+			baseURL+VolumeServicePutArchiveProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("PutArchive")),
+			connect.WithClientOptions(opts...),
+		),
 		removeVolume: connect.NewClient[agentv1.RemoveVolumeRequest, agentv1.RemoveVolumeResponse](
 			httpClient,
 			baseURL+VolumeServiceRemoveVolumeProcedure,
@@ -767,6 +889,7 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 type volumeServiceClient struct {
 	putVolume    *connect.Client[agentv1.PutVolumeRequest, agentv1.PutVolumeResponse]
 	writeFiles   *connect.Client[agentv1.WriteFilesRequest, agentv1.WriteFilesResponse]
+	putArchive   *connect.Client[agentv1.PutArchiveRequest, agentv1.PutArchiveResponse]
 	removeVolume *connect.Client[agentv1.RemoveVolumeRequest, agentv1.RemoveVolumeResponse]
 }
 
@@ -778,6 +901,11 @@ func (c *volumeServiceClient) PutVolume(ctx context.Context, req *connect.Reques
 // WriteFiles calls firkin.agent.v1.VolumeService.WriteFiles.
 func (c *volumeServiceClient) WriteFiles(ctx context.Context, req *connect.Request[agentv1.WriteFilesRequest]) (*connect.Response[agentv1.WriteFilesResponse], error) {
 	return c.writeFiles.CallUnary(ctx, req)
+}
+
+// PutArchive calls firkin.agent.v1.VolumeService.PutArchive.
+func (c *volumeServiceClient) PutArchive(ctx context.Context) *connect.ClientStreamForClient[agentv1.PutArchiveRequest, agentv1.PutArchiveResponse] {
+	return c.putArchive.CallClientStream(ctx)
 }
 
 // RemoveVolume calls firkin.agent.v1.VolumeService.RemoveVolume.
@@ -794,6 +922,9 @@ type VolumeServiceHandler interface {
 	// layout that the kubelet documents for its atomic writer: readers see the old
 	// set of files or the new, never a mix. Unchanged content changes nothing.
 	WriteFiles(context.Context, *connect.Request[agentv1.WriteFilesRequest]) (*connect.Response[agentv1.WriteFilesResponse], error)
+	// PutArchive unpacks a tar archive into a volume, once: what the host copies in. No
+	// entry leaves the volume; devices are refused. The first message is start.
+	PutArchive(context.Context, *connect.ClientStream[agentv1.PutArchiveRequest]) (*connect.Response[agentv1.PutArchiveResponse], error)
 	// RemoveVolume unmounts and deletes a volume. Idempotent.
 	RemoveVolume(context.Context, *connect.Request[agentv1.RemoveVolumeRequest]) (*connect.Response[agentv1.RemoveVolumeResponse], error)
 }
@@ -817,6 +948,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("WriteFiles")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServicePutArchiveHandler := connect.NewClientStreamHandler(
+		VolumeServicePutArchiveProcedure,
+		svc.PutArchive,
+		connect.WithSchema(volumeServiceMethods.ByName("PutArchive")),
+		connect.WithHandlerOptions(opts...),
+	)
 	volumeServiceRemoveVolumeHandler := connect.NewUnaryHandler(
 		VolumeServiceRemoveVolumeProcedure,
 		svc.RemoveVolume,
@@ -829,6 +966,8 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServicePutVolumeHandler.ServeHTTP(w, r)
 		case VolumeServiceWriteFilesProcedure:
 			volumeServiceWriteFilesHandler.ServeHTTP(w, r)
+		case VolumeServicePutArchiveProcedure:
+			volumeServicePutArchiveHandler.ServeHTTP(w, r)
 		case VolumeServiceRemoveVolumeProcedure:
 			volumeServiceRemoveVolumeHandler.ServeHTTP(w, r)
 		default:
@@ -846,6 +985,10 @@ func (UnimplementedVolumeServiceHandler) PutVolume(context.Context, *connect.Req
 
 func (UnimplementedVolumeServiceHandler) WriteFiles(context.Context, *connect.Request[agentv1.WriteFilesRequest]) (*connect.Response[agentv1.WriteFilesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.VolumeService.WriteFiles is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) PutArchive(context.Context, *connect.ClientStream[agentv1.PutArchiveRequest]) (*connect.Response[agentv1.PutArchiveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.VolumeService.PutArchive is not implemented"))
 }
 
 func (UnimplementedVolumeServiceHandler) RemoveVolume(context.Context, *connect.Request[agentv1.RemoveVolumeRequest]) (*connect.Response[agentv1.RemoveVolumeResponse], error) {
