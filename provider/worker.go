@@ -72,7 +72,9 @@ type environment struct {
 	gone func(*worker)
 
 	nodeIP, machineAddress string
-	allocatable            corev1.ResourceList
+	// userAgent is the version that HTTP probes and hooks name.
+	userAgent   string
+	allocatable corev1.ResourceList
 	// silence is how long a guest may not answer until its machine is given up.
 	silence time.Duration
 }
