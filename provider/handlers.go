@@ -96,7 +96,7 @@ func execProbe(ctx context.Context, t handlerTarget, command []string, timeout t
 		return probe.Outcome{Result: probe.Failure, Message: "command ended with " + end}
 	case err == nil:
 		return probe.Outcome{Result: probe.Failure, Message: output}
-	case ctx.Err() == nil && timed.Err() != nil:
+	case ctx.Err() == nil && (timed.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded): // the agent's clock may be a little ahead
 		return probe.Outcome{Result: probe.Failure, Message: strings.TrimSpace(fmt.Sprintf("command timed out after %s: %s", timeout, output))}
 	default:
 		return probe.Outcome{Message: err.Error()}
