@@ -25,6 +25,8 @@ const (
 	eventCreated          = "Created"
 	eventStarted          = "Started"
 	eventKilling          = "Killing"
+	eventFailedPostStart  = "FailedPostStartHook"
+	eventFailedPreStop    = "FailedPreStopHook"
 	eventFailedSandbox    = "FailedCreatePodSandBox"
 	eventSandboxChanged   = "SandboxChanged"
 	eventFailedMount      = "FailedMount"

@@ -48,9 +48,19 @@ func machineID(uid string, generation int) string {
 func (w *worker) pull(key imageKey) {
 	img := w.s.images[key]
 	img.pulling = true
-	pod, user := w.s.pod, firstUser(w.s.plan, slices.Index(w.s.plan.images, key))
+	pod, user := w.s.pod, firstUser(w.s.plan, key)
+	var late []warmpool.SlotImage
+	if w.s.plan.template != nil && slices.Contains(w.s.plan.late, key) && w.hold != nil {
+		late = w.hold.lease.Images()
+	}
 	w.acts.Go(func() {
-		got, err := w.env.puller.pull(w.start, pod, key, user)
+		var got *Image
+		var err error
+		if late != nil {
+			got, err = w.env.lateImage(w.start, pod.UID, key, late)
+		} else {
+			got, err = w.env.puller.pull(w.start, pod, key, user)
+		}
 		w.post(func(s *state) {
 			img.pulling = false
 			switch {
@@ -72,8 +82,8 @@ func (w *worker) resolveImages() {
 	for i := range w.s.plan.containers {
 		c := &w.s.plan.containers[i]
 		if img := w.s.images[c.image].image; img != nil {
-			c.stopSignal = stopSignal(img.Config.StopSignal)
-		} else {
+			c.stopSignal = stopSignalOf(c.spec, img)
+		} else if c.kind != kindEphemeral {
 			all = false
 		}
 	}
@@ -90,7 +100,7 @@ func (w *worker) acquire() {
 	m.generation++
 	m.id, m.step = machineID(w.uid, m.generation), machineAcquiring
 	m.shape, m.budget = s.plan.shape, s.plan.budget
-	m.acquired, m.prepared, m.synced, m.path = false, false, false, ""
+	m.acquired, m.prepared, m.synced, m.passed, m.path = false, false, false, 0, ""
 	m.slots, m.files = nil, nil
 	if s.plan.template == nil {
 		for _, key := range s.plan.images {
@@ -173,6 +183,16 @@ func (e *environment) pinLeased(ctx context.Context, owner types.UID, keys []ima
 		out[key] = &img
 	}
 	return out, nil
+}
+
+// lateImage is the image of an ephemeral container in a machine of a template: one of those
+// that the template brought, or none.
+func (e *environment) lateImage(ctx context.Context, owner types.UID, key imageKey, slots []warmpool.SlotImage) (*Image, error) {
+	if _, ok := slotImage(slots, key.ref); !ok {
+		return &Image{Ref: key.ref, ID: key.ref}, nil // in no slot: unfit says so
+	}
+	got, err := e.pinLeased(ctx, owner, []imageKey{key}, slots)
+	return got[key], err
 }
 
 func (w *worker) machineRequest() MachineRequest {
@@ -262,7 +282,7 @@ func (w *worker) adopted(lease Lease, err error) {
 		return
 	}
 	w.log.Warn("Machine could not be adopted", "machine", m.id, "err", err)
-	if s.stage >= stageTerminating {
+	if s.end() != nil {
 		m.acquired = false // nothing to end gracefully
 		return
 	}
@@ -354,6 +374,10 @@ func (w *worker) startContainer(i int) {
 		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
 	}
+	job.macOS = s.plan.template != nil && s.plan.template.GuestOS == vm.GuestMacOS
+	if name := job.plan.target; name != "" && !job.sharesProcesses() {
+		job.target = w.target(name)
+	}
 	job.lower = s.plan.lowerLayers(job.slot)
 	if c.last != nil {
 		job.previous = c.last.ID
@@ -386,6 +410,16 @@ func (w *worker) startContainer(i int) {
 			w.allStarted()
 		})
 	})
+}
+
+// target is the run of the container whose processes an ephemeral one is to share; empty when it does not run.
+func (w *worker) target(name string) string {
+	for _, c := range w.s.containers {
+		if c.name == name && c.step == containerRunning {
+			return c.id(&w.s)
+		}
+	}
+	return ""
 }
 
 func slotOf(s *state, i int) int {
@@ -432,8 +466,8 @@ func (w *worker) allStarted() {
 	if w.mark.started {
 		return
 	}
-	for _, c := range w.s.containers {
-		if !c.everStarted {
+	for i, c := range w.s.containers {
+		if !c.everStarted && w.s.plan.containers[i].kind != kindEphemeral {
 			return
 		}
 	}

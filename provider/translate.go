@@ -5,6 +5,7 @@ package provider
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -21,7 +22,11 @@ type plan struct {
 	grace         time.Duration
 	hostname      string
 	// images without repetition, in the order of their first use.
-	images     []imageKey
+	images []imageKey
+	// late are the images of ephemeral containers that no other container has: they are not
+	// among those that the machine is made with.
+	late []imageKey
+	// containers in the order of their start: see containersOf.
 	containers []containerPlan
 	need       Need
 	shape      vm.Shape
@@ -31,7 +36,14 @@ type plan struct {
 }
 
 type containerPlan struct {
-	spec       *corev1.Container
+	spec *corev1.Container
+	kind containerKind
+	// field names it in messages.
+	field string
+	// target is the container whose processes an ephemeral one shares; empty for none.
+	target string
+	// refused is why an ephemeral container is never started; empty when it may be.
+	refused    string
 	image      imageKey
 	stopSignal syscall.Signal
 }
@@ -79,24 +91,56 @@ func translate(pod *corev1.Pod, sizing Supply, templates Templates, allocatable 
 func planOf(pod *corev1.Pod) *plan {
 	p := &plan{
 		restartPolicy: pod.Spec.RestartPolicy,
-		grace:         corev1.DefaultTerminationGracePeriodSeconds * time.Second,
+		grace:         graceOfSpec(pod),
 		hostname:      hostname(pod),
 		need:          needOf(pod),
 	}
-	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		p.grace = seconds(*s)
-	}
-	seen := map[imageKey]bool{}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		key := imageKey{ref: c.Image, policy: pullPolicy(c)}
-		if !seen[key] {
-			seen[key] = true
-			p.images = append(p.images, key)
-		}
-		p.containers = append(p.containers, containerPlan{spec: c, image: key, stopSignal: syscall.SIGTERM})
+	for c := range containersOf(pod) {
+		p.add(pod, c)
 	}
 	return p
+}
+
+// add takes a container into the plan.
+func (p *plan) add(pod *corev1.Pod, c specified) {
+	key := imageKey{ref: c.Image, policy: pullPolicy(c.Container)}
+	cp := containerPlan{spec: c.Container, kind: c.kind, field: c.field, target: c.target, image: key, stopSignal: stopSignalOf(c.Container, nil)}
+	switch {
+	case slices.Contains(p.images, key):
+	case c.kind != kindEphemeral:
+		p.images = append(p.images, key)
+	case !slices.Contains(p.late, key):
+		p.late = append(p.late, key)
+	}
+	if c.kind == kindEphemeral {
+		cp.refused = strings.Join(unsupportedEphemeral(pod, c.Name), "; ")
+	}
+	p.containers = append(p.containers, cp)
+}
+
+// index of a container; -1 when there is none of this name.
+func (p *plan) index(name string) int {
+	return slices.IndexFunc(p.containers, func(c containerPlan) bool { return c.spec.Name == name })
+}
+
+// graceOfSpec is how long the pod may take to end when nobody says otherwise.
+func graceOfSpec(pod *corev1.Pod) time.Duration {
+	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
+		return seconds(*s)
+	}
+	return corev1.DefaultTerminationGracePeriodSeconds * time.Second
+}
+
+// stopSignalOf is what a container is stopped with: its own signal, else its image's.
+func stopSignalOf(c *corev1.Container, img *Image) syscall.Signal {
+	switch {
+	case c.Lifecycle != nil && c.Lifecycle.StopSignal != nil:
+		return stopSignal(string(*c.Lifecycle.StopSignal))
+	case img != nil:
+		return stopSignal(img.Config.StopSignal)
+	default:
+		return syscall.SIGTERM
+	}
 }
 
 // oversized refuses what can never fit on the node, in the kubelet's words.
