@@ -243,6 +243,15 @@ func TestProbesAcrossRestart(t *testing.T) {
 		}
 		return false, nil, nil
 	})
+	w.supply.setFault(func(ctx context.Context, op string) error { // long enough for a status in between to be seen
+		if op == "adopt" {
+			select {
+			case <-time.After(500 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+		return nil
+	})
 	w.run()
 	w.eventually("readiness is asked again", func() bool { return a.count("/ready").Load() > looks+1 }, nil)
 	if flaps.Load() != 0 || a.count("/start").Load() != starts {
@@ -265,7 +274,7 @@ func TestProbesAtTheEnd(t *testing.T) {
 	w.delete("web", new(int64(30)))
 	w.eventually("it is told to end", func() bool { return w.events.has("web", "Killing") }, nil)
 	live, ready := a.count("/live").Load(), a.count("/ready").Load()
-	w.eventually("readiness is asked", func() bool { return a.count("/ready").Load() >= ready+2 }, nil)
+	w.eventually("readiness is asked", func() bool { return a.count("/ready").Load() >= ready+4 }, nil)
 	if n := a.count("/live").Load(); n > live+1 { // one may have been under way
 		t.Errorf("liveness was asked %d times after the deletion", n-live)
 	}
