@@ -52,7 +52,11 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 		vars.set("PATH", defaultPath)
 	}
 	if !vars.has("HOSTNAME") {
-		vars.set("HOSTNAME", kernelHostname(j.pod, e.dns))
+		name, err := kernelHostname(j.pod, e.dns)
+		if err != nil {
+			return nil, configError(err)
+		}
+		vars.set("HOSTNAME", name)
 	}
 	req, err := createRequest(j, vars)
 	if err != nil {

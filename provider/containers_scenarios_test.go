@@ -111,7 +111,9 @@ func TestSidecars(t *testing.T) {
 	if status(p, "a").RestartCount != 0 || status(p, "a").State.Terminated.ExitCode != 1 {
 		t.Errorf("sidecar is %+v", status(p, "a"))
 	}
-	w.await("serve", "restarts its sidecar", func(p *corev1.Pod) bool { return status(p, "a").RestartCount >= 1 && status(p, "c0").State.Running != nil })
+	w.await("serve", "restarts its sidecar", func(p *corev1.Pod) bool {
+		return status(p, "a").RestartCount >= 1 && status(p, "c0").State.Running != nil
+	})
 	// What has passed is known to the next process: nothing begins again.
 	first.stop()
 	w.run()

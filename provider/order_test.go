@@ -137,7 +137,10 @@ func TestDecideOrder(t *testing.T) {
 			none(decision{signals: []signalAct{{container: 1, signal: syscall.SIGTERM}}, wake: t0.Add(time.Minute)})},
 		{"stop: then the one before", "Always", "ssm", "r00", func(s *state) { term(s, time.Minute, true) },
 			none(decision{signals: []signalAct{{container: 0, signal: syscall.SIGTERM}}, wake: t0.Add(time.Minute)})},
-		{"stop: a sidecar's hook does not wait for its turn", "Always", "sm", "pr", func(s *state) { term(s, time.Minute, true); s.containers[1].stopSent, s.containers[1].stopAt = true, t0 },
+		{"stop: a sidecar's hook does not wait for its turn", "Always", "sm", "pr", func(s *state) {
+			term(s, time.Minute, true)
+			s.containers[1].stopSent, s.containers[1].stopAt = true, t0
+		},
 			none(decision{preStop: []hookAct{{0, t0.Add(time.Minute)}}, wake: t0.Add(time.Minute)})},
 		{"stop: a sidecar that had no turn gets its signal at the end of the grace", "Always", "sm", "rr", func(s *state) {
 			term(s, time.Minute, true)

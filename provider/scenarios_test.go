@@ -394,7 +394,9 @@ func TestRestartKeepsAPodThatWasAccepted(t *testing.T) {
 	if _, err := w.client.CoreV1().Pods("default").Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	w.eventually("the field is named", func() bool { return w.events.has("p", provider.ReasonUnsupportedField, "spec.containers[0].volumeDevices") }, nil)
+	w.eventually("the field is named", func() bool {
+		return w.events.has("p", provider.ReasonUnsupportedField, "spec.containers[0].volumeDevices")
+	}, nil)
 	first.stop()
 	w.run()
 	w.eventually("the machine is adopted", func() bool { return w.events.has("p", "MachineAdopted") }, nil)

@@ -4,6 +4,7 @@
 package provider
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/resource"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 )
@@ -163,32 +165,41 @@ func sizeRefusal(n Need, err error) *refusal {
 		"Pod was rejected: no machine of this node has %d milliCPU and %d bytes of memory: %v", n.MilliCPURequest, max(n.MemoryRequestBytes, n.MemoryLimitBytes), err)}
 }
 
-// needOf adds up the containers. A limit counts only where every container has one:
-// a container without a limit may use what the machine has.
+// needOf is what the containers of a pod ask for together, by the rule that the scheduler
+// has: main containers and sidecars run side by side, init containers one after the other
+// beside the sidecars before them; what the pod as a whole asks for stands instead. A limit
+// counts only where every container has one: a container without may use what the machine has.
 func needOf(pod *corev1.Pod) Need {
-	var n Need
-	allCPU, allMemory := true, true
-	for i := range pod.Spec.Containers {
-		r := &pod.Spec.Containers[i].Resources
-		cpuLimit, memoryLimit := r.Limits.Cpu().MilliValue(), r.Limits.Memory().Value()
-		cpu, memory := r.Requests.Cpu().MilliValue(), r.Requests.Memory().Value()
-		if _, ok := r.Requests[corev1.ResourceCPU]; !ok {
-			cpu = cpuLimit
+	// Where a request is missing, the limit stands for it, as the API server has it.
+	sized := &corev1.Pod{Spec: corev1.PodSpec{Resources: pod.Spec.Resources}}
+	limited := map[corev1.ResourceName]bool{corev1.ResourceCPU: true, corev1.ResourceMemory: true}
+	for c := range containersOf(pod) {
+		if c.kind == kindEphemeral {
+			continue // it has no resources of its own
 		}
-		if _, ok := r.Requests[corev1.ResourceMemory]; !ok {
-			memory = memoryLimit
+		r := corev1.ResourceRequirements{Limits: c.Resources.Limits, Requests: corev1.ResourceList{}}
+		for name := range limited {
+			limit := c.Resources.Limits[name]
+			request, ok := c.Resources.Requests[name]
+			if !ok {
+				request = limit
+			}
+			r.Requests[name] = request
+			limited[name] = limited[name] && limit.Sign() > 0
 		}
-		n.MilliCPURequest += cpu
-		n.MemoryRequestBytes += memory
-		n.MilliCPULimit += cpuLimit
-		n.MemoryLimitBytes += memoryLimit
-		allCPU, allMemory = allCPU && cpuLimit > 0, allMemory && memoryLimit > 0
+		list := &sized.Spec.Containers
+		if c.kind.inOrder() {
+			list = &sized.Spec.InitContainers
+		}
+		*list = append(*list, corev1.Container{Resources: r, RestartPolicy: c.RestartPolicy})
 	}
-	if !allCPU {
-		n.MilliCPULimit = 0
+	requests, limits := resource.PodRequests(sized, resource.PodResourcesOptions{}), resource.PodLimits(sized, resource.PodResourcesOptions{})
+	n := Need{MilliCPURequest: requests.Cpu().MilliValue(), MemoryRequestBytes: requests.Memory().Value()}
+	if limited[corev1.ResourceCPU] {
+		n.MilliCPULimit = limits.Cpu().MilliValue()
 	}
-	if !allMemory {
-		n.MemoryLimitBytes = 0
+	if limited[corev1.ResourceMemory] {
+		n.MemoryLimitBytes = limits.Memory().Value()
 	}
 	return n
 }
@@ -216,9 +227,9 @@ func DefaultPullPolicy(ref string) PullPolicy {
 
 // hostname is the pod's name in its machine: at most 63 bytes, as Linux and DNS have it.
 func hostname(pod *corev1.Pod) string {
-	name := pod.Spec.Hostname
-	if name == "" {
-		name = pod.Name
+	name := cmp.Or(pod.Spec.Hostname, pod.Name)
+	if o := pod.Spec.HostnameOverride; o != nil {
+		name = *o
 	}
 	if len(name) > 63 {
 		name = strings.TrimRight(name[:63], "-.")

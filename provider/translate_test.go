@@ -71,7 +71,8 @@ func TestUnsupported(t *testing.T) {
 		{`{"runtimeClassName":"x","overhead":{"cpu":"1","memory":"1Gi"}}`, ""},
 		{`{"containers":[{"name":"a","resources":{"limits":{"warm.firkin.dev/team.app":"1"},"requests":{"warm.firkin.dev/team.app":"1"}}}]}`, ""},
 		{`{"resourceClaims":[{"name":"x"}]}`, "spec.resourceClaims"},
-		{`{"resources":{"limits":{"cpu":"1"}}}`, "spec.resources"},
+		{`{"resources":{"limits":{"cpu":"1"}}}`, "spec.resources.limits"},
+		{`{"resources":{"requests":{"cpu":"1","memory":"1Mi"}},"hostnameOverride":"a.b"}`, ""},
 		{`{"os":{"name":"windows"}}`, "spec.os.name"},
 		{`{"os":{"name":"linux"}}`, ""},
 		{`{"tolerations":[{"operator":"Exists"}],"nodeSelector":{"a":"b"},"affinity":{},"priority":5,"schedulerName":"x"}`, ""},
@@ -163,7 +164,7 @@ func TestRulesNameFields(t *testing.T) {
 	}
 	walk(reflect.TypeFor[corev1.PodSpec](), "", 0)
 	for path := range rules() {
-		if !known[path] && !strings.Contains(path, "ontainers[].resources.") && !irrelevant(path) {
+		if !known[path] && !strings.Contains(path, "ontainers[].resources.") && !strings.HasPrefix(path, "resources.requests.") && !irrelevant(path) {
 			t.Errorf("rule for %q: there is no such field", path)
 		}
 	}
@@ -243,8 +244,8 @@ func TestResolvConf(t *testing.T) {
 	} {
 		pod := &corev1.Pod{Spec: corev1.PodSpec{DNSPolicy: tt.policy, DNSConfig: tt.config}}
 		pod.Namespace = "ns"
-		if got, fell := resolvConf(pod, tt.dns); string(got) != tt.want || fell != tt.fell {
-			t.Errorf("%s: %q (fell back: %v), want %q", tt.policy, got, fell, tt.want)
+		if got := resolvConf(pod, tt.dns); string(got.content) != tt.want || got.fellBack != tt.fell || len(got.cut) > 0 {
+			t.Errorf("%s: %q, %+v, want %q", tt.policy, got.content, got, tt.want)
 		}
 	}
 }

@@ -58,7 +58,10 @@ func rules() map[string]rule {
 
 		"restartPolicy": anything, "terminationGracePeriodSeconds": anything, "dnsPolicy": anything, "dnsConfig": anything,
 		"serviceAccountName": anything, "imagePullSecrets": anything, "hostname": anything, "subdomain": anything,
-		"setHostnameAsFQDN": anything, "hostAliases": anything, "readinessGates": anything, "enableServiceLinks": anything,
+		"setHostnameAsFQDN": anything, "hostnameOverride": anything,
+		"resources": into(), "resources.requests": into(), "resources.requests.cpu": anything, "resources.requests.memory": anything,
+		"resources.limits": refuse("limit the containers: what they use together is bounded by the machine's shape"),
+		"hostAliases":      anything, "readinessGates": anything, "enableServiceLinks": anything,
 		"shareProcessNamespace": anything,
 		"os":                    into(), "os.name": only("linux"),
 		"hostNetwork":           refuse("a pod has the network of its own machine"),
