@@ -163,6 +163,7 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 		if r.PostStarted {
 			c.postStart = hookOver
 		}
+		c.probes = r.Probes.state(r.Attempt)
 		switch {
 		case r.Exit != nil:
 			c.step = containerExited

@@ -179,6 +179,8 @@ type containerState struct {
 	stopAt             time.Time
 	// stop is set while the run is to end and the pod goes on.
 	stop *containerStop
+	// probes are those of the run of the attempt that it names.
+	probes probing
 }
 
 // termination is how a run ended.

@@ -105,7 +105,7 @@ func rules() map[string]rule {
 		"volumeMounts[].recursiveReadOnly": only("Disabled"), "volumeMounts[].mountPath": anything,
 		"volumeMounts[].subPath": anything, "volumeMounts[].mountPropagation": only("None"),
 		"terminationMessagePath": anything, "terminationMessagePolicy": anything,
-		"lifecycle":     anything,
+		"lifecycle": anything, "livenessProbe": anything, "readinessProbe": anything, "startupProbe": anything,
 		"restartPolicy": anything, "restartPolicyRules": into(), "restartPolicyRules[].exitCodes": anything,
 		"restartPolicyRules[].action":              only(string(corev1.ContainerRestartRuleActionRestart)),
 		"securityContext":                          into(),

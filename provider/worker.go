@@ -73,7 +73,9 @@ type environment struct {
 	gone func(*worker)
 
 	nodeIP, machineAddress string
-	allocatable            corev1.ResourceList
+	// userAgent is the version that HTTP probes and hooks name.
+	userAgent   string
+	allocatable corev1.ResourceList
 	// silence is how long a guest may not answer until its machine is given up.
 	silence time.Duration
 }
@@ -222,6 +224,7 @@ func (w *worker) step(ctx context.Context) decision {
 		}
 		d := decide(&w.s, now)
 		again := w.act(ctx, &d, now)
+		w.tendProbes()
 		for _, key := range imagesOf(&w.s) {
 			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, key), w.s.images[key], now); !at.IsZero() {
 				d.wakeAt(at)
