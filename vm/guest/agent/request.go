@@ -19,6 +19,7 @@ const (
 	maxNameBytes    = 128
 	maxPodFileBytes = 64 << 10
 	maxMounts       = 256
+	maxPathBytes    = 4095 // PATH_MAX less the zero byte
 )
 
 // checkName checks the name of a container or a volume, which become names of
@@ -87,11 +88,15 @@ func containerSpec(m *agentv1.CreateContainerRequest) (ContainerSpec, error) {
 		if sub := mount.GetSubPath(); sub != "" && !filepath.IsLocal(sub) || strings.ContainsRune(sub, 0) {
 			fault("mounts[%d].sub_path is %q, want a path inside the volume", i, sub)
 		}
-		target := path.Clean(mount.GetTarget())
-		if !path.IsAbs(mount.GetTarget()) || target == "/" || strings.ContainsRune(target, 0) {
-			fault("mounts[%d].target is %q, want an absolute path below the root", i, mount.GetTarget())
+		if err := checkTarget(fmt.Sprintf("mounts[%d].target", i), mount.GetTarget()); err != nil {
+			errs = append(errs, err)
 		}
-		mounts = append(mounts, Mount{SubPath: mount.GetSubPath(), Target: target, ReadOnly: mount.GetReadOnly()})
+		mounts = append(mounts, Mount{SubPath: mount.GetSubPath(), Target: path.Clean(mount.GetTarget()), ReadOnly: mount.GetReadOnly()})
+	}
+	if target := m.GetTerminationMessagePath(); target != "" {
+		if err := checkTarget("termination_message_path", target); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if err := checkLayers(m.GetWritableLayer(), m.GetLowerLayers()); err != nil {
 		errs = append(errs, err)

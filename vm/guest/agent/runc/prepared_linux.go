@@ -145,14 +145,15 @@ func (r *Runtime) Prepared() int {
 // bindable tells whether a prepared container can become what spec says. Terminals,
 // read-only roots and shared PID namespaces are decided earlier in a container's life than
 // where a prepared one stands, and what lies over the kernel's own file systems is left
-// to libcontainer's judgement. Pure.
+// to libcontainer's judgement; files below /dev, where a container's last words go, are as
+// any other. Pure.
 func bindable(spec agent.ContainerSpec) bool {
 	if spec.TTY || spec.ReadOnlyRoot || spec.Pod.SharePIDs || spec.Upper != "" {
 		return false
 	}
 	for _, m := range spec.Mounts {
-		top, _, _ := strings.Cut(strings.TrimPrefix(path.Clean(m.Target), "/"), "/")
-		if slices.Contains([]string{"", "proc", "sys", "dev"}, top) {
+		top, below, _ := strings.Cut(strings.TrimPrefix(path.Clean(m.Target), "/"), "/")
+		if slices.Contains([]string{"", "proc", "sys"}, top) || top == "dev" && below == "" {
 			return false
 		}
 	}
