@@ -355,6 +355,7 @@ func (w *worker) startContainer(i int) {
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
 	}
 	job.lower = s.plan.lowerLayers(job.slot)
+	job.macOS = s.plan.template != nil && s.plan.template.GuestOS == vm.GuestMacOS
 	if c.last != nil {
 		job.previous = c.last.ID
 		if c.attempt >= 2 {
