@@ -150,7 +150,16 @@ func (cs *containers) CreateContainer(ctx context.Context, req *connect.Request[
 func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1.CreateContainerRequest) (_ *container, err error) {
 	doing := fmt.Sprintf("create container %q", spec.ID)
 	for i, mount := range m.GetMounts() {
-		if spec.Mounts[i].Dir, err = cs.volumes.dirOf(mount.GetVolume()); err != nil {
+		if spec.Mounts[i].Dir, err = cs.mountDir(ctx, mount); err != nil {
+			return nil, err
+		}
+	}
+	if target := m.GetTargetContainer(); target != "" {
+		c, err := cs.get(target)
+		if err != nil {
+			return nil, err
+		}
+		if spec.Target, err = c.running(); err != nil {
 			return nil, err
 		}
 	}

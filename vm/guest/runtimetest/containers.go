@@ -40,6 +40,11 @@ func Run(t *testing.T, s *Subject) {
 		{"Volumes", volumes},
 		{"SubPaths", subPaths},
 		{"Layers", layers},
+		{"Security", security},
+		{"Privileged", privileged},
+		{"Targets", targets},
+		{"Images", images},
+		{"Updates", updates},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, s) })
 	}
