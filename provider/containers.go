@@ -23,6 +23,7 @@ type startJob struct {
 	image *Image
 	slot  int
 	lower []string // layers between the container's own and its image
+	macOS bool     // the guest's system
 	ref   ContainerRef
 	hold  *machineHold
 	// macOS: the machine's guest is one.
@@ -127,6 +128,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	if sc := c.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		req.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}
+	req.TerminationMessagePath = terminationMessagePath(c, j.macOS)
 	for _, m := range c.VolumeMounts {
 		req.Mounts = append(req.Mounts, &agentv1.Mount{
 			Volume: m.Name, SubPath: m.SubPath, Target: m.MountPath,

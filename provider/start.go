@@ -289,6 +289,7 @@ func (w *worker) startContainer(i int) {
 		job.target = w.target(name)
 	}
 	job.lower = s.plan.lowerLayers(job.slot)
+	job.macOS = s.plan.template != nil && s.plan.template.GuestOS == vm.GuestMacOS
 	if c.last != nil {
 		job.previous = c.last.ID
 		if c.attempt >= 2 {
