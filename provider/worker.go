@@ -161,16 +161,27 @@ func (w *worker) respecify(pod *corev1.Pod) (faults []string) {
 
 // terminate tells the worker to end the pod. A shorter grace than before replaces it.
 func (w *worker) terminate(grace time.Duration) {
-	now := time.Now()
+	w.bringEnd(ending{since: time.Now(), grace: grace, force: grace <= 0})
+}
+
+// abandon tells the worker to end a pod whose object is gone.
+func (w *worker) abandon() { w.bringEnd(abandoned(time.Now())) }
+
+// abandoned is the end of a pod whose object is gone: nobody waits for it, but its
+// processes may end by themselves.
+func abandoned(now time.Time) ending { return ending{since: now, grace: goneGrace, hookless: true} }
+
+func (w *worker) bringEnd(e ending) {
 	w.post(func(s *state) {
 		switch {
 		case s.deletion != nil:
-			s.deletion.shorten(now, grace)
-		case s.kill != nil && !s.kill.settled && s.kill.deadline().Before(now.Add(grace)):
+			s.deletion.shorten(e)
+		case s.kill != nil && !s.kill.settled:
 			s.deletion = &deletion{ending: s.kill.ending}
 			s.deletion.listed, s.deletion.listing = false, false
+			s.deletion.shorten(e)
 		default:
-			s.deletion = &deletion{ending: ending{since: now, grace: grace, force: grace <= 0}}
+			s.deletion = &deletion{ending: e}
 		}
 	})
 }
