@@ -23,10 +23,9 @@ type startJob struct {
 	image *Image
 	slot  int
 	lower []string // layers between the container's own and its image
+	macOS bool     // the guest's system
 	ref   ContainerRef
 	hold  *machineHold
-	// macOS: the machine's guest is one.
-	macOS bool
 	// target is the run whose processes the container of the plan's target shares.
 	target string
 	// previous is the id of the run before, to be removed from the machine.
@@ -119,7 +118,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	req := &agentv1.CreateContainerRequest{
 		Id: j.ref.ID, ImageSlot: int32(j.slot), Args: args, Env: vars.list(), //nolint:gosec // slots are few
 		WorkingDir: img.WorkingDir, User: user, Tty: c.TTY, Stdin: c.Stdin, Resources: resourcesOf(c), LowerLayers: j.lower,
-		TerminationMessagePath: messagePath(j), TargetContainer: j.target,
+		TargetContainer: j.target,
 	}
 	if c.WorkingDir != "" {
 		req.WorkingDir = c.WorkingDir
@@ -127,6 +126,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	if sc := c.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		req.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}
+	req.TerminationMessagePath = terminationMessagePath(c, j.macOS)
 	for _, m := range c.VolumeMounts {
 		req.Mounts = append(req.Mounts, &agentv1.Mount{
 			Volume: m.Name, SubPath: m.SubPath, Target: m.MountPath,
