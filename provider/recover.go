@@ -108,7 +108,7 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 			s.plan.budget = Budget{MilliCPU: s.plan.need.MilliCPURequest + t.MilliCPU, MemoryBytes: t.Shape.MemoryBytes}
 		}
 	default:
-		if s.plan, s.refusal, s.waiting = translate(rec.Pod, e.supply, e.templates, e.allocatable); s.refusal != nil {
+		if s.plan, s.refusal, s.waiting = e.translate(rec.Pod); s.refusal != nil {
 			e.log.Error("A pod of an earlier version is not accepted any more", "podUID", rec.Pod.UID, "message", s.refusal.Message)
 		}
 	}

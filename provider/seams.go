@@ -240,6 +240,8 @@ type Logs interface {
 	Copy(ctx context.Context, c ContainerRef, dial Dial) error
 	// RemoveAttempt deletes the log files of one attempt. Idempotent.
 	RemoveAttempt(c ContainerRef) error
+	// Usage is what the log files of each container of a pod take on disk, in bytes.
+	Usage(uid types.UID) (map[string]int64, error)
 	// RemovePod deletes all log files of a pod. Idempotent.
 	RemovePod(uid types.UID) error
 }

@@ -101,7 +101,7 @@ func (w *worker) acquire() {
 		}
 	}
 	if w.volumes == nil { // what volumes and variables are made of is fetched meanwhile
-		w.volumes = newVolumeKeeper(w.env, w.log)
+		w.volumes = newVolumeKeeper(w.env, w.log, m.shape)
 		fetch := w.volumes.prefetch(s.pod)
 		w.acts.Go(func() { fetch(w.start) })
 	}
@@ -354,7 +354,7 @@ func (w *worker) startContainer(i int) {
 		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
 	}
-	job.lower = s.plan.lowerLayers(job.slot)
+	job.lower, job.volumeSlots = s.plan.lowerLayers(job.slot), imageVolumeSlots(s)
 	if c.last != nil {
 		job.previous = c.last.ID
 		if c.attempt >= 2 {

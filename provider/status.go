@@ -133,6 +133,7 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 	st := corev1.ContainerStatus{
 		Name: c.name, Image: spec.Image, RestartCount: int32(c.attempt), //nolint:gosec // restarts are at least 10 s apart
 	}
+	st.VolumeMounts = mountStatus(s.pod, spec)
 	no := false
 	st.Started = &no
 	if img := s.images[s.plan.containers[i].image]; img != nil && img.image != nil {
@@ -170,6 +171,9 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 func waitingFor(s *state, i int, c *containerState, now time.Time) (reason, message string) {
 	if img := s.images[s.plan.containers[i].image]; img != nil && img.image == nil && img.reason != "" {
 		return img.reason, img.message
+	}
+	if reason, message := imageVolumeWait(s, s.plan.containers[i].spec); reason != "" {
+		return reason, message
 	}
 	if c.reason != "" {
 		return c.reason, c.message

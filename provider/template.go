@@ -172,6 +172,9 @@ func useTemplate(pod *corev1.Pod, p *plan, t Template) *refusal {
 				"spec.containers[%d].image: %q is not among the images of SnapshotTemplate %q: %s", i, image, t.ID(), strings.Join(t.Images, ", "))}
 		}
 	}
+	if r := imageVolumesOutside(pod, &t); r != nil {
+		return r
+	}
 	cpu, memory := int64(t.Shape.VCPUs)*1000, t.Shape.MemoryBytes-warmpool.GuestMemoryOverhead
 	switch {
 	case p.need.MilliCPURequest > cpu:

@@ -62,7 +62,7 @@ func translate(pod *corev1.Pod, sizing Supply, templates Templates, allocatable 
 	refs := p.refs()
 	if n := sizing.ImageSlots(); len(refs) > n {
 		return nil, &refusal{Reason: ReasonUnsupportedField,
-			Message: fmt.Sprintf("spec.containers: %d different images, a machine has %d image slots", len(refs), n)}, nil
+			Message: fmt.Sprintf("spec: containers and volumes have %d different images, a machine has %d image slots", len(refs), n)}, nil
 	}
 	if r := oversized(p.need, allocatable); r != nil {
 		return nil, r, nil
@@ -96,6 +96,7 @@ func planOf(pod *corev1.Pod) *plan {
 		}
 		p.containers = append(p.containers, containerPlan{spec: c, image: key, stopSignal: syscall.SIGTERM})
 	}
+	p.imageVolumes(pod)
 	return p
 }
 

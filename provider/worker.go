@@ -73,6 +73,9 @@ type environment struct {
 
 	nodeIP, machineAddress string
 	allocatable            corev1.ResourceList
+	// volumeRefresh is how often the content of volumes is read again.
+	volumeRefresh time.Duration
+	hostPaths     hostPaths
 	// silence is how long a guest may not answer until its machine is given up.
 	silence time.Duration
 }
