@@ -346,6 +346,7 @@ func (w *worker) startContainer(i int) {
 	s := &w.s
 	c := s.containers[i]
 	c.step = containerStarting
+	w.begins(c, s.plan.containers[i].spec)
 	if c.last != nil {
 		c.backoff = c.backoff.next(c.last.FinishedAt, time.Now())
 	}

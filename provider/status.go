@@ -134,6 +134,7 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 		Name: c.name, Image: spec.Image, RestartCount: int32(c.attempt), //nolint:gosec // restarts are at least 10 s apart
 	}
 	st.VolumeMounts = mountStatus(s.pod, spec)
+	resourceStatus(spec, c, &st)
 	no := false
 	st.Started = &no
 	if img := s.images[s.plan.containers[i].image]; img != nil && img.image != nil {
@@ -207,7 +208,7 @@ func containerID(pod *corev1.Pod, name string, attempt int) string {
 // ours are the conditions that this node writes; all others are kept.
 func ours(t corev1.PodConditionType) bool {
 	switch t {
-	case corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodReadyToStartContainers:
+	case corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodReadyToStartContainers, corev1.PodResizePending, corev1.PodResizeInProgress:
 		return true
 	default:
 		return false
@@ -291,6 +292,11 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 		ready, reason, message = false, reasonGatesNotReady, strings.Join(gates, "; ")
 	}
 	set(corev1.PodReady, ready, reason, message)
+	if over == "" {
+		for _, c := range resizeConditions(s) {
+			set(c.Type, true, c.Reason, c.Message)
+		}
+	}
 	return list
 }
 

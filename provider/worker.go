@@ -131,9 +131,10 @@ func (w *worker) update(pod *corev1.Pod) {
 			if c := containerNamed(pod, have.Name); c != nil && c.Image != have.Image {
 				faults = append(faults, fmt.Sprintf("spec.containers[%d].image: a running pod's image cannot be changed yet, %q stays", i, have.Image))
 			} else if c != nil {
-				s.plan.containers[i].spec = c
+				s.plan.containers[i].spec = withResources(c, have.Resources)
 			}
 		}
+		w.considerResize()
 		if text := strings.Join(faults, "; "); text != w.faults {
 			w.faults = text
 			if text != "" {
@@ -169,6 +170,7 @@ func (w *worker) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	w.admit()
+	w.considerResize() // what was wanted while no process ran
 	for {
 		if ctx.Err() != nil {
 			return // what failed because of that is no news of the pod
@@ -200,6 +202,7 @@ func (w *worker) step(ctx context.Context) decision {
 		now := time.Now()
 		d := decide(&w.s, now)
 		again := w.act(ctx, &d, now)
+		again = w.applyResize(&d, now) || again
 		for i, key := range imagesOf(&w.s) {
 			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, i), w.s.images[key], now); !at.IsZero() {
 				d.wakeAt(at)
