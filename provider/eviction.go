@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
+	podresources "k8s.io/component-helpers/resource"
 
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
@@ -63,39 +64,10 @@ func storageLimit(c *corev1.Container) (resource.Quantity, bool) {
 	return q, ok && q.Sign() > 0
 }
 
-// podStorageLimit adds up the limits of the containers that have one, and of the init
-// containers that go on beside them; one init container by itself may have more.
+// podStorageLimit is that of the containers together, by the rule that holds for requests.
 func podStorageLimit(pod *corev1.Pod) (resource.Quantity, bool) {
-	var sum resource.Quantity
-	limited := false
-	for i := range pod.Spec.Containers {
-		if q, ok := storageLimit(&pod.Spec.Containers[i]); ok {
-			sum.Add(q)
-			limited = true
-		}
-	}
-	var sidecars, most resource.Quantity
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		q, ok := storageLimit(c)
-		if !ok {
-			continue
-		}
-		limited = true
-		if p := c.RestartPolicy; p != nil && *p == corev1.ContainerRestartPolicyAlways {
-			sidecars.Add(q)
-			continue
-		}
-		q.Add(sidecars)
-		if q.Cmp(most) > 0 {
-			most = q
-		}
-	}
-	sum.Add(sidecars)
-	if most.Cmp(sum) > 0 {
-		sum = most
-	}
-	return sum, limited
+	q, ok := podresources.PodLimits(pod, podresources.PodResourcesOptions{})[corev1.ResourceEphemeralStorage]
+	return q, ok && q.Sign() > 0
 }
 
 // overLimit says whether, and in the kubelet's words why, a pod that uses so much is to be
@@ -118,12 +90,9 @@ func overLimit(pod *corev1.Pod, u storageUsage) (message string, over bool) {
 	if limit, ok := podStorageLimit(pod); ok && total > limit.Value() {
 		return fmt.Sprintf("Pod ephemeral local storage usage exceeds the total limit of containers %s.", limit.String()), true
 	}
-	for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
-		for i := range list {
-			c := &list[i]
-			if limit, ok := storageLimit(c); ok && u.containers[c.Name] > limit.Value() {
-				return fmt.Sprintf("Container %s exceeded its local ephemeral storage limit %q.", c.Name, limit.String()), true
-			}
+	for c := range containersOf(pod) {
+		if limit, ok := storageLimit(c.Container); ok && u.containers[c.Name] > limit.Value() {
+			return fmt.Sprintf("Container %s exceeded its local ephemeral storage limit %q.", c.Name, limit.String()), true
 		}
 	}
 	return "", false
@@ -185,8 +154,6 @@ func (w *worker) watchUsage(h *machineHold) {
 			continue
 		}
 		if message, over := overLimit(pod, u); over && pod.DeletionTimestamp == nil {
-			w.log.Info("Evicting pod", "reason", reasonEvicted, "message", message)
-			w.env.events.pod(pod, true, reasonEvicted, message)
 			w.evict(reasonEvicted, message, evictionGrace)
 			return
 		}

@@ -30,6 +30,7 @@ func (p *plan) imageVolumes(pod *corev1.Pod) {
 		if v := &pod.Spec.Volumes[i]; v.Image != nil {
 			if key := imageVolumeKey(v); !slices.Contains(p.images, key) {
 				p.images = append(p.images, key)
+				p.late = slices.DeleteFunc(p.late, func(k imageKey) bool { return k == key })
 			}
 		}
 	}

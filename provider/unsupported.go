@@ -58,15 +58,19 @@ func rules() map[string]rule {
 
 		"restartPolicy": anything, "terminationGracePeriodSeconds": anything, "dnsPolicy": anything, "dnsConfig": anything,
 		"serviceAccountName": anything, "imagePullSecrets": anything, "hostname": anything, "subdomain": anything,
-		"setHostnameAsFQDN": anything, "hostAliases": anything, "readinessGates": anything, "enableServiceLinks": anything,
+		"setHostnameAsFQDN": anything, "hostnameOverride": anything,
+		"resources": into(), "resources.requests": into(), "resources.requests.cpu": anything, "resources.requests.memory": anything,
+		"resources.limits": refuse("limit the containers: what they use together is bounded by the machine's shape"),
+		"hostAliases":      anything, "readinessGates": anything, "enableServiceLinks": anything,
 		"shareProcessNamespace": anything,
 		"os":                    into(), "os.name": only("linux"),
 		"hostNetwork":           refuse("a pod has the network of its own machine"),
 		"hostPID":               refuse("a pod has its own machine"),
 		"hostIPC":               refuse("a pod has its own machine"),
 		"hostUsers":             only("true"),
-		"initContainers":        refuse(""),
-		"activeDeadlineSeconds": refuse(""),
+		"initContainers":        into(),
+		"activeDeadlineSeconds": anything,
+		"ephemeralContainers":   anything, // see unsupportedEphemeral
 		"runtimeClassName":      anything, // names a SnapshotTemplate: see template.go
 		"overhead":              anything, // the machine's own part, for the scheduler
 
@@ -101,9 +105,11 @@ func rules() map[string]rule {
 		"volumeMounts[].recursiveReadOnly": anything, "volumeMounts[].mountPath": anything,
 		"volumeMounts[].subPath": anything, "volumeMounts[].subPathExpr": anything,
 		// There are no mounts of a host that could come later: HostToContainer is None.
-		"volumeMounts[].mountPropagation":          {only: []string{"None", "HostToContainer"}, hint: "what a container mounts stays in it"},
-		"terminationMessagePath":                   only(corev1.TerminationMessagePathDefault),
-		"terminationMessagePolicy":                 only(string(corev1.TerminationMessageReadFile)),
+		"volumeMounts[].mountPropagation": {only: []string{"None", "HostToContainer"}, hint: "what a container mounts stays in it"},
+		"terminationMessagePath":          anything, "terminationMessagePolicy": anything,
+		"lifecycle":     anything,
+		"restartPolicy": anything, "restartPolicyRules": into(), "restartPolicyRules[].exitCodes": anything,
+		"restartPolicyRules[].action":              only(string(corev1.ContainerRestartRuleActionRestart)),
 		"securityContext":                          into(),
 		"securityContext.privileged":               only("false"),
 		"securityContext.runAsUser":                anything,
@@ -122,6 +128,7 @@ func rules() map[string]rule {
 			r[kind+path] = rule
 		}
 	}
+	r["ephemeralContainers[].targetContainerName"] = anything
 	for path, rule := range map[string]rule{
 		"name": anything, "emptyDir": into(), "emptyDir.medium": {only: []string{"Memory"}, hint: "machines have no huge pages"}, "emptyDir.sizeLimit": anything,
 		"configMap": into(), "secret": into(), "downwardAPI": into(), "projected": into(),
@@ -176,6 +183,18 @@ func unsupported(pod *corev1.Pod) []string {
 // noVolumePlugins is why a volume that outlives its pod is refused, and what to do.
 const noVolumePlugins = "a machine's disks are made and deleted with it, and the node has no volume plugins; use an emptyDir, and keep what must last in a service that the pod reaches over the network"
 
+// unsupportedEphemeral returns one sentence for each field of an ephemeral container that
+// asks for what the node cannot give. Such a container is not started; its pod goes on. It is pure.
+func unsupportedEphemeral(pod *corev1.Pod, name string) []string {
+	w := walker{rules: rules()}
+	for i := range pod.Spec.EphemeralContainers {
+		if e := &pod.Spec.EphemeralContainers[i]; e.Name == name {
+			w.fields(reflect.ValueOf(*e), "ephemeralContainers[]", fmt.Sprintf("spec.ephemeralContainers[%d]", i))
+		}
+	}
+	return w.faults
+}
+
 // unsupportedMacOS returns one sentence for each field that a macOS guest cannot give: its
 // containers are processes of one system, which has neither namespaces nor cgroups. It is
 // pure.
@@ -186,19 +205,21 @@ func unsupportedMacOS(pod *corev1.Pod) []string {
 			faults = append(faults, fmt.Sprintf(field, args...)+": not supported in a macOS guest ("+hint+")")
 		}
 	}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
+	for c := range containersOf(pod) {
 		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
 			_, limited := c.Resources.Limits[name]
-			refuse(limited, "spec.containers[%d].resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", i, name)
+			refuse(limited, "%s.resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", c.field, name)
 		}
 		for j := range c.VolumeMounts {
 			mode := c.VolumeMounts[j].RecursiveReadOnly
-			refuse(mode != nil && *mode == corev1.RecursiveReadOnlyEnabled, "spec.containers[%d].volumeMounts[%d].recursiveReadOnly", "volumes are linked, not mounted", i, j)
+			refuse(mode != nil && *mode == corev1.RecursiveReadOnlyEnabled, "%s.volumeMounts[%d].recursiveReadOnly", "volumes are linked, not mounted", c.field, j)
 		}
 		if s := c.SecurityContext; s != nil {
-			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "spec.containers[%d].securityContext.readOnlyRootFilesystem", "containers share the system's disk", i)
+			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "%s.securityContext.readOnlyRootFilesystem", "containers share the system's disk", c.field)
 		}
+		refuse(c.target != "", "%s.targetContainerName", "containers see each other's processes anyway; leave it out", c.field)
+		refuse(c.TerminationMessagePath != "" && c.TerminationMessagePath != corev1.TerminationMessagePathDefault, "%s.terminationMessagePath",
+			"containers share the system's disk; use terminationMessagePolicy: FallbackToLogsOnError", c.field)
 	}
 	for i := range pod.Spec.Volumes {
 		e := pod.Spec.Volumes[i].EmptyDir
