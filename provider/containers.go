@@ -22,10 +22,11 @@ type startJob struct {
 	plan  containerPlan
 	image *Image
 	slot  int
-	lower []string // layers between the container's own and its image
-	macOS bool     // the guest's system
-	ref   ContainerRef
-	hold  *machineHold
+	// volumeSlots are the slots of image volumes by their names.
+	volumeSlots map[string]int
+	lower       []string // layers between the container's own and its image
+	ref         ContainerRef
+	hold        *machineHold
 	// macOS: the machine's guest is one.
 	macOS bool
 	// target is the run whose processes the container of the plan's target shares.
@@ -128,24 +129,10 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	if sc := c.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		req.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}
-	req.TerminationMessagePath = terminationMessagePath(c, j.macOS)
-	for _, m := range c.VolumeMounts {
-		req.Mounts = append(req.Mounts, &agentv1.Mount{
-			Volume: m.Name, SubPath: m.SubPath, Target: m.MountPath,
-			ReadOnly: m.ReadOnly || contentVolume(j.pod, m.Name),
-		})
+	if req.Mounts, err = mountsOf(j.pod, c, vars.known, j.volumeSlots); err != nil {
+		return nil, configError(err)
 	}
 	return req, nil
-}
-
-// contentVolume: what comes from the API is read-only in containers.
-func contentVolume(pod *corev1.Pod, name string) bool {
-	for i := range pod.Spec.Volumes {
-		if v := &pod.Spec.Volumes[i]; v.Name == name {
-			return hasContent(v)
-		}
-	}
-	return false
 }
 
 // commandLine merges as the API documents it: the pod's command replaces the image's

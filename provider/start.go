@@ -60,7 +60,7 @@ func (w *worker) acquire() {
 		}
 	}
 	if w.volumes == nil { // what volumes and variables are made of is fetched meanwhile
-		w.volumes = newVolumeKeeper(w.env, w.log)
+		w.volumes = newVolumeKeeper(w.env, w.log, m.shape)
 		fetch := w.volumes.prefetch(s.pod)
 		w.acts.Go(func() { fetch(w.start) })
 	}
@@ -276,6 +276,7 @@ func (w *worker) startContainer(i int) {
 	s := &w.s
 	c := s.containers[i]
 	c.step = containerStarting
+	w.begins(c, s.plan.containers[i].spec)
 	if c.last != nil {
 		c.backoff = c.backoff.next(c.last.FinishedAt, time.Now())
 	}
@@ -288,8 +289,7 @@ func (w *worker) startContainer(i int) {
 	if name := job.plan.target; name != "" && !job.sharesProcesses() {
 		job.target = w.target(name)
 	}
-	job.lower = s.plan.lowerLayers(job.slot)
-	job.macOS = s.plan.template != nil && s.plan.template.GuestOS == vm.GuestMacOS
+	job.lower, job.volumeSlots = s.plan.lowerLayers(job.slot), imageVolumeSlots(s)
 	if c.last != nil {
 		job.previous = c.last.ID
 		if c.attempt >= 2 {

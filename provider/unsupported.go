@@ -99,12 +99,14 @@ func rules() map[string]rule {
 		"env[].valueFrom.fieldRef": anything, "env[].valueFrom.resourceFieldRef": anything,
 		"env[].valueFrom.configMapKeyRef": anything, "env[].valueFrom.secretKeyRef": anything,
 		"resources": into(), "resources.limits": into(), "resources.requests": into(), "resizePolicy": anything,
-		"resources.limits.cpu": anything, "resources.limits.memory": anything,
+		"resources.limits.cpu": anything, "resources.limits.memory": anything, "resources.limits.ephemeral-storage": anything,
 		"resources.requests.cpu": anything, "resources.requests.memory": anything, "resources.requests.ephemeral-storage": anything,
 		"volumeMounts": into(), "volumeMounts[].name": anything, "volumeMounts[].readOnly": anything,
-		"volumeMounts[].recursiveReadOnly": only("Disabled"), "volumeMounts[].mountPath": anything,
-		"volumeMounts[].subPath": anything, "volumeMounts[].mountPropagation": only("None"),
-		"terminationMessagePath": anything, "terminationMessagePolicy": anything,
+		"volumeMounts[].recursiveReadOnly": anything, "volumeMounts[].mountPath": anything,
+		"volumeMounts[].subPath": anything, "volumeMounts[].subPathExpr": anything,
+		// There are no mounts of a host that could come later: HostToContainer is None.
+		"volumeMounts[].mountPropagation": {only: []string{"None", "HostToContainer"}, hint: "what a container mounts stays in it"},
+		"terminationMessagePath":          anything, "terminationMessagePolicy": anything,
 		"lifecycle":     anything,
 		"restartPolicy": anything, "restartPolicyRules": into(), "restartPolicyRules[].exitCodes": anything,
 		"restartPolicyRules[].action":              only(string(corev1.ContainerRestartRuleActionRestart)),
@@ -128,15 +130,26 @@ func rules() map[string]rule {
 	}
 	r["ephemeralContainers[].targetContainerName"] = anything
 	for path, rule := range map[string]rule{
-		"name": anything, "emptyDir": into(), "emptyDir.medium": only("Memory"), "emptyDir.sizeLimit": anything,
+		"name": anything, "emptyDir": into(), "emptyDir.medium": {only: []string{"Memory"}, hint: "machines have no huge pages"}, "emptyDir.sizeLimit": anything,
 		"configMap": into(), "secret": into(), "downwardAPI": into(), "projected": into(),
 		"projected.defaultMode": anything, "projected.sources": into(),
 		"projected.sources[].serviceAccountToken": into(), "projected.sources[].serviceAccountToken.audience": anything,
 		"projected.sources[].serviceAccountToken.expirationSeconds": anything, "projected.sources[].serviceAccountToken.path": anything,
-		"hostPath":              refuse("the node's own files are not shared with machines"),
-		"persistentVolumeClaim": refuse("the node has no volume plugins"),
+		"projected.sources[].clusterTrustBundle": into(),
+		"projected.sources[].podCertificate":     refuse("the node requests no certificates for pods; put one into a Secret and project that"),
+		"image":                                  into(), "image.reference": anything, "image.pullPolicy": anything,
+		"hostPath":              anything, // see hostPaths
+		"persistentVolumeClaim": refuse(noVolumePlugins), "ephemeral": refuse(noVolumePlugins), "csi": refuse(noVolumePlugins),
+		"gitRepo": refuse("clone into an emptyDir, by a command of the pod"),
 	} {
 		r["volumes[]."+path] = rule
+	}
+	for _, kind := range []string{"gcePersistentDisk", "awsElasticBlockStore", "nfs", "iscsi", "glusterfs", "rbd", "flexVolume", "cinder", "cephfs", "flocker",
+		"fc", "azureFile", "azureDisk", "vsphereVolume", "quobyte", "photonPersistentDisk", "portworxVolume", "scaleIO", "storageos"} {
+		r["volumes[]."+kind] = refuse(noVolumePlugins)
+	}
+	for _, field := range []string{"name", "signerName", "labelSelector", "optional", "path"} {
+		r["volumes[].projected.sources[].clusterTrustBundle."+field] = anything
 	}
 	for _, source := range []string{"", "projected.sources[]."} {
 		for _, kind := range []string{"configMap", "secret", "downwardAPI"} {
@@ -164,13 +177,11 @@ func unsupported(pod *corev1.Pod) []string {
 	default:
 		w.faults = append(w.faults, fmt.Sprintf("metadata.annotations[%s]: %.64q is no way to a machine, only %s and %s may be asked for", AnnotationPath, path, PathRestore, PathCold))
 	}
-	for i := range pod.Spec.Volumes {
-		if e := pod.Spec.Volumes[i].EmptyDir; e != nil && e.Medium == corev1.StorageMediumDefault && e.SizeLimit != nil && !e.SizeLimit.IsZero() {
-			w.faults = append(w.faults, fmt.Sprintf("spec.volumes[%d].emptyDir.sizeLimit: not supported yet on disk, only with medium %s", i, corev1.StorageMediumMemory))
-		}
-	}
 	return w.faults
 }
+
+// noVolumePlugins is why a volume that outlives its pod is refused, and what to do.
+const noVolumePlugins = "a machine's disks are made and deleted with it, and the node has no volume plugins; use an emptyDir, and keep what must last in a service that the pod reaches over the network"
 
 // unsupportedEphemeral returns one sentence for each field of an ephemeral container that
 // asks for what the node cannot give. Such a container is not started; its pod goes on. It is pure.
@@ -199,6 +210,10 @@ func unsupportedMacOS(pod *corev1.Pod) []string {
 			_, limited := c.Resources.Limits[name]
 			refuse(limited, "%s.resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", c.field, name)
 		}
+		for j := range c.VolumeMounts {
+			mode := c.VolumeMounts[j].RecursiveReadOnly
+			refuse(mode != nil && *mode == corev1.RecursiveReadOnlyEnabled, "%s.volumeMounts[%d].recursiveReadOnly", "volumes are linked, not mounted", c.field, j)
+		}
 		if s := c.SecurityContext; s != nil {
 			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "%s.securityContext.readOnlyRootFilesystem", "containers share the system's disk", c.field)
 		}
@@ -208,6 +223,7 @@ func unsupportedMacOS(pod *corev1.Pod) []string {
 	}
 	for i := range pod.Spec.Volumes {
 		e := pod.Spec.Volumes[i].EmptyDir
+		refuse(pod.Spec.Volumes[i].Image != nil, "spec.volumes[%d].image", "it has no image slots; copy the files into the template", i)
 		refuse(e != nil && e.Medium == corev1.StorageMediumMemory, "spec.volumes[%d].emptyDir.medium", "there is no file system in memory; leave the medium out", i)
 	}
 	return faults
