@@ -27,7 +27,8 @@ type Options struct {
 	NodeName string
 	// NodeIP is the node's address that the API server reaches; pods show it as theirs.
 	NodeIP string
-	// StateDir is the root of what persists; the pods' records go to its folder "pods".
+	// StateDir is the root of what persists; the pods' records go to its folder "pods",
+	// and its folder "seccomp" has the profiles that pods name (Localhost).
 	StateDir string
 
 	Supply Supply
@@ -135,6 +136,7 @@ func New(opts Options) (*Provider, error) {
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
+		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)
