@@ -141,7 +141,7 @@ func TestUnsupported(t *testing.T) {
 		{`{"containers":[{"name":"a","securityContext":{"allowPrivilegeEscalation":false}}]}`, ""},
 		{`{"containers":[{"name":"a","securityContext":{"capabilities":{"drop":["ALL"],"add":["SYS_ADMIN"]}}}]}`, ""},
 		{`{"containers":[{"name":"a","securityContext":{"seLinuxOptions":{"level":"s0"}}}]}`, "spec.containers[0].securityContext.seLinuxOptions"},
-		{`{"initContainers":[{"name":"i","securityContext":{"appArmorProfile":{"type":"Localhost","localhostProfile":"p"}}}]}`, "spec.initContainers[0].securityContext.appArmorProfile"},
+		{`{"initContainers":[{"name":"i","securityContext":{"appArmorProfile":{"type":"Localhost","localhostProfile":"p"}}}]}`, "spec.initContainers[0].securityContext.appArmorProfile.type"},
 		{`{"containers":[{"name":"a","securityContext":{"procMount":"Unmasked"}}]}`, ""},
 		{`{"containers":[{"name":"a","stdin":true,"stdinOnce":true,"tty":true,"workingDir":"/x","envFrom":[{"prefix":"p","configMapRef":{"name":"c"}}]}]}`, ""},
 	} {
