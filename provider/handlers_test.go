@@ -25,17 +25,6 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
 )
 
-// guestLease is a lease of which only the connection to the agent is used.
-type guestLease struct {
-	Lease
-	client *guest.Client
-}
-
-func (l guestLease) Guest(context.Context) (*Guest, error) {
-	c := l.client
-	return &Guest{Agent: c.Agent, Containers: c.Containers, Volumes: c.Volumes, Process: c.Process, Done: c.Done()}, nil
-}
-
 // newTarget is a container that runs in a simulated guest.
 func newTarget(t *testing.T) (*environment, *kuberecord.FakeRecorder, handlerTarget) {
 	t.Helper()
@@ -58,7 +47,7 @@ func newTarget(t *testing.T) (*environment, *kuberecord.FakeRecorder, handlerTar
 	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Env: []corev1.EnvVar{{Name: "WORD", Value: "hello"}}}}}}
 	recorder := kuberecord.NewFakeRecorder(10)
 	env := &environment{events: events{recorder}, nodeIP: "192.0.2.1", userAgent: "1.2.3"}
-	return env, recorder, handlerTarget{pod: pod, container: &pod.Spec.Containers[0], id: "run", hold: &machineHold{lease: guestLease{client: client}}}
+	return env, recorder, handlerTarget{pod: pod, container: &pod.Spec.Containers[0], id: "run", hold: &machineHold{lease: guestLease{guest: &Guest{Agent: client.Agent, Containers: client.Containers, Volumes: client.Volumes, Process: client.Process, Done: client.Done()}}}}
 }
 
 func exec(words ...string) *corev1.ExecAction { return &corev1.ExecAction{Command: words} }

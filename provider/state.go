@@ -44,6 +44,8 @@ type state struct {
 	deletion *deletion
 	// kill is set when the pod is to end although nobody deletes it.
 	kill *podKill
+	// resizeRefusal is why the pod cannot have the resources that it wants now.
+	resizeRefusal string
 }
 
 // refusal is why a pod was not admitted, as the pod's status shows it.
@@ -181,6 +183,7 @@ type containerState struct {
 	stop *containerStop
 	// probes are those of the run of the attempt that it names.
 	probes probing
+	resize resizeState
 }
 
 // termination is how a run ended.
