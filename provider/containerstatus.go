@@ -46,8 +46,8 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 		st.ContainerID = containerIDScheme + c.id(s)
 		st.State.Waiting = waitingState(waitingFor(s, i, c, now))
 	default:
-		if c.step == containerWaiting && c.last != nil && c.attempt > 0 {
-			// The count goes up when the next run begins, as the kubelet's does.
+		if c.startedAt.IsZero() && c.last != nil && c.attempt > 0 {
+			// The count goes up when the next run has begun, as the kubelet's does.
 			st.RestartCount--
 			st.ContainerID = containerIDScheme + c.last.ID
 		}

@@ -56,10 +56,21 @@ func (e events) container(pod *corev1.Pod, name string, warning bool, reason, me
 		return
 	}
 	var obj runtime.Object = pod
-	if ref, err := reference.GetPartialReference(scheme.Scheme, pod, "spec.containers{"+name+"}"); err == nil {
+	if ref, err := reference.GetPartialReference(scheme.Scheme, pod, listOf(pod, name)+"{"+name+"}"); err == nil {
 		obj = ref
 	}
 	e.recorder.Event(obj, eventType(warning), reason, bound(message, maxEventMessage))
+}
+
+// listOf is the list of the pod's specification that has the container.
+func listOf(pod *corev1.Pod, name string) string {
+	for c := range containersOf(pod) {
+		if c.Name == name {
+			list, _, _ := strings.Cut(c.field, "[")
+			return list
+		}
+	}
+	return "spec.containers"
 }
 
 func eventType(warning bool) string {

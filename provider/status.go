@@ -80,7 +80,7 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	}
 	boundMessages(&st)
 	st.Phase = phase(s, &st, now)
-	if order(previous.Phase) > order(st.Phase) {
+	if over := order(corev1.PodFailed); order(previous.Phase) > order(st.Phase) || order(previous.Phase) == over && order(st.Phase) == over {
 		st.Phase = previous.Phase
 	}
 	if s.machine.reason != "" && st.Phase == corev1.PodPending {
