@@ -170,6 +170,9 @@ func (c *container) Stats() (agent.ContainerStats, error) {
 			MemoryBytes:     usage,
 			WorkingSetBytes: max(usage-int64(cg.MemoryStats.Stats["inactive_file"]), 0),
 			PIDs:            int64(cg.PidsStats.Current),
+			RSSBytes:        int64(cg.MemoryStats.Stats["anon"]),
+			PageFaults:      int64(cg.MemoryStats.Stats["pgfault"]),
+			MajorPageFaults: int64(cg.MemoryStats.Stats["pgmajfault"]),
 		}
 	}
 	out.WritableLayerBytes = diskUsage(filepath.Join(c.dir, "upper"))
