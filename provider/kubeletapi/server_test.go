@@ -194,8 +194,8 @@ func newServer(t *testing.T, change ...func(*kubeletapi.Options)) *server {
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "test_gauge"}, func() float64 { return 7 }))
 	opts := kubeletapi.Options{
 		Containers: s.node, Logs: s.node, Access: access, Certificates: certs, Metrics: registry,
-		Stats: func(context.Context) (*statsv1alpha1.Summary, error) {
-			return &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{NodeName: "n1"}}, nil
+		Stats: func(context.Context) (*statsv1alpha1.Summary, int, error) {
+			return &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{NodeName: "n1"}}, 0, nil
 		},
 	}
 	for _, c := range change {
