@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -200,7 +201,27 @@ func (s *Server) stats(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	if only, _ := strconv.ParseBool(r.URL.Query().Get("only_cpu_and_memory")); only {
+		summary = cpuAndMemory(summary)
+	}
 	s.writeJSON(w, summary)
+}
+
+// cpuAndMemory is the part of a summary that the kubelet gives to those who ask for it.
+func cpuAndMemory(s *statsv1alpha1.Summary) *statsv1alpha1.Summary {
+	n := s.Node
+	out := &statsv1alpha1.Summary{
+		Node: statsv1alpha1.NodeStats{NodeName: n.NodeName, StartTime: n.StartTime, CPU: n.CPU, Memory: n.Memory},
+		Pods: []statsv1alpha1.PodStats{},
+	}
+	for _, p := range s.Pods {
+		pod := statsv1alpha1.PodStats{PodRef: p.PodRef, StartTime: p.StartTime, CPU: p.CPU, Memory: p.Memory, Containers: []statsv1alpha1.ContainerStats{}}
+		for _, c := range p.Containers {
+			pod.Containers = append(pod.Containers, statsv1alpha1.ContainerStats{Name: c.Name, StartTime: c.StartTime, CPU: c.CPU, Memory: c.Memory})
+		}
+		out.Pods = append(out.Pods, pod)
+	}
+	return out
 }
 
 func (s *Server) writeJSON(w http.ResponseWriter, v any) {

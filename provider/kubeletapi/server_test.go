@@ -194,7 +194,10 @@ func newServer(t *testing.T, change ...func(*kubeletapi.Options)) *server {
 	opts := kubeletapi.Options{
 		Containers: s.node, Logs: s.node, Access: access, Certificates: certs, Metrics: registry,
 		Stats: func(context.Context) (*statsv1alpha1.Summary, int, error) {
-			return &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{NodeName: "n1"}}, 0, nil
+			return &statsv1alpha1.Summary{
+				Node: statsv1alpha1.NodeStats{NodeName: "n1", Fs: &statsv1alpha1.FsStats{}},
+				Pods: []statsv1alpha1.PodStats{{Containers: []statsv1alpha1.ContainerStats{{Name: "c", Rootfs: &statsv1alpha1.FsStats{}}}}},
+			}, 0, nil
 		},
 	}
 	for _, c := range change {
@@ -386,6 +389,9 @@ func TestPodsAndStats(t *testing.T) {
 	var summary statsv1alpha1.Summary
 	if code, body := s.get(t, api, "/stats/summary"); code != 200 || json.Unmarshal([]byte(body), &summary) != nil || summary.Node.NodeName != "n1" {
 		t.Errorf("/stats/summary: %d, %s", code, body)
+	}
+	if code, body := s.get(t, api, "/stats/summary?only_cpu_and_memory=true"); code != 200 || strings.Contains(body, "rootfs") || !strings.Contains(body, `"name":"c"`) {
+		t.Errorf("only CPU and memory: %d, %s", code, body)
 	}
 }
 

@@ -25,6 +25,8 @@ const (
 	maxForwards = 256
 	// maxForwardBytes is the most data of one message.
 	maxForwardBytes = 64 << 10
+	// streamBytes is what is read of a stream at once: each forward has that much memory.
+	streamBytes = 32 << 10
 	// forwardDialTimeout is for a port whose queue of connections is full: on loopback
 	// everything else answers at once.
 	forwardDialTimeout = 10 * time.Second
@@ -156,7 +158,10 @@ func (f *forward) goesOn(err error) bool {
 // toCaller carries what comes from the port to the caller, and returns when the call is
 // over. The caller's flow control reaches the port: Send blocks.
 func (f *forward) toCaller(ctx context.Context) error {
-	buf := make([]byte, maxForwardBytes)
+	buf := make([]byte, streamBytes)
+	if f.udp {
+		buf = make([]byte, maxForwardBytes)
+	}
 	for {
 		n, err := f.conn.Read(buf)
 		if n > 0 || f.udp && err == nil { // a datagram may be empty
