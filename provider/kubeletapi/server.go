@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -41,8 +42,9 @@ type Options struct {
 	Certificates *Certificates
 	// Metrics is what /metrics shows; nil means no such route.
 	Metrics prometheus.Gatherer
-	// Stats measures the node and its pods for /stats/summary; nil means no such route.
-	Stats func(ctx context.Context) (*statsv1alpha1.Summary, error)
+	// Stats measures the node and its pods for /stats/summary and /metrics/resource, and
+	// tells how many pods could not be; nil means no such routes.
+	Stats func(ctx context.Context) (summary *statsv1alpha1.Summary, missing int, err error)
 	// Healthy is asked for /healthz; nil means always healthy.
 	Healthy func(ctx context.Context) error
 	// StreamIdleTimeout ends an exec in which nothing was sent either way for so long;
@@ -108,15 +110,20 @@ func (s *Server) routes() http.Handler {
 	for _, method := range []string{"GET", "POST"} {
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{container}", s.exec)
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{uid}/{container}", s.exec)
-		mux.HandleFunc(method+" /attach/", refuse("attach is not supported on this node: use logs -f to follow a container, exec to run a command in it"))
-		mux.HandleFunc(method+" /portForward/", refuse("port-forward is not supported on this node yet"))
+		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{container}", s.attach)
+		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{uid}/{container}", s.attach)
+		mux.HandleFunc(method+" /portForward/{namespace}/{pod}", s.portForward)
+		mux.HandleFunc(method+" /portForward/{namespace}/{pod}/{uid}", s.portForward)
 	}
 	if s.opts.Metrics != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(s.opts.Metrics, promhttp.HandlerOpts{}))
 	}
+	// It has no counts of probes, and is there for those who scrape it of every node.
+	mux.HandleFunc("GET /metrics/probes", func(http.ResponseWriter, *http.Request) {})
 	if s.opts.Stats != nil {
 		mux.HandleFunc("GET /stats/summary", s.stats)
 		mux.HandleFunc("GET /stats/summary/{$}", s.stats)
+		mux.HandleFunc("GET /metrics/resource", s.resourceMetrics)
 	}
 	return mux
 }
@@ -189,12 +196,32 @@ func (s *Server) pods(wanted func(*corev1.Pod) bool) http.HandlerFunc {
 }
 
 func (s *Server) stats(w http.ResponseWriter, r *http.Request) {
-	summary, err := s.opts.Stats(r.Context())
+	summary, _, err := s.opts.Stats(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	if only, _ := strconv.ParseBool(r.URL.Query().Get("only_cpu_and_memory")); only {
+		summary = cpuAndMemory(summary)
+	}
 	s.writeJSON(w, summary)
+}
+
+// cpuAndMemory is the part of a summary that the kubelet gives to those who ask for it.
+func cpuAndMemory(s *statsv1alpha1.Summary) *statsv1alpha1.Summary {
+	n := s.Node
+	out := &statsv1alpha1.Summary{
+		Node: statsv1alpha1.NodeStats{NodeName: n.NodeName, StartTime: n.StartTime, CPU: n.CPU, Memory: n.Memory},
+		Pods: []statsv1alpha1.PodStats{},
+	}
+	for _, p := range s.Pods {
+		pod := statsv1alpha1.PodStats{PodRef: p.PodRef, StartTime: p.StartTime, CPU: p.CPU, Memory: p.Memory, Containers: []statsv1alpha1.ContainerStats{}}
+		for _, c := range p.Containers {
+			pod.Containers = append(pod.Containers, statsv1alpha1.ContainerStats{Name: c.Name, StartTime: c.StartTime, CPU: c.CPU, Memory: c.Memory})
+		}
+		out.Pods = append(out.Pods, pod)
+	}
+	return out
 }
 
 func (s *Server) writeJSON(w http.ResponseWriter, v any) {
@@ -207,8 +234,4 @@ func (s *Server) writeJSON(w http.ResponseWriter, v any) {
 	if _, err := w.Write(data); err != nil {
 		s.opts.Logger.Debug("Client went away", "error", err)
 	}
-}
-
-func refuse(why string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, why, http.StatusNotImplemented) }
 }

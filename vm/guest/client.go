@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -32,9 +33,11 @@ const (
 	// MaxMessageBytes bounds one message from the guest.
 	MaxMessageBytes = 4 << 20
 	// maxStreamBuffer and maxConnBuffer bound what the guest may send ahead of the
-	// host's reading, for one call and for all of them together.
-	maxStreamBuffer = 512 << 10
-	maxConnBuffer   = 4 << 20
+	// host's reading, for one call and for all of them together. The latter is more than
+	// all streams that clients of the node may read slowly, or not at all, so that these
+	// never keep the answers to other calls waiting.
+	maxStreamBuffer = 128 << 10
+	maxConnBuffer   = 512 * maxStreamBuffer
 	// maxFrameBytes bounds one HTTP/2 frame, maxHeaderBytes all headers of a response.
 	maxFrameBytes  = 64 << 10
 	maxHeaderBytes = 64 << 10
@@ -294,5 +297,23 @@ func (t roundTripper) Do(req *http.Request) (*http.Response, error) {
 		// The guest said goodbye, or worse: no call will succeed on this connection.
 		_ = t.conn.Close()
 	}
+	if err == nil {
+		// Once there is a response, HTTP/2 does not notice the end of a context while it
+		// waits for the guest to take more of the request. Closing the response ends both.
+		body := resp.Body
+		stop := context.AfterFunc(req.Context(), func() { _ = body.Close() })
+		resp.Body = &stoppingBody{ReadCloser: body, stop: stop}
+	}
 	return resp, err
+}
+
+// stoppingBody is a response that calls stop when it is closed.
+type stoppingBody struct {
+	io.ReadCloser
+	stop func() bool
+}
+
+func (b *stoppingBody) Close() error {
+	b.stop()
+	return b.ReadCloser.Close()
 }

@@ -138,8 +138,10 @@ type AgentServiceClient interface {
 	Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error)
 	// Forward carries one connection to a port on the machine's loopback. The first
 	// message is start; the answer's first is connected, or the call fails with
-	// unavailable when nobody listens there. Then data flows both ways, each side ends its
-	// own by close, and the call ends when both have or the connection breaks.
+	// failed_precondition when nobody listens there, resource_exhausted when there are too
+	// many. Then data flows both ways, each side ends its own by close, and the call ends
+	// when both have, with aborted when the connection breaks, and when the caller ends its
+	// requests: what it sent before is delivered, and the port's connection is closed.
 	Forward(context.Context) *connect.BidiStreamForClient[agentv1.ForwardRequest, agentv1.ForwardResponse]
 }
 
@@ -284,8 +286,10 @@ type AgentServiceHandler interface {
 	Probe(context.Context, *connect.Request[agentv1.ProbeRequest]) (*connect.Response[agentv1.ProbeResponse], error)
 	// Forward carries one connection to a port on the machine's loopback. The first
 	// message is start; the answer's first is connected, or the call fails with
-	// unavailable when nobody listens there. Then data flows both ways, each side ends its
-	// own by close, and the call ends when both have or the connection breaks.
+	// failed_precondition when nobody listens there, resource_exhausted when there are too
+	// many. Then data flows both ways, each side ends its own by close, and the call ends
+	// when both have, with aborted when the connection breaks, and when the caller ends its
+	// requests: what it sent before is delivered, and the port's connection is closed.
 	Forward(context.Context, *connect.BidiStream[agentv1.ForwardRequest, agentv1.ForwardResponse]) error
 }
 
