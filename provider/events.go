@@ -28,6 +28,7 @@ const (
 	eventFailedSandbox    = "FailedCreatePodSandBox"
 	eventSandboxChanged   = "SandboxChanged"
 	eventFailedMount      = "FailedMount"
+	eventHostPort         = "HostPortConflict"
 	eventMissingDNS       = "MissingClusterDNS"
 	eventMachineRestored  = "MachineRestored"
 	eventMachineAdopted   = "MachineAdopted"

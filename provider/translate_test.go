@@ -97,7 +97,7 @@ func TestUnsupported(t *testing.T) {
 		{`{"containers":[{"name":"a","readinessProbe":{"periodSeconds":1}}]}`, "spec.containers[0].readinessProbe"},
 		{`{"containers":[{"name":"a","startupProbe":{"periodSeconds":1}}]}`, "spec.containers[0].startupProbe"},
 		{`{"containers":[{"name":"a","lifecycle":{"stopSignal":"SIGINT"}}]}`, "spec.containers[0].lifecycle"},
-		{`{"containers":[{"name":"a"},{"name":"b","ports":[{"containerPort":1,"hostPort":2}]}]}`, "spec.containers[1].ports[0].hostPort"},
+		{`{"containers":[{"name":"a","ports":[{"containerPort":1,"hostPort":2,"hostIP":"127.0.0.1"}]},{"name":"b","ports":[{"containerPort":1,"hostPort":2,"protocol":"SCTP"}]}]}`, "spec.containers[1].ports[0].hostPort"},
 		{`{"containers":[{"name":"a","ports":[{"containerPort":1,"protocol":"TCP","name":"x"}]}]}`, ""},
 		{`{"containers":[{"name":"a","restartPolicy":"Always"}]}`, "spec.containers[0].restartPolicy"},
 		{`{"containers":[{"name":"a","volumeDevices":[{"name":"v","devicePath":"/d"}]}]}`, "spec.containers[0].volumeDevices"},

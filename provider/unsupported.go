@@ -90,7 +90,7 @@ func rules() map[string]rule {
 		"name": anything, "image": anything, "command": anything, "args": anything, "workingDir": anything,
 		"imagePullPolicy": anything, "stdin": anything, "stdinOnce": anything, "tty": anything,
 		"ports": into(), "ports[].name": anything, "ports[].containerPort": anything, "ports[].protocol": anything,
-		"ports[].hostPort": refuse(""), "ports[].hostIP": refuse(""),
+		"ports[].hostPort": anything, "ports[].hostIP": anything, // see hostports.go
 		"envFrom": anything, "env": into(), "env[].name": anything, "env[].value": anything, "env[].valueFrom": into(),
 		"env[].valueFrom.fieldRef": anything, "env[].valueFrom.resourceFieldRef": anything,
 		"env[].valueFrom.configMapKeyRef": anything, "env[].valueFrom.secretKeyRef": anything,
@@ -162,7 +162,7 @@ func unsupported(pod *corev1.Pod) []string {
 			w.faults = append(w.faults, fmt.Sprintf("spec.volumes[%d].emptyDir.sizeLimit: not supported yet on disk, only with medium %s", i, corev1.StorageMediumMemory))
 		}
 	}
-	return w.faults
+	return append(w.faults, unsupportedPorts(pod)...)
 }
 
 // unsupportedMacOS returns one sentence for each field that a macOS guest cannot give: its

@@ -10,10 +10,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,7 +47,8 @@ func newNodeCommand() *cobra.Command {
 		Long: `Runs this host as a node of a Kubernetes cluster, until it is told to stop.
 
 The pods' machines go on when this process ends, however it ends; the next one takes
-them up again.`,
+them up again. With --drain-on-shutdown all pods are ended first when it is told to stop;
+told a second time, it stops at once.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			settings, err := o.complete()
@@ -143,7 +146,7 @@ func (n *node) makeClient(context.Context) error {
 		}
 	}
 	if n.KubeletAddress == "" {
-		n.KubeletAddress = n.ip
+		n.KubeletAddress, _, _ = strings.Cut(n.ip, ",")
 	}
 	return nil
 }
@@ -205,7 +208,7 @@ func (n *node) makeImages(context.Context) (err error) {
 	return nil
 }
 
-func (n *node) makeProvider(context.Context) (err error) {
+func (n *node) makeProvider(ctx context.Context) (err error) {
 	n.logs = podlog.New(filepath.Join(n.StateDir, "pods"), podlog.Options{
 		Logger:      n.log("podlog"),
 		FirstOutput: func(c provider.ContainerRef, at time.Time) { n.provider.FirstOutput(c, at) },
@@ -214,6 +217,7 @@ func (n *node) makeProvider(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	identity := identify(ctx)
 	n.provider, err = provider.New(provider.Options{
 		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
@@ -221,9 +225,11 @@ func (n *node) makeProvider(context.Context) (err error) {
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
-			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure, Healthy: n.healthy, Examine: n.examination(),
+			KubeletVersion: kubeletVersion(version), Version: version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest,
+			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
+			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
-		DNS:            provider.DNS{Machine: []string{network.Nameserver}},
+		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
 		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),
 	})
@@ -252,7 +258,19 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("serve the kubelet API: %w", err)
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	told := ctx
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, ctx := errgroup.WithContext(running)
+	group.Go(func() error {
+		defer stop()
+		select {
+		case <-told.Done():
+			n.drain(ctx)
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
@@ -274,6 +292,16 @@ func (n *node) run(ctx context.Context) error {
 }
 
 var errStopped = errors.New("stopped")
+
+// drain ends all pods when that is asked for, until it is told to stop a second time.
+func (n *node) drain(ctx context.Context) {
+	if !n.DrainOnShutdown {
+		return
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	n.provider.Shutdown(ctx, n.ShutdownGrace, n.ShutdownCritical)
+}
 
 // prepareSnapshots builds the base snapshots that the first pods will want, so that
 // they are restored instead of booted. A failure is tried again by the first pod.
