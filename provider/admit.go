@@ -32,7 +32,7 @@ func (w *worker) admit() {
 	}
 	s.plan = p
 	s.images = map[imageKey]*imageState{}
-	for _, key := range p.images {
+	for _, key := range imagesOf(s) {
 		s.images[key] = &imageState{}
 	}
 	for _, c := range p.containers {

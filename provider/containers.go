@@ -23,8 +23,13 @@ type startJob struct {
 	image *Image
 	slot  int
 	lower []string // layers between the container's own and its image
+	macOS bool     // the guest's system
 	ref   ContainerRef
 	hold  *machineHold
+	// macOS: the machine's guest is one.
+	macOS bool
+	// target is the run whose processes the container of the plan's target shares.
+	target string
 	// previous is the id of the run before, to be removed from the machine.
 	previous string
 	// forget is the run whose log files are to go.
@@ -37,6 +42,9 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 	if j.slot < 0 {
 		return nil, configError(errors.New("the image has changed since the machine was made; delete the pod to get the new one"))
 	}
+	if j.plan.target != "" && j.target == "" && !j.sharesProcesses() {
+		return nil, configError(fmt.Errorf("target container %q does not run", j.plan.target))
+	}
 	vars, err := e.variables.environment(ctx, j.pod, j.plan.spec, j.image.Config.Env)
 	if err != nil {
 		return nil, configError(err)
@@ -45,7 +53,11 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 		vars.set("PATH", defaultPath)
 	}
 	if !vars.has("HOSTNAME") {
-		vars.set("HOSTNAME", kernelHostname(j.pod, e.dns))
+		name, err := kernelHostname(j.pod, e.dns)
+		if err != nil {
+			return nil, configError(err)
+		}
+		vars.set("HOSTNAME", name)
 	}
 	req, err := createRequest(j, vars)
 	if err != nil {
@@ -85,6 +97,12 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 	return st, nil
 }
 
+// sharesProcesses: all containers of the pod see each other's processes anyway.
+func (j *startJob) sharesProcesses() bool {
+	share := j.pod.Spec.ShareProcessNamespace
+	return share != nil && *share
+}
+
 // defaultPath is what containerd and docker give a container whose image sets no PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -102,6 +120,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	req := &agentv1.CreateContainerRequest{
 		Id: j.ref.ID, ImageSlot: int32(j.slot), Args: args, Env: vars.list(), //nolint:gosec // slots are few
 		WorkingDir: img.WorkingDir, User: user, Tty: c.TTY, Stdin: c.Stdin, Resources: resourcesOf(c), LowerLayers: j.lower,
+		TerminationMessagePath: messagePath(j), TargetContainer: j.target,
 	}
 	if c.WorkingDir != "" {
 		req.WorkingDir = c.WorkingDir
@@ -109,6 +128,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	if sc := c.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		req.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}
+	req.TerminationMessagePath = terminationMessagePath(c, j.macOS)
 	for _, m := range c.VolumeMounts {
 		req.Mounts = append(req.Mounts, &agentv1.Mount{
 			Volume: m.Name, SubPath: m.SubPath, Target: m.MountPath,

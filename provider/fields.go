@@ -106,13 +106,3 @@ func ceilDiv(a, b int64) int64 {
 	}
 	return (a + b - 1) / b
 }
-
-// containerNamed finds a container of the pod.
-func containerNamed(pod *corev1.Pod, name string) *corev1.Container {
-	for i := range pod.Spec.Containers {
-		if pod.Spec.Containers[i].Name == name {
-			return &pod.Spec.Containers[i]
-		}
-	}
-	return nil
-}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -141,6 +142,7 @@ func New(opts Options) (*Provider, error) {
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
+		userAgent: strings.TrimPrefix(opts.Node.Version, "v"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)

@@ -44,9 +44,9 @@ func (p *Provider) recover(ctx context.Context) error {
 		s := p.env.restoreState(ctx, rec, time.Now())
 		switch {
 		case gone:
-			s.deletion = &deletion{since: time.Now(), grace: goneGrace}
+			s.deletion = &deletion{ending: ending{since: time.Now(), grace: goneGrace}}
 		case rec.Pod.DeletionTimestamp != nil: // at once, so that nothing is started before virtual-kubelet says so
-			s.deletion = &deletion{since: time.Now(), grace: graceOf(rec.Pod)}
+			s.deletion = &deletion{ending: ending{since: time.Now(), grace: graceOf(rec.Pod)}}
 		}
 		if s.plan != nil && s.stage == stageSyncing && !gone {
 			p.admission.hold(s.pod) // before any new pod is looked at
@@ -89,14 +89,14 @@ const recoveredDrain = time.Minute
 
 // restoreState is the state that a record speaks of.
 func (e *environment) restoreState(ctx context.Context, rec *record, now time.Time) state {
-	s := state{pod: rec.Pod, startTime: rec.StartTime, refusal: rec.Refusal}
+	s := state{pod: rec.Pod, startTime: rec.StartTime, refusal: rec.Refusal, kill: rec.Kill.state()}
 	if rec.Finished {
 		s.stage = stageFinished
 	}
 	m := rec.Machine
 	s.machine = machineState{
 		generation: m.Generation, id: m.ID, shape: m.Shape, budget: m.Budget, path: m.Path, slots: m.Images, files: m.Files,
-		acquired: m.Acquired, prepared: m.Prepared, adopt: m.ID != "",
+		acquired: m.Acquired, prepared: m.Prepared, passed: m.Passed, adopt: m.ID != "",
 	}
 	switch {
 	case s.refusal != nil:
@@ -119,7 +119,7 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 		return s
 	}
 	s.images = map[imageKey]*imageState{}
-	for _, key := range s.plan.images {
+	for _, key := range imagesOf(&s) {
 		s.images[key] = &imageState{}
 	}
 	for _, r := range rec.Images {
@@ -138,7 +138,7 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 	for i := range s.plan.containers {
 		c := &s.plan.containers[i]
 		if img := s.images[c.image].image; img != nil {
-			c.stopSignal = stopSignal(img.Config.StopSignal)
+			c.stopSignal = stopSignalOf(c.spec, img)
 		}
 		s.containers = append(s.containers, restoreContainer(rec, c.spec.Name, now))
 	}
@@ -163,6 +163,10 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 		}
 		c.attempt, c.everStarted, c.startedAt = r.Attempt, r.EverStarted, r.StartedAt
 		c.exit, c.last, c.drained, c.backoff, c.notBefore = r.Exit, r.Last, r.Drained, r.Backoff, r.NotBefore
+		if r.PostStarted {
+			c.postStart = hookOver
+		}
+		c.probes = r.Probes.state(r.Attempt)
 		switch {
 		case r.Exit != nil:
 			c.step = containerExited

@@ -238,6 +238,9 @@ type Logs interface {
 	// all of its output is on disk, and ctx's error when ctx ends. ErrNotFound: the
 	// machine does not have the container; all others may be tried again.
 	Copy(ctx context.Context, c ContainerRef, dial Dial) error
+	// Tail returns the end of what is on disk of the container's output: at most so many
+	// lines and bytes, both streams as the container wrote them. Nothing when there is none.
+	Tail(ctx context.Context, c ContainerRef, lines int64, bytes int) ([]byte, error)
 	// RemoveAttempt deletes the log files of one attempt. Idempotent.
 	RemoveAttempt(c ContainerRef) error
 	// RemovePod deletes all log files of a pod. Idempotent.

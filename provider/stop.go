@@ -28,14 +28,14 @@ const (
 
 // list asks the machine what containers it has, now that all starts have ended.
 func (w *worker) list(ctx context.Context) {
-	h, del := w.hold, w.s.deletion
-	del.listing = true
+	h, end := w.hold, w.s.end()
+	end.listing = true
 	w.acts.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, stopCallTimeout)
 		defer cancel()
 		list, err := listContainers(ctx, h)
 		w.here(h, func(s *state) {
-			del.listing, del.listed = false, true
+			end.listing, end.listed = false, true
 			if err != nil {
 				if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
 					w.lose(reasonMachineSilent, "the machine's agent did not answer when the pod was to end: "+err.Error())
@@ -71,10 +71,12 @@ func (w *worker) signal(ctx context.Context, acts []signalAct) {
 	s, h := &w.s, w.hold
 	for _, a := range acts {
 		c := s.containers[a.container]
-		c.stopSent = true
 		if a.all {
-			s.deletion.killed = true
+			c.killSent = true
+		} else {
+			c.stopSent, c.stopAt = true, time.Now()
 		}
+		c.endHook() // its time is over
 		id, name := c.id(s), c.name
 		w.acts.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, stopCallTimeout)

@@ -64,13 +64,15 @@ func TestUnsupported(t *testing.T) {
 		{`{"hostPID":true}`, "spec.hostPID"},
 		{`{"hostIPC":true}`, "spec.hostIPC"},
 		{`{"hostUsers":false}`, "spec.hostUsers"},
-		{`{"initContainers":[{"name":"i"}]}`, "spec.initContainers"},
-		{`{"ephemeralContainers":[{"name":"e"}]}`, "spec.ephemeralContainers"},
-		{`{"activeDeadlineSeconds":5}`, "spec.activeDeadlineSeconds"},
+		{`{"initContainers":[{"name":"i"},{"name":"j","restartPolicy":"Always"}]}`, ""},
+		{`{"initContainers":[{"name":"i","volumeDevices":[{"name":"v","devicePath":"/d"}]}]}`, "spec.initContainers[0].volumeDevices"},
+		{`{"ephemeralContainers":[{"name":"e","volumeDevices":[{"name":"v","devicePath":"/d"}]}]}`, ""}, // is not started: see unsupportedEphemeral
+		{`{"activeDeadlineSeconds":5}`, ""},
 		{`{"runtimeClassName":"x","overhead":{"cpu":"1","memory":"1Gi"}}`, ""},
 		{`{"containers":[{"name":"a","resources":{"limits":{"warm.firkin.dev/team.app":"1"},"requests":{"warm.firkin.dev/team.app":"1"}}}]}`, ""},
 		{`{"resourceClaims":[{"name":"x"}]}`, "spec.resourceClaims"},
-		{`{"resources":{"limits":{"cpu":"1"}}}`, "spec.resources"},
+		{`{"resources":{"limits":{"cpu":"1"}}}`, "spec.resources.limits"},
+		{`{"resources":{"requests":{"cpu":"1","memory":"1Mi"}},"hostnameOverride":"a.b"}`, ""},
 		{`{"os":{"name":"windows"}}`, "spec.os.name"},
 		{`{"os":{"name":"linux"}}`, ""},
 		{`{"tolerations":[{"operator":"Exists"}],"nodeSelector":{"a":"b"},"affinity":{},"priority":5,"schedulerName":"x"}`, ""},
@@ -93,20 +95,21 @@ func TestUnsupported(t *testing.T) {
 		{`{"volumes":[{"name":"v","secret":{"secretName":"c"}},{"name":"w","downwardAPI":{"items":[{"path":"p","fieldRef":{"fieldPath":"metadata.name"}}]}}]}`, ""},
 		{`{"volumes":[{"name":"v","projected":{"defaultMode":420,"sources":[{"serviceAccountToken":{"path":"token","expirationSeconds":3607}},{"configMap":{"name":"kube-root-ca.crt","items":[{"key":"ca.crt","path":"ca.crt"}]}},{"downwardAPI":{"items":[{"path":"namespace","fieldRef":{"apiVersion":"v1","fieldPath":"metadata.namespace"}}]}}]}}]}`, ""},
 		{`{"volumes":[{"name":"v","projected":{"sources":[{"clusterTrustBundle":{"path":"x"}}]}}]}`, "spec.volumes[0].projected.sources[0].clusterTrustBundle"},
-		{`{"containers":[{"name":"a","livenessProbe":{"periodSeconds":1}}]}`, "spec.containers[0].livenessProbe"},
-		{`{"containers":[{"name":"a","readinessProbe":{"periodSeconds":1}}]}`, "spec.containers[0].readinessProbe"},
-		{`{"containers":[{"name":"a","startupProbe":{"periodSeconds":1}}]}`, "spec.containers[0].startupProbe"},
-		{`{"containers":[{"name":"a","lifecycle":{"stopSignal":"SIGINT"}}]}`, "spec.containers[0].lifecycle"},
+		{`{"containers":[{"name":"a","livenessProbe":{"exec":{"command":["x"]},"periodSeconds":1,"terminationGracePeriodSeconds":1}}]}`, ""},
+		{`{"containers":[{"name":"a","readinessProbe":{"httpGet":{"port":"web","httpHeaders":[{"name":"a","value":"b"}]}},"startupProbe":{"grpc":{"port":1,"service":"s"}}}]}`, ""},
+		{`{"initContainers":[{"name":"s","restartPolicy":"Always","startupProbe":{"tcpSocket":{"port":1}}}],"containers":[{"name":"a"}]}`, ""},
+		{`{"containers":[{"name":"a","lifecycle":{"stopSignal":"SIGINT"}}]}`, ""},
 		{`{"containers":[{"name":"a","ports":[{"containerPort":1,"hostPort":2,"hostIP":"127.0.0.1"}]},{"name":"b","ports":[{"containerPort":1,"hostPort":2,"protocol":"SCTP"}]}]}`, "spec.containers[1].ports[0].hostPort"},
 		{`{"containers":[{"name":"a","ports":[{"containerPort":1,"protocol":"TCP","name":"x"}]}]}`, ""},
-		{`{"containers":[{"name":"a","restartPolicy":"Always"}]}`, "spec.containers[0].restartPolicy"},
+		{`{"containers":[{"name":"a","restartPolicy":"Never","restartPolicyRules":[{"action":"Restart","exitCodes":{"operator":"In","values":[3]}}]}]}`, ""},
+		{`{"containers":[{"name":"a","restartPolicy":"Never","restartPolicyRules":[{"action":"RestartAllContainers"}]}]}`, "spec.containers[0].restartPolicyRules[0].action"},
 		{`{"containers":[{"name":"a","volumeDevices":[{"name":"v","devicePath":"/d"}]}]}`, "spec.containers[0].volumeDevices"},
 		{`{"containers":[{"name":"a","volumeMounts":[{"name":"v","mountPath":"/v","mountPropagation":"Bidirectional"}]}]}`, "spec.containers[0].volumeMounts[0].mountPropagation"},
 		{`{"containers":[{"name":"a","volumeMounts":[{"name":"v","mountPath":"/v","subPathExpr":"$(A)"}]}]}`, "spec.containers[0].volumeMounts[0].subPathExpr"},
 		{`{"containers":[{"name":"a","volumeMounts":[{"name":"v","mountPath":"/v","subPath":"a","readOnly":true,"recursiveReadOnly":"Disabled"}]}]}`, ""},
 		{`{"containers":[{"name":"a","terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}]}`, ""},
-		{`{"containers":[{"name":"a","terminationMessagePath":"/tmp/x"}]}`, "spec.containers[0].terminationMessagePath"},
-		{`{"containers":[{"name":"a","terminationMessagePolicy":"FallbackToLogsOnError"}]}`, "spec.containers[0].terminationMessagePolicy"},
+		{`{"containers":[{"name":"a","terminationMessagePath":"/tmp/x"}]}`, ""},
+		{`{"containers":[{"name":"a","terminationMessagePolicy":"FallbackToLogsOnError"}]}`, ""},
 		{`{"containers":[{"name":"a","resources":{"limits":{"cpu":"1","memory":"1Mi"},"requests":{"cpu":"1","memory":"1Mi","ephemeral-storage":"1Mi"}}}]}`, ""},
 		{`{"containers":[{"name":"a","resources":{"limits":{"ephemeral-storage":"1Mi"}}}]}`, "spec.containers[0].resources.limits.ephemeral-storage"},
 		{`{"containers":[{"name":"a","resources":{"limits":{"nvidia.com/gpu":"1"}}}]}`, "spec.containers[0].resources.limits.nvidia.com/gpu"},
@@ -161,7 +164,7 @@ func TestRulesNameFields(t *testing.T) {
 	}
 	walk(reflect.TypeFor[corev1.PodSpec](), "", 0)
 	for path := range rules() {
-		if !known[path] && !strings.Contains(path, "ontainers[].resources.") && !irrelevant(path) {
+		if !known[path] && !strings.Contains(path, "ontainers[].resources.") && !strings.HasPrefix(path, "resources.requests.") && !irrelevant(path) {
 			t.Errorf("rule for %q: there is no such field", path)
 		}
 	}
@@ -241,8 +244,8 @@ func TestResolvConf(t *testing.T) {
 	} {
 		pod := &corev1.Pod{Spec: corev1.PodSpec{DNSPolicy: tt.policy, DNSConfig: tt.config}}
 		pod.Namespace = "ns"
-		if got, fell := resolvConf(pod, tt.dns); string(got) != tt.want || fell != tt.fell {
-			t.Errorf("%s: %q (fell back: %v), want %q", tt.policy, got, fell, tt.want)
+		if got := resolvConf(pod, tt.dns); string(got.content) != tt.want || got.fellBack != tt.fell || len(got.cut) > 0 {
+			t.Errorf("%s: %q, %+v, want %q", tt.policy, got.content, got, tt.want)
 		}
 	}
 }

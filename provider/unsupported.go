@@ -58,15 +58,19 @@ func rules() map[string]rule {
 
 		"restartPolicy": anything, "terminationGracePeriodSeconds": anything, "dnsPolicy": anything, "dnsConfig": anything,
 		"serviceAccountName": anything, "imagePullSecrets": anything, "hostname": anything, "subdomain": anything,
-		"setHostnameAsFQDN": anything, "hostAliases": anything, "readinessGates": anything, "enableServiceLinks": anything,
+		"setHostnameAsFQDN": anything, "hostnameOverride": anything,
+		"resources": into(), "resources.requests": into(), "resources.requests.cpu": anything, "resources.requests.memory": anything,
+		"resources.limits": refuse("limit the containers: what they use together is bounded by the machine's shape"),
+		"hostAliases":      anything, "readinessGates": anything, "enableServiceLinks": anything,
 		"shareProcessNamespace": anything,
 		"os":                    into(), "os.name": only("linux"),
 		"hostNetwork":           refuse("a pod has the network of its own machine"),
 		"hostPID":               refuse("a pod has its own machine"),
 		"hostIPC":               refuse("a pod has its own machine"),
 		"hostUsers":             only("true"),
-		"initContainers":        refuse(""),
-		"activeDeadlineSeconds": refuse(""),
+		"initContainers":        into(),
+		"activeDeadlineSeconds": anything,
+		"ephemeralContainers":   anything, // see unsupportedEphemeral
 		"runtimeClassName":      anything, // names a SnapshotTemplate: see template.go
 		"overhead":              anything, // the machine's own part, for the scheduler
 
@@ -100,8 +104,10 @@ func rules() map[string]rule {
 		"volumeMounts": into(), "volumeMounts[].name": anything, "volumeMounts[].readOnly": anything,
 		"volumeMounts[].recursiveReadOnly": only("Disabled"), "volumeMounts[].mountPath": anything,
 		"volumeMounts[].subPath": anything, "volumeMounts[].mountPropagation": only("None"),
-		"terminationMessagePath":                   only(corev1.TerminationMessagePathDefault),
-		"terminationMessagePolicy":                 only(string(corev1.TerminationMessageReadFile)),
+		"terminationMessagePath": anything, "terminationMessagePolicy": anything,
+		"lifecycle": anything, "livenessProbe": anything, "readinessProbe": anything, "startupProbe": anything,
+		"restartPolicy": anything, "restartPolicyRules": into(), "restartPolicyRules[].exitCodes": anything,
+		"restartPolicyRules[].action":              only(string(corev1.ContainerRestartRuleActionRestart)),
 		"securityContext":                          into(),
 		"securityContext.privileged":               only("false"),
 		"securityContext.runAsUser":                anything,
@@ -120,6 +126,7 @@ func rules() map[string]rule {
 			r[kind+path] = rule
 		}
 	}
+	r["ephemeralContainers[].targetContainerName"] = anything
 	for path, rule := range map[string]rule{
 		"name": anything, "emptyDir": into(), "emptyDir.medium": only("Memory"), "emptyDir.sizeLimit": anything,
 		"configMap": into(), "secret": into(), "downwardAPI": into(), "projected": into(),
@@ -165,6 +172,18 @@ func unsupported(pod *corev1.Pod) []string {
 	return append(w.faults, unsupportedPorts(pod)...)
 }
 
+// unsupportedEphemeral returns one sentence for each field of an ephemeral container that
+// asks for what the node cannot give. Such a container is not started; its pod goes on. It is pure.
+func unsupportedEphemeral(pod *corev1.Pod, name string) []string {
+	w := walker{rules: rules()}
+	for i := range pod.Spec.EphemeralContainers {
+		if e := &pod.Spec.EphemeralContainers[i]; e.Name == name {
+			w.fields(reflect.ValueOf(*e), "ephemeralContainers[]", fmt.Sprintf("spec.ephemeralContainers[%d]", i))
+		}
+	}
+	return w.faults
+}
+
 // unsupportedMacOS returns one sentence for each field that a macOS guest cannot give: its
 // containers are processes of one system, which has neither namespaces nor cgroups. It is
 // pure.
@@ -175,15 +194,17 @@ func unsupportedMacOS(pod *corev1.Pod) []string {
 			faults = append(faults, fmt.Sprintf(field, args...)+": not supported in a macOS guest ("+hint+")")
 		}
 	}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
+	for c := range containersOf(pod) {
 		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
 			_, limited := c.Resources.Limits[name]
-			refuse(limited, "spec.containers[%d].resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", i, name)
+			refuse(limited, "%s.resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", c.field, name)
 		}
 		if s := c.SecurityContext; s != nil {
-			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "spec.containers[%d].securityContext.readOnlyRootFilesystem", "containers share the system's disk", i)
+			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "%s.securityContext.readOnlyRootFilesystem", "containers share the system's disk", c.field)
 		}
+		refuse(c.target != "", "%s.targetContainerName", "containers see each other's processes anyway; leave it out", c.field)
+		refuse(c.TerminationMessagePath != "" && c.TerminationMessagePath != corev1.TerminationMessagePathDefault, "%s.terminationMessagePath",
+			"containers share the system's disk; use terminationMessagePolicy: FallbackToLogsOnError", c.field)
 	}
 	for i := range pod.Spec.Volumes {
 		e := pod.Spec.Volumes[i].EmptyDir

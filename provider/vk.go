@@ -56,10 +56,7 @@ func graceOf(pod *corev1.Pod) time.Duration {
 	if s := pod.DeletionGracePeriodSeconds; s != nil {
 		return seconds(*s)
 	}
-	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		return seconds(*s)
-	}
-	return corev1.DefaultTerminationGracePeriodSeconds * time.Second
+	return graceOfSpec(pod)
 }
 
 // GetPod returns the pod that the API has by this name. An older pod of the same name

@@ -94,8 +94,8 @@ func (k *volumeKeeper) prefetch(pod *corev1.Pod) func(context.Context) {
 			f.at = time.Now()
 		})
 	}
-	for i := range pod.Spec.Containers {
-		jobs = append(jobs, k.env.variables.prefetch(pod, &pod.Spec.Containers[i])...)
+	for c := range containersOf(pod) {
+		jobs = append(jobs, k.env.variables.prefetch(pod, c.Container)...)
 	}
 	return func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
