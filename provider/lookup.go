@@ -31,6 +31,10 @@ type Containers interface {
 	Target(namespace, pod, container string) (Target, error)
 	// Pods returns a copy of every pod on the node with its current status.
 	Pods() []*corev1.Pod
+	// Machine finds the pod that the API server has by this name now. Errors: ErrNotFound.
+	Machine(namespace, pod string) (PodMachine, error)
+	// Machines returns every pod on the node, also those that have no machine.
+	Machines() []PodMachine
 }
 
 // podView is what the kubelet API may know of a pod; the worker makes a new one when

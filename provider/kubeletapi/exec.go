@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
@@ -25,31 +26,62 @@ const dialTimeout = 15 * time.Second
 var errClientGone = errors.New("client disconnected")
 
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
-	namespace, pod, container := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container")
-	q := r.URL.Query()
-	args := q["command"]
+	args := r.URL.Query()["command"]
 	if len(args) == 0 || args[0] == "" {
 		http.Error(w, "you must specify a command", http.StatusBadRequest)
 		return
 	}
+	target, streams, ok := s.joinable(w, r)
+	if !ok {
+		return
+	}
+	session := &execSession{target: target, args: args, observe: s.opts.Observe}
+	s.hijack(w, r, &session.inputs, func(w http.ResponseWriter, r *http.Request) error {
+		if wsstream.IsWebSocketRequest(r) {
+			return serveWebSocket(w, r, streams, s.opts.StreamIdleTimeout, "executing command in", session.run)
+		}
+		remotecommand.ServeExec(w, r, session, target.Pod, string(target.PodUID), target.Container, args, streams,
+			s.opts.StreamIdleTimeout, s.opts.StreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
+		return nil
+	})
+}
+
+// joinable finds the running container that a request names and the streams that it
+// wants, or answers it.
+func (s *Server) joinable(w http.ResponseWriter, r *http.Request) (target provider.Target, streams *remotecommand.Options, ok bool) {
+	namespace, pod, container := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container")
 	streams, err := remotecommand.NewOptions(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
+		return target, nil, false
 	}
-	target, err := s.opts.Containers.Target(namespace, pod, container)
-	if err == nil && r.PathValue("uid") != "" && string(target.PodUID) != r.PathValue("uid") {
-		err = fmt.Errorf("pod %q with UID %q: %w", pod, r.PathValue("uid"), provider.ErrNotFound)
+	target, err = s.opts.Containers.Target(namespace, pod, container)
+	if err == nil {
+		err = checkUID(r, pod, target.PodUID)
 	}
 	if err != nil {
 		http.Error(w, err.Error(), statusOf(err))
-		return
+		return target, nil, false
 	}
 	if !target.Running || target.Dial == nil {
 		http.Error(w, fmt.Sprintf("container %q in pod %q is not running", container, pod), http.StatusBadRequest)
-		return
+		return target, nil, false
 	}
+	return target, streams, true
+}
 
+// checkUID refuses a request that names another pod of the same name.
+func checkUID(r *http.Request, pod string, is types.UID) error {
+	if uid := r.PathValue("uid"); uid != "" && uid != string(is) {
+		return fmt.Errorf("pod %q with UID %q: %w", pod, uid, provider.ErrNotFound)
+	}
+	return nil
+}
+
+// hijack serves a request that takes over its connection. The context of the request
+// that serve gets ends with the connection, and hijack returns when all users of the
+// connection's streams have.
+func (s *Server) hijack(w http.ResponseWriter, r *http.Request, users *sync.WaitGroup, serve func(http.ResponseWriter, *http.Request) error) {
 	// net/http neither tells of a lost client nor waits for the connection once it is
 	// hijacked: we do both.
 	s.sessions.Add(1)
@@ -57,18 +89,10 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	watched := &hijackWatcher{ResponseWriter: w, lost: func() { cancel(errClientGone) }}
-	session := &execSession{target: target, args: args, observe: s.opts.Observe}
-	defer session.inputs.Wait() // what still reads from the streams ends with them
-	defer watched.close()       // the library leaves it open when a client does not open its streams
-	r = r.WithContext(ctx)
-	if wsstream.IsWebSocketRequest(r) {
-		err = serveWebSocket(watched, r, streams, s.opts.StreamIdleTimeout, session.run)
-		if err != nil {
-			s.opts.Logger.Info("WebSocket exec failed", "pod", namespace+"/"+pod, "container", container, "error", err)
-		}
-	} else {
-		remotecommand.ServeExec(watched, r, session, pod, string(target.PodUID), container, args, streams,
-			s.opts.StreamIdleTimeout, s.opts.StreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
+	defer users.Wait()    // what still reads from the streams ends with them
+	defer watched.close() // the library leaves it open when a client does not open its streams
+	if err := serve(watched, r.WithContext(ctx)); err != nil {
+		s.opts.Logger.Info("Streaming failed", "path", r.URL.Path, "error", err)
 	}
 }
 
@@ -103,6 +127,12 @@ func (e *execSession) run(ctx context.Context, s execStreams) error {
 
 // ExecInContainer implements remotecommand.Executor for SPDY.
 func (e *execSession) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	return e.run(ctx, streamsOf(ctx, in, out, errOut, tty, resize, &e.inputs))
+}
+
+// streamsOf are the streams as the library for SPDY gives them. What passes on sizes is
+// one of users.
+func streamsOf(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, users *sync.WaitGroup) execStreams {
 	s := execStreams{tty: tty}
 	// Interfaces that hold no stream must be nil.
 	if in != nil {
@@ -116,7 +146,7 @@ func (e *execSession) ExecInContainer(ctx context.Context, _, _, _ string, _ []s
 	}
 	if resize != nil {
 		sizes := make(chan terminalSize)
-		e.inputs.Go(func() {
+		users.Go(func() {
 			defer close(sizes)
 			for size := range resize {
 				select {
@@ -128,7 +158,7 @@ func (e *execSession) ExecInContainer(ctx context.Context, _, _, _ string, _ []s
 		})
 		s.resize = sizes
 	}
-	return e.run(ctx, s)
+	return s
 }
 
 var _ remotecommand.Executor = (*execSession)(nil)

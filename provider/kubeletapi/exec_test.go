@@ -31,8 +31,8 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
 )
 
-// runPod makes ns/p/c a container that runs in a guest in memory.
-func (s *server) runPod(t *testing.T) *guest.Client {
+// runPod makes ns/p/c a container that runs, or hangs, in a guest in memory.
+func (s *server) runPod(t *testing.T, args ...string) *guest.Client {
 	t.Helper()
 	vm := guesttest.New(guesttest.Options{})
 	t.Cleanup(func() {
@@ -47,7 +47,10 @@ func (s *server) runPod(t *testing.T) *guest.Client {
 	t.Cleanup(func() { _ = c.Close() })
 	ctx := t.Context()
 	_, err1 := c.Containers.SetupPod(ctx, connect.NewRequest(&agentv1.SetupPodRequest{Hostname: "p"}))
-	_, err2 := c.Containers.CreateContainer(ctx, connect.NewRequest(&agentv1.CreateContainerRequest{Id: "c-0", Args: []string{"hang"}}))
+	if len(args) == 0 {
+		args = []string{"hang"}
+	}
+	_, err2 := c.Containers.CreateContainer(ctx, connect.NewRequest(&agentv1.CreateContainerRequest{Id: "c-0", Args: args, Stdin: true}))
 	_, err3 := c.Containers.StartContainer(ctx, connect.NewRequest(&agentv1.StartContainerRequest{Id: "c-0"}))
 	if err := errors.Join(err1, err2, err3); err != nil {
 		t.Fatal(err)
@@ -58,7 +61,7 @@ func (s *server) runPod(t *testing.T) *guest.Client {
 		ContainerRef: provider.ContainerRef{PodUID: "u", Namespace: "ns", Pod: "p", Container: "c", ID: "c-0"},
 		State:        corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}, Running: true,
 		Dial: func(context.Context) (*provider.Guest, error) {
-			return &provider.Guest{Containers: c.Containers, Process: c.Process, Done: c.Done()}, nil
+			return &provider.Guest{Agent: c.Agent, Containers: c.Containers, Process: c.Process, Done: c.Done()}, nil
 		},
 	}
 	return c
@@ -68,6 +71,12 @@ func (s *server) runPod(t *testing.T) *guest.Client {
 var transports = []string{"SPDY", "WebSocket"}
 
 func (s *server) executor(t *testing.T, transport string, opts corev1.PodExecOptions) remotecommand.Executor {
+	t.Helper()
+	return s.streamer(t, transport, "/exec/ns/p/c", opts)
+}
+
+// streamer speaks the remote command protocol to a path of the server.
+func (s *server) streamer(t *testing.T, transport, path string, opts corev1.PodExecOptions) remotecommand.Executor {
 	t.Helper()
 	q, err := scheme.ParameterCodec.EncodeParameters(&opts, corev1.SchemeGroupVersion)
 	if err != nil {
@@ -83,7 +92,7 @@ func (s *server) executor(t *testing.T, transport string, opts corev1.PodExecOpt
 	if q.Get("tty") == "true" {
 		q.Set("tty", "1")
 	}
-	u, err := url.Parse(s.url + "/exec/ns/p/c?" + q.Encode())
+	u, err := url.Parse(s.url + path + "?" + q.Encode())
 	if err != nil {
 		t.Fatal(err)
 	}

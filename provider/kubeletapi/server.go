@@ -108,8 +108,10 @@ func (s *Server) routes() http.Handler {
 	for _, method := range []string{"GET", "POST"} {
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{container}", s.exec)
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{uid}/{container}", s.exec)
-		mux.HandleFunc(method+" /attach/", refuse("attach is not supported on this node: use logs -f to follow a container, exec to run a command in it"))
-		mux.HandleFunc(method+" /portForward/", refuse("port-forward is not supported on this node yet"))
+		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{container}", s.attach)
+		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{uid}/{container}", s.attach)
+		mux.HandleFunc(method+" /portForward/{namespace}/{pod}", s.portForward)
+		mux.HandleFunc(method+" /portForward/{namespace}/{pod}/{uid}", s.portForward)
 	}
 	if s.opts.Metrics != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(s.opts.Metrics, promhttp.HandlerOpts{}))
@@ -207,8 +209,4 @@ func (s *Server) writeJSON(w http.ResponseWriter, v any) {
 	if _, err := w.Write(data); err != nil {
 		s.opts.Logger.Debug("Client went away", "error", err)
 	}
-}
-
-func refuse(why string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, why, http.StatusNotImplemented) }
 }

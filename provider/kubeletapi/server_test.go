@@ -49,6 +49,7 @@ type node struct {
 	targets map[string]provider.Target                                                        // guarded by mu; by namespace/pod/container
 	read    func(context.Context, provider.ContainerRef, podlog.ReadOptions, io.Writer) error // guarded by mu
 	logs    map[provider.ContainerRef]bool                                                    // guarded by mu
+	spec    corev1.PodSpec                                                                    // guarded by mu; of every pod
 }
 
 func (n *node) Target(namespace, pod, container string) (provider.Target, error) {
@@ -66,6 +67,30 @@ func (n *node) Pods() []*corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.PodStatus{Phase: phase}}
 	}
 	return []*corev1.Pod{pod("a", corev1.PodRunning), pod("b", corev1.PodSucceeded)}
+}
+
+func (n *node) Machine(namespace, pod string) (provider.PodMachine, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m := provider.PodMachine{}
+	for name, t := range n.targets {
+		if strings.HasPrefix(name, namespace+"/"+pod+"/") {
+			m.Targets, m.Dial = append(m.Targets, t), t.Dial
+			m.Pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: pod, UID: t.PodUID}, Spec: n.spec}
+		}
+	}
+	if m.Pod == nil {
+		return m, fmt.Errorf("pod %q: %w", pod, provider.ErrNotFound)
+	}
+	return m, nil
+}
+
+func (n *node) Machines() []provider.PodMachine {
+	m, err := n.Machine("ns", "p")
+	if err != nil {
+		return nil
+	}
+	return []provider.PodMachine{m}
 }
 
 func (n *node) Read(ctx context.Context, c provider.ContainerRef, opts podlog.ReadOptions, w io.Writer) error {
@@ -296,8 +321,10 @@ func TestWhoMayDoWhat(t *testing.T) {
 		"path tricks":                     {s.config(t, "", "good"), "GET", "/pods/../containerLogs/ns/p/c", 403},
 		"other method":                    {s.config(t, "api", ""), "DELETE", "/pods", 405},
 		"unknown path":                    {s.config(t, "api", ""), "GET", "/checkpoint/x", 404},
-		"attach is refused":               {s.config(t, "api", ""), "POST", "/attach/ns/p/c", 501},
-		"port-forward is refused":         {s.config(t, "api", ""), "POST", "/portForward/ns/p", 501},
+		"attach to a container not there": {s.config(t, "api", ""), "POST", "/attach/ns/p/c?output=1", 404},
+		"attach without streams":          {s.config(t, "api", ""), "POST", "/attach/ns/p/c", 400},
+		"port-forward to a pod not there": {s.config(t, "api", ""), "POST", "/portForward/ns/p", 404},
+		"port-forward without the right":  {s.config(t, "eve", ""), "GET", "/portForward/ns/p", 403},
 		"no command":                      {s.config(t, "api", ""), "POST", "/exec/ns/p/c?output=1", 400},
 		"no streams":                      {s.config(t, "api", ""), "POST", "/exec/ns/p/c?command=x", 400},
 		"exec in a container not there":   {s.config(t, "api", ""), "POST", "/exec/ns/p/c?command=x&output=1", 404},

@@ -27,8 +27,8 @@ const statusTimeout = 10 * time.Second
 
 // serveWebSocket serves the remote command protocol, versions 4 and 5, over
 // WebSocket: run gets the client's streams, and its outcome is sent as the protocol
-// says. The error is one of the connection; when it is not nil, run was not called.
-func serveWebSocket(w http.ResponseWriter, r *http.Request, opts *remotecommand.Options, idleTimeout time.Duration, run func(context.Context, execStreams) error) error {
+// says; doing is what an error has interrupted, as the kubelet puts it. The error is one of the connection; when it is not nil, run was not called.
+func serveWebSocket(w http.ResponseWriter, r *http.Request, opts *remotecommand.Options, idleTimeout time.Duration, doing string, run func(context.Context, execStreams) error) error {
 	readable := func(wanted bool) wsstream.ChannelType {
 		if wanted {
 			return wsstream.ReadChannel
@@ -85,7 +85,7 @@ func serveWebSocket(w http.ResponseWriter, r *http.Request, opts *remotecommand.
 		wg.Go(func() { decodeSizes(ctx, streams[protocol.StreamResize], sizes) })
 	}
 
-	status, err := json.Marshal(commandStatus(run(ctx, s)))
+	status, err := json.Marshal(commandStatus(doing, run(ctx, s)))
 	if err != nil {
 		return fmt.Errorf("encode command status: %w", err)
 	}
@@ -115,13 +115,13 @@ func decodeSizes(ctx context.Context, r io.Reader, sizes chan<- terminalSize) {
 }
 
 // commandStatus is a command's outcome as the protocol's error stream has it.
-func commandStatus(err error) metav1.Status {
+func commandStatus(doing string, err error) metav1.Status {
 	if err == nil {
 		return metav1.Status{Status: metav1.StatusSuccess}
 	}
 	var exit utilexec.ExitError
 	if !errors.As(err, &exit) || !exit.Exited() {
-		return apierrors.NewInternalError(fmt.Errorf("error executing command in container: %w", err)).Status()
+		return apierrors.NewInternalError(fmt.Errorf("error %s container: %w", doing, err)).Status()
 	}
 	return metav1.Status{
 		Status:  metav1.StatusFailure,

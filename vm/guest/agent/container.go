@@ -57,6 +57,9 @@ type container struct {
 	message    string
 	last       []byte // its termination message
 
+	taps      taps          // of those who are attached
+	inputTurn chan struct{} // capacity 1; full while one of them sends input
+
 	exited chan struct{}  // closed when the state is exited
 	work   sync.WaitGroup // captures and the waiter
 }
@@ -158,7 +161,7 @@ func (c *container) captureStream(run Container, stream agentv1.OutputStream) {
 	if stream == agentv1.OutputStream_OUTPUT_STREAM_STDERR {
 		out = run.Stderr()
 	}
-	_ = capture(out, uint8(stream), c.spool.append)
+	_ = capture(c.taps.reader(out, stream), uint8(stream), c.spool.append)
 }
 
 // failStart ends a container whose program cannot be executed.

@@ -48,6 +48,8 @@ type containersOptions struct {
 type containers struct {
 	containersOptions
 
+	attachments *calls
+
 	preparing sync.Mutex // held by PrepareContainer
 	prepares  int        // guarded by preparing: how many there were
 
@@ -60,7 +62,7 @@ type containers struct {
 var _ agentv1connect.ContainerServiceHandler = (*containers)(nil)
 
 func newContainers(o containersOptions) *containers {
-	return &containers{containersOptions: o, table: map[string]*container{}, watchers: map[*watcher]struct{}{}}
+	return &containers{containersOptions: o, attachments: newCalls("attachments", maxAttachments), table: map[string]*container{}, watchers: map[*watcher]struct{}{}}
 }
 
 // watcher is one WatchContainers call: the ids whose status it has yet to send. It
@@ -198,6 +200,7 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 	c := &container{
 		id: spec.ID, tty: spec.TTY, spool: output, words: words,
 		state: agentv1.ContainerState_CONTAINER_STATE_CREATED, created: time.Now(), exited: make(chan struct{}),
+		inputTurn: make(chan struct{}, 1),
 	}
 	run, err := cs.runtime.Create(ctx, spec)
 	var start *StartError

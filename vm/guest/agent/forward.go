@@ -33,52 +33,6 @@ const (
 // forwardStream is the agent's end of one Forward call.
 type forwardStream = connect.BidiStream[agentv1.ForwardRequest, agentv1.ForwardResponse]
 
-// forwards counts the forwards under way and ends them with the server.
-type forwards struct {
-	ctx    context.Context //nolint:containedctx // the life of the server, which all forwards end with
-	cancel context.CancelFunc
-
-	mu   sync.Mutex
-	n    int // guarded by mu, like all below
-	shut bool
-	work sync.WaitGroup // the calls, and what still reads from their callers
-}
-
-func newForwards() *forwards {
-	f := &forwards{}
-	f.ctx, f.cancel = context.WithCancel(context.Background())
-	return f
-}
-
-// begin admits a forward. The caller calls end when it is over; work may be used until then.
-func (f *forwards) begin() (end func(), err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	switch {
-	case f.shut:
-		return nil, connect.NewError(connect.CodeAborted, errors.New("the agent is ending"))
-	case f.n >= maxForwards:
-		return nil, connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("the machine has %d forwards", f.n))
-	}
-	f.n++
-	f.work.Add(1)
-	return func() {
-		f.mu.Lock()
-		f.n--
-		f.mu.Unlock()
-		f.work.Done()
-	}, nil
-}
-
-// close ends all forwards and waits for them.
-func (f *forwards) close() {
-	f.mu.Lock()
-	f.shut = true
-	f.mu.Unlock()
-	f.cancel()
-	f.work.Wait()
-}
-
 // Forward implements agentv1connect.AgentServiceHandler.
 func (s *machineService) Forward(ctx context.Context, stream *forwardStream) error {
 	first, err := stream.Receive()
@@ -92,14 +46,11 @@ func (s *machineService) Forward(ctx context.Context, stream *forwardStream) err
 	if err := checkPort(start.GetPort()); err != nil {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
-	end, err := s.forwards.begin()
+	ctx, end, err := s.forwards.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.forwards.ctx, cancel)()
 	network := "tcp"
 	if start.GetUdp() {
 		network = "udp"

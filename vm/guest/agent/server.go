@@ -31,10 +31,10 @@ const (
 	// maxStreams bounds the calls under way: each exec is two, each followed log one.
 	maxStreams = 512
 	// windowPerStream is what the host may send ahead on one call, and windowPerConn on
-	// all of them: more than all forwards together, so that those whose ports do not read
-	// never keep the host's other calls waiting.
+	// all of them: more than all forwards and attachments together, so that those whose
+	// ports and processes do not read never keep the host's other calls waiting.
 	windowPerStream = 128 << 10
-	windowPerConn   = 1<<20 + maxForwards*windowPerStream
+	windowPerConn   = 1<<20 + (maxForwards+maxAttachments)*windowPerStream
 	// acceptRetry and acceptPatience are for a listener that fails.
 	acceptRetry    = 100 * time.Millisecond
 	acceptPatience = 30 * time.Second
@@ -69,7 +69,7 @@ type Server struct {
 	containers *containers
 	volumes    *volumes
 	processes  *processes
-	forwards   *forwards
+	forwards   *calls
 	handler    http.Handler
 
 	powerOff sync.Once
@@ -102,7 +102,7 @@ func NewServer(o Options) (*Server, error) {
 	}
 	s := &Server{
 		system: o.System, runtime: o.Runtime, log: o.Logger, version: o.Version, seal: o.Seal, started: time.Now(),
-		volumes: newVolumes(filepath.Join(scratch, "volumes"), o.Runtime), forwards: newForwards(),
+		volumes: newVolumes(filepath.Join(scratch, "volumes"), o.Runtime), forwards: newCalls("forwards", maxForwards),
 	}
 	s.containers = newContainers(containersOptions{
 		system: o.System, runtime: o.Runtime, volumes: s.volumes, layers: layers, log: o.Logger,
@@ -197,6 +197,7 @@ func (s *Server) Close() error {
 	defer cancel()
 	err := s.containers.close(ctx)
 	s.processes.close()
+	s.containers.attachments.close()
 	s.forwards.close()
 	s.work.Wait()
 	return err
