@@ -26,8 +26,6 @@ type startJob struct {
 	macOS bool     // the guest's system
 	ref   ContainerRef
 	hold  *machineHold
-	// macOS: the machine's guest is one.
-	macOS bool
 	// target is the run whose processes the container of the plan's target shares.
 	target string
 	// previous is the id of the run before, to be removed from the machine.
