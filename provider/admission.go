@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	podresources "k8s.io/component-helpers/resource"
 	schedulinghelpers "k8s.io/component-helpers/scheduling/corev1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	"k8s.io/klog/v2"
@@ -20,7 +21,7 @@ import (
 // Reasons of refusals by what the node is and what it has, as the kubelet has them.
 const (
 	reasonNodeShutdown  = "NodeShutdown"
-	reasonEvicted       = "Evicted"
+	reasonPressed       = "Evicted"
 	reasonOSSelector    = "PodOSSelectorNodeLabelDoesNotMatch"
 	reasonOS            = "PodOSNotSupported"
 	reasonOutOfStorage  = "OutOfephemeral-storage"
@@ -38,11 +39,8 @@ type claim struct {
 }
 
 func claimOf(pod *corev1.Pod) claim {
-	c := claim{ports: hostPorts(pod)}
-	for i := range pod.Spec.Containers {
-		c.storageBytes += pod.Spec.Containers[i].Resources.Requests.StorageEphemeral().Value()
-	}
-	return c
+	requests := podresources.PodRequests(pod, podresources.PodResourcesOptions{})
+	return claim{ports: hostPorts(pod), storageBytes: requests.StorageEphemeral().Value()}
 }
 
 // nodeFacts are what a pod's admission depends on.
@@ -71,7 +69,7 @@ func admissible(pod *corev1.Pod, f *nodeFacts) *refusal {
 		return &refusal{Reason: reasonNodeShutdown, Message: "Pod was rejected: the node is shutting down."}
 	}
 	if len(f.pressures) > 0 && !critical(pod) && !bearsPressure(pod, f.pressures) {
-		return &refusal{Reason: reasonEvicted, Message: fmt.Sprintf("Pod was rejected: The node had condition: %v.", f.pressures)}
+		return &refusal{Reason: reasonPressed, Message: fmt.Sprintf("Pod was rejected: The node had condition: %v.", f.pressures)}
 	}
 	if want, ok := pod.Labels[corev1.LabelOSStable]; ok && want != string(corev1.Linux) {
 		return &refusal{Reason: reasonOSSelector, Message: fmt.Sprintf("Pod was rejected: its label %s is %q, this node's is %q", corev1.LabelOSStable, want, corev1.Linux)}
