@@ -104,6 +104,13 @@ func TestHostPortsOfPods(t *testing.T) {
 	w.awaitPhase("fourth", corev1.PodSucceeded)
 	w.create(server("fifth", "exit", "0")) // it has ended, its object is there
 	w.awaitPhase("fifth", corev1.PodSucceeded)
+	w.create(server("sixth", "graceful", "0"))
+	w.awaitPhase("sixth", corev1.PodRunning)
+	one := int64(1)
+	w.delete("sixth", &one)
+	w.awaitGone("sixth")
+	w.create(server("seventh", "exit", "0"))
+	w.awaitPhase("seventh", corev1.PodSucceeded)
 }
 
 // What something else on the host listens on keeps the pod waiting, says so, and is
