@@ -213,3 +213,59 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("a pod that was over: %+v", p.Status)
 	}
 }
+
+// A node that is short of disk takes critical pods only.
+func TestPodsUnderPressure(t *testing.T) {
+	w := newWorld(t)
+	w.run(func(o *provider.Options) {
+		o.Node.Measure = func() (provider.Pressure, error) {
+			return provider.Pressure{Disk: provider.Measured{Short: true, Message: "full"}}, nil
+		}
+	})
+	w.create(pod("plain", []string{"exit", "0"}))
+	if got := w.awaitPhase("plain", corev1.PodFailed); got.Status.Reason != "Evicted" {
+		t.Errorf("status is %+v", got.Status)
+	}
+	high := int32(2_000_000_000)
+	vital := pod("vital", []string{"exit", "0"})
+	vital.Spec.Priority = &high
+	w.create(vital)
+	w.awaitPhase("vital", corev1.PodSucceeded)
+}
+
+// The node shows the images it has, and what it is.
+func TestNodeSaysWhatItIs(t *testing.T) {
+	w := newWorld(t)
+	w.run(func(o *provider.Options) {
+		o.NodeIP = "192.0.2.1,2001:db8::1"
+		o.Node.Labels = map[string]string{"team": "a", corev1.LabelOSStable: "not for others to set"}
+		o.Node.KubeletVersion, o.Node.MachineID, o.Node.SystemUUID, o.Node.BootID = "v1.36.3+firkin.dev", "m", "s", "b"
+		o.Node.Images = func() []corev1.ContainerImage {
+			return []corev1.ContainerImage{{Names: []string{"small"}, SizeBytes: 1}, {Names: []string{"large"}, SizeBytes: 2}}
+		}
+	})
+	n, err := w.client.CoreV1().Nodes().Get(t.Context(), nodeName, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := n.Status.NodeInfo
+	if info.KubeletVersion != "v1.36.3+firkin.dev" || info.MachineID != "m" || info.SystemUUID != "s" || info.BootID != "b" {
+		t.Errorf("node info is %+v", info)
+	}
+	if len(n.Status.Images) != 2 || n.Status.Images[0].Names[0] != "large" {
+		t.Errorf("images are %+v", n.Status.Images)
+	}
+	if n.Labels["team"] != "a" || n.Labels[corev1.LabelOSStable] != "linux" {
+		t.Errorf("labels are %v", n.Labels)
+	}
+	want := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeInternalIP, Address: "2001:db8::1"}, {Type: corev1.NodeHostName, Address: nodeName}}
+	if !slices.Equal(n.Status.Addresses, want) {
+		t.Errorf("addresses are %+v", n.Status.Addresses)
+	}
+	p := pod("both", []string{"exit", "0"})
+	w.create(p)
+	got := w.awaitPhase("both", corev1.PodSucceeded)
+	if got.Status.HostIP != "192.0.2.1" || len(got.Status.HostIPs) != 2 || got.Status.PodIP != "192.0.2.1" || len(got.Status.PodIPs) != 2 || got.Status.PodIPs[1].IP != "2001:db8::1" {
+		t.Errorf("addresses of the pod are %+v %+v", got.Status.HostIPs, got.Status.PodIPs)
+	}
+}
