@@ -81,12 +81,14 @@ type node struct {
 	metrics   *metrics.Metrics
 	provider  *provider.Provider
 	closers   []func() error
+	// pressed holds one when the host's disk is short.
+	pressed chan struct{}
 }
 
 // runNode makes the node and runs it until ctx ends.
 func runNode(ctx context.Context, s *nodeSettings) (err error) {
 	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
-	n := &node{nodeSettings: s}
+	n := &node{nodeSettings: s, pressed: make(chan struct{}, 1)}
 	defer func() {
 		for i := len(n.closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, n.closers[i]())
@@ -287,7 +289,7 @@ func (n *node) run(ctx context.Context) error {
 	if err := group.Wait(); !errors.Is(err, errStopped) {
 		return err
 	}
-	n.logger.Info("Stopped; machines go on")
+	n.logger.Info("Stopped; what machines are left go on")
 	return nil
 }
 
@@ -330,20 +332,25 @@ const (
 	garbageAge = 36 * time.Hour
 )
 
-// collectGarbage removes snapshots and images that nobody uses, until ctx ends.
+// collectGarbage removes snapshots and images that nobody uses, until ctx ends. When the
+// disk is short, it does so at once, and no image is too young: all of them can be pulled
+// again, as the kubelet has it.
 func (n *node) collectGarbage(ctx context.Context) {
 	ticker := time.NewTicker(garbageEvery)
 	defer ticker.Stop()
 	for {
+		images := image.GCOptions{UnusedFor: garbageAge}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-n.pressed:
+			images = image.GCOptions{MaxBytes: 1}
 		}
 		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused snapshots", "error", err)
 		}
-		if _, err := n.images.GC(ctx, image.GCOptions{UnusedFor: garbageAge}); err != nil && ctx.Err() == nil {
+		if _, err := n.images.GC(ctx, images); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused images", "error", err)
 		}
 	}

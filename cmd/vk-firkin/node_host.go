@@ -113,6 +113,12 @@ func (n *node) pressure() (p provider.Pressure, err error) {
 	if p.Disk, err = diskPressure([]string{n.StateDir, n.CacheDir}, n.minFreeDisk); err != nil {
 		return p, err
 	}
+	if p.Disk.Short {
+		select {
+		case n.pressed <- struct{}{}:
+		default:
+		}
+	}
 	if p.Memory, err = hostMemoryPressure(); err != nil {
 		return p, err
 	}
