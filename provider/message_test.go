@@ -57,15 +57,6 @@ func TestTerminationMessages(t *testing.T) {
 	if got := tailMessage([]byte("é" + strings.Repeat("x", maxTailBytes-1))); got != strings.Repeat("x", maxTailBytes-1) {
 		t.Errorf("half a character stays: %q...", got[:4])
 	}
-	for path, want := range map[string]string{"": "/dev/termination-log", "/tmp/x": "/tmp/x"} {
-		j := startJob{plan: containerPlan{spec: &corev1.Container{TerminationMessagePath: path}}}
-		if got := messagePath(j); got != want {
-			t.Errorf("%q gives %q", path, got)
-		}
-		if j.macOS = true; messagePath(j) != "" {
-			t.Error("a macOS guest gets a path")
-		}
-	}
 }
 
 // FuzzPlan: no specification of a pod breaks its translation.
