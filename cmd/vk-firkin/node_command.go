@@ -248,9 +248,14 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	measured, err := n.makeStats()
+	if err != nil {
+		return err
+	}
+	defer measured.Close()
 	server, err := kubeletapi.New(kubeletapi.Options{
 		Containers: n.provider, Logs: n.logs, Access: access, Certificates: certificates,
-		Metrics: n.metrics.Registry(), Healthy: n.healthy, Observe: n.metrics.ObserveSample, Logger: n.log("kubeletapi"),
+		Metrics: n.metrics.Registry(), Stats: measured.Summary, Healthy: n.healthy, Observe: n.metrics.ObserveSample, Logger: n.log("kubeletapi"),
 	})
 	if err != nil {
 		return err

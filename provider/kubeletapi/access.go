@@ -145,13 +145,24 @@ func firstElement(path string) string {
 }
 
 // subresourcesOf names the subresources of the node of which a user needs one for a
-// path, as the kubelet does with its fine-grained authorization.
+// path, as the kubelet does with its fine-grained authorization
+// (k8s.io/kubernetes/pkg/kubelet/server/auth.go), also of routes that are not served here.
 func subresourcesOf(path string) []string {
 	switch firstElement(path) {
 	case "stats":
 		return []string{"stats"}
 	case "metrics":
 		return []string{"metrics"}
+	case "logs":
+		return []string{"log"}
+	case "checkpoint":
+		return []string{"checkpoint"}
+	case "statusz":
+		return []string{"statusz"}
+	case "flagz":
+		return []string{"configz"}
+	case "configz":
+		return []string{"configz", "proxy"}
 	case "pods", "runningpods":
 		return []string{"pods", "proxy"}
 	case "healthz":

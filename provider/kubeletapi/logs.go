@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,17 +34,31 @@ type logRequest struct {
 	previous bool
 }
 
+// errUndecodable: a query whose values are not of the types of v1.PodLogOptions, which
+// the kubelet tells apart from values that may not be.
+var errUndecodable = errors.New("unable to decode query")
+
 // parseLogRequest decodes the query of v1.PodLogOptions. The limits are those of
 // the API's validation.
 func parseLogRequest(q url.Values, now time.Time) (logRequest, error) {
 	var r logRequest
 	var errs []error
+	// The kubelet's older name for it.
+	if tail := q.Get("tail"); tail != "" {
+		q = maps.Clone(q)
+		q.Set("tailLines", tail)
+		if tail == "all" {
+			q.Del("tailLines")
+		}
+	}
 	number := func(name string, least int64) *int64 {
 		if !q.Has(name) {
 			return nil
 		}
 		n, err := strconv.ParseInt(q.Get(name), 10, 64)
-		if err == nil && n < least {
+		if err != nil {
+			err = fmt.Errorf("%w: %w", errUndecodable, err)
+		} else if n < least {
 			err = fmt.Errorf("must be at least %d", least)
 		}
 		if err != nil {
@@ -51,15 +67,9 @@ func parseLogRequest(q url.Values, now time.Time) (logRequest, error) {
 		}
 		return &n
 	}
+	// As the API machinery converts it: whatever is not false is true.
 	boolean := func(name string) bool {
-		if !q.Has(name) {
-			return false
-		}
-		b, err := strconv.ParseBool(q.Get(name))
-		if err != nil {
-			errs = append(errs, fmt.Errorf("invalid %s: %w", name, err))
-		}
-		return b
+		return q.Has(name) && q.Get(name) != "0" && !strings.EqualFold(q.Get(name), "false")
 	}
 	r.Tail = number("tailLines", 0)
 	r.LimitBytes = number("limitBytes", 1)
@@ -71,7 +81,7 @@ func parseLogRequest(q url.Values, now time.Time) (logRequest, error) {
 		t, err := time.Parse(time.RFC3339, q.Get("sinceTime"))
 		switch {
 		case err != nil:
-			errs = append(errs, fmt.Errorf("invalid sinceTime: %w", err))
+			errs = append(errs, fmt.Errorf("invalid sinceTime: %w: %w", errUndecodable, err))
 		case q.Has("sinceSeconds"):
 			errs = append(errs, errors.New("at most one of sinceTime and sinceSeconds may be specified"))
 		}
@@ -127,7 +137,11 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 	namespace, pod, container := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container")
 	req, err := parseLogRequest(r.URL.Query(), time.Now())
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		code := http.StatusUnprocessableEntity
+		if errors.Is(err, errUndecodable) {
+			code = http.StatusBadRequest
+		}
+		http.Error(w, err.Error(), code)
 		return
 	}
 	target, err := s.opts.Containers.Target(namespace, pod, container)

@@ -41,8 +41,9 @@ type Options struct {
 	Certificates *Certificates
 	// Metrics is what /metrics shows; nil means no such route.
 	Metrics prometheus.Gatherer
-	// Stats measures the node and its pods for /stats/summary; nil means no such route.
-	Stats func(ctx context.Context) (*statsv1alpha1.Summary, error)
+	// Stats measures the node and its pods for /stats/summary and /metrics/resource, and
+	// tells how many pods could not be; nil means no such routes.
+	Stats func(ctx context.Context) (summary *statsv1alpha1.Summary, missing int, err error)
 	// Healthy is asked for /healthz; nil means always healthy.
 	Healthy func(ctx context.Context) error
 	// StreamIdleTimeout ends an exec in which nothing was sent either way for so long;
@@ -116,9 +117,12 @@ func (s *Server) routes() http.Handler {
 	if s.opts.Metrics != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(s.opts.Metrics, promhttp.HandlerOpts{}))
 	}
+	// It has no counts of probes, and is there for those who scrape it of every node.
+	mux.HandleFunc("GET /metrics/probes", func(http.ResponseWriter, *http.Request) {})
 	if s.opts.Stats != nil {
 		mux.HandleFunc("GET /stats/summary", s.stats)
 		mux.HandleFunc("GET /stats/summary/{$}", s.stats)
+		mux.HandleFunc("GET /metrics/resource", s.resourceMetrics)
 	}
 	return mux
 }
@@ -191,7 +195,7 @@ func (s *Server) pods(wanted func(*corev1.Pod) bool) http.HandlerFunc {
 }
 
 func (s *Server) stats(w http.ResponseWriter, r *http.Request) {
-	summary, err := s.opts.Stats(r.Context())
+	summary, _, err := s.opts.Stats(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -4,7 +4,6 @@
 package kubeletapi_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -194,8 +193,8 @@ func newServer(t *testing.T, change ...func(*kubeletapi.Options)) *server {
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "test_gauge"}, func() float64 { return 7 }))
 	opts := kubeletapi.Options{
 		Containers: s.node, Logs: s.node, Access: access, Certificates: certs, Metrics: registry,
-		Stats: func(context.Context) (*statsv1alpha1.Summary, error) {
-			return &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{NodeName: "n1"}}, nil
+		Stats: func(context.Context) (*statsv1alpha1.Summary, int, error) {
+			return &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{NodeName: "n1"}}, 0, nil
 		},
 	}
 	for _, c := range change {
@@ -416,109 +415,5 @@ func TestServingCertificateIsReloaded(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the renewed certificate is not served")
 		}
-	}
-}
-
-func TestContainerLogs(t *testing.T) {
-	s := newServer(t)
-	api := s.config(t, "api", "")
-	ref := func(attempt int) provider.ContainerRef {
-		return provider.ContainerRef{PodUID: "u", Container: "c", Attempt: attempt, ID: fmt.Sprintf("c-%d", attempt)}
-	}
-	previous := ref(0)
-	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
-	waiting := func(reason string) corev1.ContainerState {
-		return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason}}
-	}
-	s.node.targets = map[string]provider.Target{
-		"ns/running/c":   {ContainerRef: ref(1), State: running, Previous: &previous},
-		"ns/first/c":     {ContainerRef: ref(0), State: running},
-		"ns/creating/c":  {ContainerRef: ref(9), State: waiting("ContainerCreating")},
-		"ns/pulling/c":   {ContainerRef: ref(9), State: waiting("ImagePullBackOff")},
-		"ns/crashloop/c": {ContainerRef: ref(9), State: waiting("CrashLoopBackOff"), Previous: &previous},
-		"ns/gone/c":      {ContainerRef: ref(9), State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}},
-	}
-	s.node.logs = map[provider.ContainerRef]bool{ref(0): true, ref(1): true}
-	s.node.read = func(_ context.Context, c provider.ContainerRef, opts podlog.ReadOptions, w io.Writer) error {
-		fmt.Fprintf(w, "%s tail=%v limit=%v", c.ID, deref(opts.Tail), deref(opts.LimitBytes))
-		fmt.Fprintf(w, " follow=%v timestamps=%v since=%v stream=%q", opts.Follow, opts.Timestamps, !opts.Since.IsZero(), opts.Stream)
-		return nil
-	}
-	for name, c := range map[string]struct {
-		path string
-		code int
-		want string
-	}{
-		"all":         {"running/c", 200, `c-1 tail=-1 limit=-1 follow=false timestamps=false since=false stream=""`},
-		"options":     {"running/c?tailLines=0&limitBytes=5&follow=true&timestamps=true&sinceSeconds=60", 200, `c-1 tail=0 limit=5 follow=true timestamps=true since=true stream=""`},
-		"one stream":  {"running/c?stream=Stderr", 200, `c-1 tail=-1 limit=-1 follow=false timestamps=false since=false stream="stderr"`},
-		"since time":  {"running/c?sinceTime=2026-01-02T03:04:05Z", 200, `c-1 tail=-1 limit=-1 follow=false timestamps=false since=true stream=""`},
-		"previous":    {"running/c?previous=true", 200, `c-0 tail=-1 limit=-1 follow=false timestamps=false since=false stream=""`},
-		"no previous": {"first/c?previous=true", 400, `previous terminated container "c" in pod "first" not found`},
-		"creating":    {"creating/c", 400, `container "c" in pod "creating" is waiting to start: ContainerCreating`},
-		"pulling":     {"pulling/c", 400, `container "c" in pod "pulling" is waiting to start: trying and failing to pull image`},
-		"between":     {"crashloop/c", 200, `c-0 tail=-1 limit=-1 follow=false timestamps=false since=false stream=""`},
-		"gone":        {"gone/c", 400, `container "c" in pod "gone" is terminated`},
-		"two sinces":  {"running/c?sinceSeconds=1&sinceTime=2026-01-02T03:04:05Z", 422, "at most one of sinceTime and sinceSeconds may be specified"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			code, body := s.get(t, api, "/containerLogs/ns/"+c.path)
-			if code != c.code || body != c.want {
-				t.Errorf("got %d %s\nwant %d %s", code, body, c.code, c.want)
-			}
-		})
-	}
-}
-
-func deref(n *int64) int64 {
-	if n == nil {
-		return -1
-	}
-	return *n
-}
-
-// TestLogBreaksOff: a log that cannot be read to its end must not look complete, and
-// a client that goes away ends the reading.
-func TestLogBreaksOff(t *testing.T) {
-	s := newServer(t)
-	ref := provider.ContainerRef{PodUID: "u", Container: "c"}
-	s.node.targets["ns/p/c"] = provider.Target{ContainerRef: ref, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}
-	s.node.logs[ref] = true
-	ended := make(chan error, 1)
-	s.node.read = func(ctx context.Context, _ provider.ContainerRef, opts podlog.ReadOptions, w io.Writer) error {
-		fmt.Fprint(w, "some")
-		if !opts.Follow {
-			return errors.New("disk error")
-		}
-		<-ctx.Done()
-		ended <- ctx.Err()
-		return ctx.Err()
-	}
-	client, err := rest.HTTPClientFor(s.config(t, "api", ""))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.CloseIdleConnections()
-	resp, err := client.Get(s.url + "/containerLogs/ns/p/c")
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := io.ReadAll(resp.Body)
-	resp.Body.Close()
-	if err == nil || !bytes.Equal(body, []byte("some")) {
-		t.Fatalf("got %q, %v", body, err)
-	}
-	resp, err = client.Get(s.url + "/containerLogs/ns/p/c?follow=1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(resp.Body, make([]byte, 4)); err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	select {
-	case <-ended:
-	case <-time.After(20 * time.Second):
-		t.Fatal("the log is still read")
 	}
 }

@@ -454,6 +454,7 @@ func (cs *containers) stats() []*agentv1.ContainerStats {
 		out = append(out, &agentv1.ContainerStats{
 			Id: c.id, CpuNano: int64(st.CPUTime), MemoryBytes: st.MemoryBytes, MemoryWorkingSetBytes: st.WorkingSetBytes,
 			Pids: st.PIDs, WritableBytes: st.WritableLayerBytes,
+			MemoryRssBytes: st.RSSBytes, PageFaults: st.PageFaults, MajorPageFaults: st.MajorPageFaults,
 		})
 	}
 	return out

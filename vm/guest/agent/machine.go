@@ -186,7 +186,7 @@ func (s *machineService) Stats(context.Context, *connect.Request[agentv1.StatsRe
 	if err != nil {
 		return nil, internal("measure machine", err)
 	}
-	return connect.NewResponse(&agentv1.StatsResponse{
+	resp := &agentv1.StatsResponse{
 		TimeUnixNano:         time.Now().UnixNano(),
 		MemoryTotalBytes:     m.MemoryTotalBytes,
 		MemoryAvailableBytes: m.MemoryAvailableBytes,
@@ -197,7 +197,13 @@ func (s *machineService) Stats(context.Context, *connect.Request[agentv1.StatsRe
 		ScratchInodesUsed:    m.ScratchInodesUsed,
 		Containers:           s.containers.stats(),
 		Volumes:              s.volumes.stats(),
-	}), nil
+
+		MemoryWorkingSetBytes: m.MemoryWorkingSetBytes,
+	}
+	if n := m.Network; n != nil {
+		resp.Network = &agentv1.NetworkStats{Interface: n.Interface, RxBytes: n.RxBytes, RxErrors: n.RxErrors, TxBytes: n.TxBytes, TxErrors: n.TxErrors}
+	}
+	return connect.NewResponse(resp), nil
 }
 
 // invalid is a fault of the request.

@@ -207,4 +207,7 @@ type ContainerStats struct {
 	WorkingSetBytes    int64
 	PIDs               int64
 	WritableLayerBytes int64
+	// RSSBytes is anonymous memory. Faults are counted since the container was made.
+	RSSBytes                    int64
+	PageFaults, MajorPageFaults int64
 }

@@ -65,6 +65,12 @@ type Identity struct {
 	KernelRelease string
 }
 
+// NetworkStats is the traffic since boot.
+type NetworkStats struct {
+	Interface                            string // the first
+	RxBytes, RxErrors, TxBytes, TxErrors uint64
+}
+
 // SystemStats is the machine's own account.
 type SystemStats struct {
 	MemoryTotalBytes     int64
@@ -72,6 +78,10 @@ type SystemStats struct {
 	CPUTime              time.Duration
 	ScratchTotalBytes    int64
 	ScratchUsedBytes     int64
-	ScratchInodesTotal   int64
-	ScratchInodesUsed    int64
+	// MemoryWorkingSetBytes is what is used, less cache that could be dropped at once.
+	MemoryWorkingSetBytes int64
+	// Network is the traffic of all interfaces but loopback; nil when it is not known.
+	Network            *NetworkStats
+	ScratchInodesTotal int64
+	ScratchInodesUsed  int64
 }

@@ -121,7 +121,7 @@ func (c *simContainer) SignalAll(signal int) error {
 func (c *simContainer) Stats() (agent.ContainerStats, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return agent.ContainerStats{CPUTime: time.Millisecond, MemoryBytes: 1 << 20, WorkingSetBytes: 1 << 19, PIDs: int64(1 + len(c.execs))}, nil
+	return agent.ContainerStats{CPUTime: time.Millisecond, MemoryBytes: 1 << 20, WorkingSetBytes: 1 << 19, PIDs: int64(1 + len(c.execs)), RSSBytes: 1 << 18, PageFaults: 10, MajorPageFaults: 1}, nil
 }
 
 func (c *simContainer) Remove(context.Context) error {

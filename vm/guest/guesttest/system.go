@@ -80,6 +80,7 @@ func (s *system) Stats() (agent.SystemStats, error) {
 	return agent.SystemStats{
 		MemoryTotalBytes: s.opts.MemoryBytes, MemoryAvailableBytes: s.opts.MemoryBytes / 2, CPUTime: time.Second,
 		ScratchTotalBytes: 16 << 30, ScratchUsedBytes: 1 << 20, ScratchInodesTotal: 1 << 20, ScratchInodesUsed: 1 << 10,
+		MemoryWorkingSetBytes: s.opts.MemoryBytes / 4, Network: &agent.NetworkStats{Interface: "eth0", RxBytes: 1000, TxBytes: 2000},
 	}, nil
 }
 

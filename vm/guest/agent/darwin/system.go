@@ -310,6 +310,7 @@ func (s *System) Stats() (agent.SystemStats, error) {
 	if out.MemoryAvailableBytes, err = parseVMStat(text); err != nil {
 		return out, fmt.Errorf("stats: %w", err)
 	}
+	out.MemoryWorkingSetBytes = max(out.MemoryTotalBytes-out.MemoryAvailableBytes, 0)
 	if text, err = s.opts.Run(ctx, "", "/bin/ps", "-A", "-o", "pid=,rss=,time="); err != nil {
 		return out, fmt.Errorf("stats: %w", err)
 	}

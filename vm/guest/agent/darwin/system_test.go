@@ -395,7 +395,7 @@ func TestStats(t *testing.T) {
 	m.answers["/usr/bin/vm_stat"] = vmStatText
 	m.answers["/bin/ps -A -o pid=,rss=,time="] = "    1  10000   1:02.50\n  200   5000   0:00.50\n"
 	st, err := s.Stats()
-	if want := (agent.SystemStats{MemoryTotalBytes: 4 << 30, MemoryAvailableBytes: (5132 + 231029 + 1570) * 16384, CPUTime: 63 * time.Second, ScratchTotalBytes: 60 << 30, ScratchUsedBytes: 20 << 30}); err != nil || st != want {
+	if want := (agent.SystemStats{MemoryTotalBytes: 4 << 30, MemoryAvailableBytes: (5132 + 231029 + 1570) * 16384, MemoryWorkingSetBytes: 399982592, CPUTime: 63 * time.Second, ScratchTotalBytes: 60 << 30, ScratchUsedBytes: 20 << 30}); err != nil || st != want {
 		t.Errorf("stats %+v %v\nwant %+v", st, err, want)
 	}
 	m.answers["/bin/ps -A -o pid=,rss=,time="] = "    1  10000   1:03.50\n"

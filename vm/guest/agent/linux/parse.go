@@ -94,31 +94,67 @@ func (n network) resolvConf() string {
 
 // parseMeminfo reads /proc/meminfo: total and available, in bytes.
 func parseMeminfo(text string) (total, available int64, err error) {
+	err = readMeminfo(text, map[string]*int64{"MemTotal": &total, "MemAvailable": &available})
+	if err == nil && total == 0 {
+		err = errors.New("meminfo has no MemTotal")
+	}
+	return total, available, err
+}
+
+// parseWorkingSet reads /proc/meminfo for what is used, less inactive file cache: the
+// kubelet's measure, of the machine as a whole.
+func parseWorkingSet(text string) (int64, error) {
+	var total, free, inactive int64
+	err := readMeminfo(text, map[string]*int64{"MemTotal": &total, "MemFree": &free, "Inactive(file)": &inactive})
+	return max(total-free-inactive, 0), err
+}
+
+// readMeminfo reads some values of /proc/meminfo, in bytes.
+func readMeminfo(text string, values map[string]*int64) error {
 	for line := range strings.Lines(text) {
 		key, rest, _ := strings.Cut(line, ":")
-		var into *int64
-		switch key {
-		case "MemTotal":
-			into = &total
-		case "MemAvailable":
-			into = &available
-		default:
+		into := values[key]
+		if into == nil {
 			continue
 		}
 		fields := strings.Fields(rest)
 		if len(fields) != 2 || fields[1] != "kB" {
-			return 0, 0, fmt.Errorf("meminfo: %q", line)
+			return fmt.Errorf("meminfo: %q", line)
 		}
 		kib, err := strconv.ParseInt(fields[0], 10, 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("meminfo: %w", err)
+			return fmt.Errorf("meminfo: %w", err)
 		}
 		*into = kib << 10
 	}
-	if total == 0 {
-		return 0, 0, errors.New("meminfo has no MemTotal")
+	return nil
+}
+
+// parseNetDev reads /proc/net/dev, see proc_net_dev(5): the traffic of all interfaces but
+// loopback. It is nil when there are none.
+func parseNetDev(text string) (*agent.NetworkStats, error) {
+	var out *agent.NetworkStats
+	for line := range strings.Lines(text) {
+		name, rest, ok := strings.Cut(line, ":")
+		if name = strings.TrimSpace(name); !ok || name == "lo" {
+			continue // the two lines of the heading have no colon
+		}
+		fields := strings.Fields(rest)
+		if len(fields) < 11 {
+			return nil, fmt.Errorf("net/dev: %q", line)
+		}
+		if out == nil {
+			out = &agent.NetworkStats{Interface: name}
+		}
+		for i, into := range map[int]*uint64{0: &out.RxBytes, 2: &out.RxErrors, 8: &out.TxBytes, 10: &out.TxErrors} {
+			n, err := strconv.ParseUint(fields[i], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("net/dev: %w", err)
+			}
+			*into += n
+		}
 	}
-	return total, available, nil
+	return out, nil
 }
 
 // tick is the unit of /proc/stat: USER_HZ is 100 on every architecture we run on.

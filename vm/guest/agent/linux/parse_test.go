@@ -81,6 +81,32 @@ func TestParseMeminfo(t *testing.T) {
 	}
 }
 
+func TestParseWorkingSet(t *testing.T) {
+	got, err := parseWorkingSet("MemTotal:  1000 kB\nMemFree:  300 kB\nInactive:  900 kB\nInactive(file):  200 kB\n")
+	if err != nil || got != 500<<10 {
+		t.Errorf("%d, %v", got, err)
+	}
+	if got, err := parseWorkingSet("MemTotal:  1 kB\nMemFree:  300 kB\n"); err != nil || got != 0 {
+		t.Errorf("%d, %v: never negative", got, err)
+	}
+}
+
+func TestParseNetDev(t *testing.T) {
+	const heading = "Inter-|   Receive  |  Transmit\n face |bytes    packets errs|bytes\n    lo: 7 7 7 0 0 0 0 0 7 7 7 0 0 0 0 0\n"
+	got, err := parseNetDev(heading + "  eth0: 1000 10 1 0 0 0 0 0 2000 20 2 0 0 0 0 0\n  eth1:5 1 0 0 0 0 0 0 6 1 0 0 0 0 0 0\n")
+	if want := (agent.NetworkStats{Interface: "eth0", RxBytes: 1005, RxErrors: 1, TxBytes: 2006, TxErrors: 2}); err != nil || *got != want {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	if got, err := parseNetDev(heading); err != nil || got != nil {
+		t.Errorf("%+v, %v: loopback alone is no network", got, err)
+	}
+	for _, bad := range []string{"eth0: 1 2\n", "eth0: x 10 1 0 0 0 0 0 2000 20 2 0 0 0 0 0\n"} {
+		if _, err := parseNetDev(bad); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
+
 func TestParseCPUTime(t *testing.T) {
 	got, err := parseCPUTime("cpu  100 20 30 9000 50 6 7 1000 9 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
 	if want := 1630 * time.Millisecond; err != nil || got != want {

@@ -206,6 +206,16 @@ func (s *System) Stats() (agent.SystemStats, error) {
 	if out.MemoryTotalBytes, out.MemoryAvailableBytes, err = parseMeminfo(string(meminfo)); err != nil {
 		return out, fmt.Errorf("stats: %w", err)
 	}
+	if out.MemoryWorkingSetBytes, err = parseWorkingSet(string(meminfo)); err != nil {
+		return out, fmt.Errorf("stats: %w", err)
+	}
+	traffic, err := os.ReadFile("/proc/net/dev")
+	if err != nil {
+		return out, fmt.Errorf("stats: %w", err)
+	}
+	if out.Network, err = parseNetDev(string(traffic)); err != nil {
+		return out, fmt.Errorf("stats: %w", err)
+	}
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return out, fmt.Errorf("stats: %w", err)

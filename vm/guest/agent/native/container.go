@@ -281,7 +281,7 @@ func (c *container) Stats() (agent.ContainerStats, error) {
 		out.MemoryBytes += u.MemoryBytes
 	}
 	// Pages that processes share count for each of them, and there is no cache in this.
-	out.WorkingSetBytes = out.MemoryBytes
+	out.WorkingSetBytes, out.RSSBytes = out.MemoryBytes, out.MemoryBytes
 	return out, nil
 }
 

@@ -169,6 +169,9 @@ func (c *container) Stats() (agent.ContainerStats, error) {
 			MemoryBytes:     int64(cg.MemoryStats.Usage.Usage),
 			WorkingSetBytes: workingSet(cg),
 			PIDs:            int64(cg.PidsStats.Current),
+			RSSBytes:        int64(cg.MemoryStats.Stats["anon"]),
+			PageFaults:      int64(cg.MemoryStats.Stats["pgfault"]),
+			MajorPageFaults: int64(cg.MemoryStats.Stats["pgmajfault"]),
 		}
 	}
 	out.WritableLayerBytes = diskUsage(filepath.Join(c.dir, "upper"))
