@@ -22,6 +22,20 @@ func hostMemory() (int64, error) {
 	return int64(n), nil
 }
 
+// hostMemoryAvailable is what is free: macOS counts in pages, and what it could take
+// back from caches is not in it.
+func hostMemoryAvailable() (int64, error) {
+	pages, err := unix.SysctlUint32("vm.page_free_count")
+	if err != nil {
+		return 0, fmt.Errorf("measure memory: %w", err)
+	}
+	purgeable, err := unix.SysctlUint32("vm.page_purgeable_count")
+	if err != nil {
+		return 0, fmt.Errorf("measure memory: %w", err)
+	}
+	return (int64(pages) + int64(purgeable)) * int64(unix.Getpagesize()), nil
+}
+
 // pressureCritical is the kernel's highest level of memory pressure
 // (kVMPressureCritical in xnu's vm_pressure.h; 1 is normal, 2 a warning).
 const pressureCritical = 4

@@ -21,9 +21,11 @@ func hostMemory() (int64, error) { return meminfo("MemTotal") }
 // kubelet's default eviction threshold.
 const lowMemory = 100 << 20
 
-// hostMemoryPressure measures what could be given to programs without swapping.
+// hostMemoryAvailable is what could be given to programs without swapping.
+func hostMemoryAvailable() (int64, error) { return meminfo("MemAvailable") }
+
 func hostMemoryPressure() (provider.Measured, error) {
-	available, err := meminfo("MemAvailable")
+	available, err := hostMemoryAvailable()
 	return provider.Measured{Short: available < lowMemory, Message: fmt.Sprintf("%d MiB of memory available", available>>20)}, err
 }
 
