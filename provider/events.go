@@ -30,6 +30,7 @@ const (
 	eventFailedSandbox    = "FailedCreatePodSandBox"
 	eventSandboxChanged   = "SandboxChanged"
 	eventFailedMount      = "FailedMount"
+	eventHostPort         = "HostPortConflict"
 	eventDNSConfig        = "DNSConfigForming"
 	eventMissingDNS       = "MissingClusterDNS"
 	eventMachineRestored  = "MachineRestored"

@@ -107,10 +107,10 @@ func addBytes(a, b int64) int64 {
 }
 
 // usageOf reads a machine's answer. What it says of others than the pod's own is left out.
-func usageOf(pod *corev1.Pod, stats *agentv1.StatsResponse, logs map[string]int64) storageUsage {
+func usageOf(pod *corev1.Pod, stats *agentv1.StatsResponse, logs map[string]LogUsage) storageUsage {
 	u := storageUsage{volumes: map[string]int64{}, containers: map[string]int64{}}
 	for name, n := range logs {
-		u.containers[name] = addBytes(u.containers[name], n)
+		u.containers[name] = addBytes(u.containers[name], n.Bytes)
 	}
 	for _, v := range stats.GetVolumes() {
 		if volumeNamed(pod, v.GetName()) != nil {

@@ -69,7 +69,7 @@ func TestUsageOf(t *testing.T) {
 		Volumes: []*agentv1.VolumeStats{{Name: "v", UsedBytes: 5}, {Name: "unknown", UsedBytes: 7}},
 		Containers: []*agentv1.ContainerStats{{Id: containerID(pod, "a", 0), WritableBytes: 1}, {Id: containerID(pod, "a-1", 12), WritableBytes: 2},
 			{Id: "template.x", WritableBytes: 3}, {Id: "a-0-other", WritableBytes: 4}, {Id: "-0-uid", WritableBytes: 4}, {Id: "a--uid", WritableBytes: 4}, {Id: "uid", WritableBytes: 4}},
-	}, map[string]int64{"a": 10})
+	}, map[string]LogUsage{"a": {Bytes: 10}})
 	if len(u.volumes) != 1 || u.volumes["v"] != 5 || len(u.containers) != 2 || u.containers["a"] != 11 || u.containers["a-1"] != 2 {
 		t.Errorf("usage is %+v", u)
 	}
@@ -90,7 +90,7 @@ func (m *measuredMachine) Stats(context.Context, *connect.Request[agentv1.StatsR
 // noLogs are the logs of a pod that wrote nothing.
 type noLogs struct{ Logs }
 
-func (noLogs) Usage(types.UID) (map[string]int64, error) { return nil, nil }
+func (noLogs) Usage(types.UID) (map[string]LogUsage, error) { return nil, nil }
 
 // Only a pod with a limit is measured, and one that is over it is evicted once.
 func TestWatchUsage(t *testing.T) {

@@ -37,8 +37,11 @@ func fieldValue(pod *corev1.Pod, path, nodeIP string) (string, error) {
 		return pod.Spec.NodeName, nil
 	case "spec.serviceAccountName":
 		return pod.Spec.ServiceAccountName, nil
-	case "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs":
-		return nodeIP, nil
+	case "status.hostIP", "status.podIP":
+		primary, _, _ := strings.Cut(nodeIP, ",")
+		return primary, nil
+	case "status.hostIPs", "status.podIPs":
+		return nodeIP, nil // separated by commas, as the kubelet writes them
 	default:
 		return "", fmt.Errorf("fieldRef %q is not supported", path)
 	}

@@ -21,6 +21,7 @@ import (
 type machineHold struct {
 	lease   Lease
 	volumes *volumeKeeper
+	ports   *portForwarder // nil: the pod asks for no port of the host
 
 	ctx  context.Context //nolint:containedctx // the lifetime of the hold
 	stop context.CancelFunc
@@ -36,7 +37,9 @@ func (w *worker) keep(lease Lease) {
 	if h.volumes == nil {
 		h.volumes = newVolumeKeeper(w.env, w.log, w.s.machine.shape)
 	}
+	h.ports = newPortForwarder(w.s.pod, w.env.nodeIP, h.dialPort, w.log)
 	w.hold = h
+	h.wg.Go(func() { w.keepPorts(h, w.s.pod, w.s.machine.prepared) })
 	h.wg.Go(func() { w.watchMachine(h) })
 	h.wg.Go(func() { w.watchContainers(h) })
 	h.wg.Go(func() { h.volumes.refresh(h, w.published.Load) })

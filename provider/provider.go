@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,7 +27,9 @@ type Options struct {
 	// Client has the rights of system:node:<NodeName>, or more.
 	Client   kubernetes.Interface
 	NodeName string
-	// NodeIP is the node's address that the API server reaches; pods show it as theirs.
+	// NodeIP is the node's address that the API server reaches; pods show it as theirs, and
+	// their host ports are listened on there. With a second one, of the other family,
+	// after a comma.
 	NodeIP string
 	// StateDir is the root of what persists; the pods' records go to its folder "pods",
 	// and its folder "seccomp" has the profiles that pods name (Localhost).
@@ -93,6 +96,10 @@ type Provider struct {
 	log  *slog.Logger
 	env  *environment
 	kube *kube
+	// admission is env's.
+	admission *admission
+	// nodeChanged holds one when the node's status is to be looked at at once.
+	nodeChanged chan struct{}
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker // guarded by mu
@@ -121,14 +128,20 @@ func New(opts Options) (*Provider, error) {
 	p := &Provider{
 		opts: opts, log: opts.Logger,
 		workers: map[types.UID]*worker{}, buried: map[types.UID]time.Time{},
-		pending: map[types.NamespacedName]*corev1.Pod{}, bell: make(chan struct{}, 1),
+		pending: map[types.NamespacedName]*corev1.Pod{}, bell: make(chan struct{}, 1), nodeChanged: make(chan struct{}, 1),
 	}
 	p.kube = newKube(opts)
 	obj := newObjects(opts.Client)
 	ev := events{p.kube.recorder}
 	allocatable := opts.Node.Allocatable
+	p.admission = &admission{allocatable: allocatable, node: p.kube.node, claims: map[types.UID]claim{}}
+	if addresses := nodeAddresses(opts.NodeIP); len(addresses) > 0 && opts.Node.KubeletPort > 0 {
+		host, _ := netip.ParseAddr(addresses[0])
+		p.admission.own.ports = []hostPort{{protocol: corev1.ProtocolTCP, host: host, port: int(opts.Node.KubeletPort)}}
+	}
 	p.env = &environment{
-		log: opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
+		admission: p.admission,
+		log:       opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
 		templates: opts.Templates,
 		records:   records{dir: filepath.Join(opts.StateDir, "pods")}, objects: obj, events: ev,
 		puller:    puller{images: opts.Images, objects: obj, events: ev},
@@ -153,6 +166,7 @@ func (p *Provider) upsert(pod *corev1.Pod) {
 	defer p.mu.Unlock()
 	for uid, w := range p.workers {
 		if old := w.published.Load(); uid != pod.UID && old.Namespace == pod.Namespace && old.Name == pod.Name {
+			p.admission.forget(uid)
 			w.abandon()
 		}
 	}
@@ -175,6 +189,7 @@ func (p *Provider) startWorker(s state) {
 	p.workers[s.pod.UID] = w
 	ctx := p.runCtx
 	p.wg.Go(func() {
+		defer p.admission.forget(s.pod.UID)
 		w.run(ctx)
 		if w.s.stage == stageTerminated {
 			p.env.gone(w)

@@ -48,6 +48,9 @@ func (p *Provider) recover(ctx context.Context) error {
 		case rec.Pod.DeletionTimestamp != nil: // at once, so that nothing is started before virtual-kubelet says so
 			s.deletion = &deletion{ending: ending{since: time.Now(), grace: graceOf(rec.Pod)}}
 		}
+		if s.plan != nil && s.stage == stageSyncing && !gone {
+			p.admission.hold(s.pod) // before any new pod is looked at
+		}
 		p.log.Info("Taking up pod", "pod", rec.Pod.Namespace+"/"+rec.Pod.Name, "podUID", rec.Pod.UID, "machine", rec.Machine.ID, "gone", gone)
 		p.startWorker(s)
 	}

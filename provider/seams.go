@@ -243,11 +243,14 @@ type Logs interface {
 	Tail(ctx context.Context, c ContainerRef, lines int64, bytes int) ([]byte, error)
 	// RemoveAttempt deletes the log files of one attempt. Idempotent.
 	RemoveAttempt(c ContainerRef) error
-	// Usage is what the log files of each container of a pod take on disk, in bytes.
-	Usage(uid types.UID) (map[string]int64, error)
+	// Usage is what the log files of each container of a pod take on disk.
+	Usage(uid types.UID) (map[string]LogUsage, error)
 	// RemovePod deletes all log files of a pod. Idempotent.
 	RemovePod(uid types.UID) error
 }
+
+// LogUsage is what log files take on disk.
+type LogUsage struct{ Bytes, Files int64 }
 
 // Phase is a part of a pod's start, in order.
 type Phase string

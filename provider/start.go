@@ -229,12 +229,20 @@ func (w *worker) prepare() {
 			m.retryAt = time.Now().Add(retryDelay(m.failures, prepareRetryFirst, prepareRetryMax))
 			m.message = bound(err.Error(), maxEventMessage/2)
 			w.log.Warn("Pod could not be set up in its machine", "err", err)
-			w.env.events.pod(s.pod, true, eventFailedMount, "Pod could not be set up: "+m.message)
+			reason := eventFailedMount
+			if taken := (*hostPortError)(nil); errors.As(err, &taken) {
+				reason = eventHostPort
+			}
+			w.env.events.pod(s.pod, true, reason, "Pod could not be set up: "+m.message)
 		})
 	})
 }
 
 func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) error {
+	// What something else on this host listens on may be free at the next try.
+	if err := hold.ports.open(ctx); err != nil {
+		return err
+	}
 	g, err := hold.lease.Guest(ctx)
 	if err != nil {
 		return fmt.Errorf("reach the machine's agent: %w", err)

@@ -55,10 +55,18 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 		StartTime:          &metav1.Time{Time: s.startTime.Truncate(time.Second)},
 		ObservedGeneration: s.pod.Generation,
 	}
-	if nodeIP != "" {
-		st.HostIP, st.HostIPs = nodeIP, []corev1.HostIP{{IP: nodeIP}}
-		if s.machine.generation > 0 && s.machine.path != "" {
-			st.PodIP, st.PodIPs = nodeIP, []corev1.PodIP{{IP: nodeIP}}
+	// Until there is a network of pods, a pod is reached at its node's addresses.
+	reached := s.machine.generation > 0 && s.machine.path != ""
+	for i, ip := range nodeAddresses(nodeIP) {
+		if i == 0 {
+			st.HostIP = ip
+			if reached {
+				st.PodIP = ip
+			}
+		}
+		st.HostIPs = append(st.HostIPs, corev1.HostIP{IP: ip})
+		if reached {
+			st.PodIPs = append(st.PodIPs, corev1.PodIP{IP: ip})
 		}
 	}
 	if s.refusal != nil {

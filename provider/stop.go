@@ -158,6 +158,7 @@ func (w *worker) leftBehind(c *containerState, lost *loss) {
 func (w *worker) cleanup(ctx context.Context) {
 	del := w.s.deletion
 	del.cleaning = true
+	w.env.admission.forget(w.s.pod.UID) // before its object is gone and another pod is sent here
 	final := w.s.pod.DeepCopy()
 	final.Status = podStatus(&w.s, &w.published.Load().Status, w.env.nodeIP, time.Now())
 	w.acts.Go(func() {

@@ -119,7 +119,7 @@ func TestUnsupported(t *testing.T) {
 		{`{"volumes":[{"name":"v","projected":{"sources":[{"clusterTrustBundle":{"path":"x","name":"b"}},{"clusterTrustBundle":{"path":"y","signerName":"s/s","labelSelector":{"matchLabels":{"a":"b"}},"optional":true}}]}}]}`, ""},
 		{`{"volumes":[{"name":"v","projected":{"sources":[{"podCertificate":{"signerName":"s/s","keyType":"RSA3072"}}]}}]}`, "spec.volumes[0].projected.sources[0].podCertificate"},
 		{`{"containers":[{"name":"a","lifecycle":{"stopSignal":"SIGINT"}}]}`, ""},
-		{`{"containers":[{"name":"a"},{"name":"b","ports":[{"containerPort":1,"hostPort":2}]}]}`, "spec.containers[1].ports[0].hostPort"},
+		{`{"containers":[{"name":"a","ports":[{"containerPort":1,"hostPort":2,"hostIP":"127.0.0.1"}]},{"name":"b","ports":[{"containerPort":1,"hostPort":2,"protocol":"SCTP"}]}]}`, "spec.containers[1].ports[0].hostPort"},
 		{`{"containers":[{"name":"a","ports":[{"containerPort":1,"protocol":"TCP","name":"x"}]}]}`, ""},
 		{`{"containers":[{"name":"a","restartPolicy":"Never","restartPolicyRules":[{"action":"Restart","exitCodes":{"operator":"In","values":[3]}}]}]}`, ""},
 		{`{"containers":[{"name":"a","restartPolicy":"Never","restartPolicyRules":[{"action":"RestartAllContainers"}]}]}`, "spec.containers[0].restartPolicyRules[0].action"},

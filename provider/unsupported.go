@@ -106,7 +106,7 @@ func rules() map[string]rule {
 		"name": anything, "image": anything, "command": anything, "args": anything, "workingDir": anything,
 		"imagePullPolicy": anything, "stdin": anything, "stdinOnce": anything, "tty": anything,
 		"ports": into(), "ports[].name": anything, "ports[].containerPort": anything, "ports[].protocol": anything,
-		"ports[].hostPort": refuse(""), "ports[].hostIP": refuse(""),
+		"ports[].hostPort": anything, "ports[].hostIP": anything, // see hostports.go
 		"envFrom": anything, "env": into(), "env[].name": anything, "env[].value": anything, "env[].valueFrom": into(),
 		"env[].valueFrom.fieldRef": anything, "env[].valueFrom.resourceFieldRef": anything,
 		"env[].valueFrom.configMapKeyRef": anything, "env[].valueFrom.secretKeyRef": anything,
@@ -193,7 +193,7 @@ func unsupported(pod *corev1.Pod) []string {
 	default:
 		w.faults = append(w.faults, fmt.Sprintf("metadata.annotations[%s]: %.64q is no way to a machine, only %s and %s may be asked for", AnnotationPath, path, PathRestore, PathCold))
 	}
-	return w.faults
+	return append(w.faults, unsupportedPorts(pod)...)
 }
 
 // noVolumePlugins is why a volume that outlives its pod is refused, and what to do.

@@ -60,6 +60,7 @@ type environment struct {
 	records   records
 	objects   *objects
 	templates Templates // nil: there are none
+	admission *admission
 	puller    puller
 	events    events
 	content   contentSource
@@ -344,6 +345,12 @@ func (w *worker) advance(to stage) {
 		w.log.Info("Pod enters stage", "stage", to.String())
 		w.s.stage = to
 		w.dirty = true
+		if to == stageFinished { // before anybody hears of it: another pod may be given what this one had
+			if w.hold != nil {
+				w.hold.ports.deafen()
+			}
+			w.env.admission.forget(w.s.pod.UID)
+		}
 	}
 }
 
