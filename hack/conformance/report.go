@@ -1,0 +1,194 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The states of a result.
+const (
+	statePassed   = "passed"
+	stateFailed   = "failed"
+	stateSkipped  = "skipped"
+	stateExcluded = "excluded"
+)
+
+// baseline is what a total has to be read against: so many of the default specs assert only
+// what the API server does. Measured with a node that accepts pods and runs none.
+const baseline = "a node that runs nothing passes 23 of 139 of the default specs"
+
+// spec is a spec of the test binary.
+type spec struct{ Name string }
+
+// result is what became of a spec.
+type result struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
+	// Reason of a failure or of a skip.
+	Reason  string  `json:"reason,omitempty"`
+	Seconds float64 `json:"seconds,omitempty"`
+}
+
+// summary is the machine-readable outcome of a run.
+type summary struct {
+	Release  string   `json:"release"`
+	Focus    string   `json:"focus"`
+	Baseline string   `json:"baseline"`
+	Passed   int      `json:"passed"`
+	Failed   int      `json:"failed"`
+	Skipped  int      `json:"skipped"`
+	Excluded int      `json:"excluded"`
+	Seconds  float64  `json:"seconds"`
+	Specs    []result `json:"specs"`
+}
+
+// suiteReport is as much as is needed of a suite in ginkgo's JSON report.
+type suiteReport struct {
+	SuiteDescription           string
+	SpecialSuiteFailureReasons []string
+	SpecReports                []specReport
+}
+
+type specReport struct {
+	ContainerHierarchyTexts []string
+	LeafNodeType            string
+	LeafNodeText            string
+	State                   string
+	RunTime                 time.Duration
+	Failure                 *struct{ Message, ForwardedPanic string }
+}
+
+func (r specReport) name() string {
+	texts := append(slices.Clone(r.ContainerHierarchyTexts), r.LeafNodeText)
+	return strings.Join(slices.DeleteFunc(texts, func(s string) bool { return s == "" }), " ")
+}
+
+// parseReport reads ginkgo's JSON report.
+func parseReport(content []byte) (suiteReport, error) {
+	var suites []suiteReport
+	if err := json.Unmarshal(content, &suites); err != nil {
+		return suiteReport{}, fmt.Errorf("read ginkgo's report: %w", err)
+	}
+	if len(suites) != 1 {
+		return suiteReport{}, fmt.Errorf("ginkgo's report has %d suites, want 1", len(suites))
+	}
+	return suites[0], nil
+}
+
+// specs are all specs of the suite, in the order of their names.
+func (r suiteReport) specs() []spec {
+	var all []spec
+	for _, s := range r.SpecReports {
+		if s.LeafNodeType == "It" {
+			all = append(all, spec{s.name()})
+		}
+	}
+	slices.SortFunc(all, func(a, b spec) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// results are what became of the specs that should have run. The error tells what ended the
+// suite beside them; specs that it did not get to are failed, never lost.
+func (r suiteReport) results(ran []spec) ([]result, error) {
+	byName := map[string]specReport{}
+	var errs []error
+	for _, s := range r.SpecReports {
+		if s.LeafNodeType == "It" {
+			byName[s.name()] = s
+		} else if state, reason := s.outcome(); state == stateFailed {
+			errs = append(errs, fmt.Errorf("%s: %s", s.LeafNodeType, reason))
+		}
+	}
+	for _, reason := range r.SpecialSuiteFailureReasons {
+		if !strings.HasPrefix(reason, "Detected ") { // such as programmatic focus, which does not concern us
+			errs = append(errs, errors.New(reason))
+		}
+	}
+	all := make([]result, 0, len(ran))
+	for _, s := range ran {
+		state, reason := stateFailed, "it was not run: the suite ended before"
+		report, ok := byName[s.Name]
+		if ok && (report.State != "skipped" || report.message() != "") {
+			state, reason = report.outcome()
+		}
+		all = append(all, result{Name: s.Name, State: state, Reason: reason, Seconds: report.RunTime.Round(time.Millisecond).Seconds()})
+	}
+	return all, errors.Join(errs...)
+}
+
+// outcome of a spec or another node that ginkgo ran.
+func (r specReport) outcome() (state, reason string) {
+	switch r.State {
+	case "passed":
+		return statePassed, ""
+	case "skipped", "pending":
+		return stateSkipped, r.message()
+	default: // failed, panicked, interrupted, timedout, aborted
+		reason = r.message()
+		if r.State != "failed" {
+			reason = strings.TrimSpace(r.State + ": " + reason)
+		}
+		return stateFailed, reason
+	}
+}
+
+// message is what the spec said when it ended, on one line.
+func (r specReport) message() string {
+	if r.Failure == nil {
+		return ""
+	}
+	text := r.Failure.Message
+	if r.Failure.ForwardedPanic != "" {
+		text += ": " + r.Failure.ForwardedPanic
+	}
+	text = strings.Join(strings.Fields(text), " ")
+	const limit = 600
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit], "") + " ..."
+	}
+	return text
+}
+
+// summarize counts.
+func summarize(release, focus string, took time.Duration, results []result) summary {
+	s := summary{Release: release, Focus: focus, Baseline: baseline, Seconds: took.Round(time.Second).Seconds(), Specs: results}
+	slices.SortStableFunc(s.Specs, func(a, b result) int { return strings.Compare(a.Name, b.Name) })
+	for _, r := range results {
+		switch r.State {
+		case statePassed:
+			s.Passed++
+		case stateFailed:
+			s.Failed++
+		case stateExcluded:
+			s.Excluded++
+		default:
+			s.Skipped++
+		}
+	}
+	return s
+}
+
+// print writes the summary for a person: the reasons first, the totals last.
+func (s summary) print(out io.Writer) error {
+	var b strings.Builder
+	for _, state := range []string{stateExcluded, stateSkipped, stateFailed} {
+		for _, r := range s.Specs {
+			if r.State == state {
+				fmt.Fprintf(&b, "%-8s  %s\n          %s\n", state, r.Name, r.Reason)
+			}
+		}
+	}
+	fmt.Fprintf(&b, "\nKubernetes %s, [sig-node] specs that match %s: %d passed, %d failed, %d skipped, %d excluded, in %s\n",
+		s.Release, s.Focus, s.Passed, s.Failed, s.Skipped, s.Excluded, time.Duration(s.Seconds)*time.Second)
+	fmt.Fprintf(&b, "Baseline: %s.\n", s.Baseline)
+	_, err := io.WriteString(out, b.String())
+	return err
+}

@@ -1,0 +1,88 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// base is what every spec of this tool matches.
+var base = regexp.MustCompile(`\[sig-node\]`)
+
+// defaultFocus are the specs that every node has to pass.
+const defaultFocus = `\[NodeConformance\]`
+
+// heavy are the tags of specs that are not run unless asked for: they take long, want the
+// node for themselves, or break it.
+var heavy = []string{"Slow", "Serial", "Disruptive"}
+
+// selection chooses specs.
+type selection struct {
+	focus *regexp.Regexp
+	// include are the heavy tags that are run.
+	include    []string
+	exclusions []exclusion
+}
+
+// newSelection checks what the user asked for.
+func newSelection(focus, include string, exclusions []exclusion) (selection, error) {
+	re, err := regexp.Compile(focus)
+	if err != nil {
+		return selection{}, fmt.Errorf("--focus: %w", err)
+	}
+	s := selection{focus: re, exclusions: exclusions}
+	for tag := range strings.SplitSeq(include, ",") {
+		switch tag = strings.TrimSpace(tag); {
+		case tag == "":
+		case slices.Contains(heavy, tag):
+			s.include = append(s.include, tag)
+		default:
+			return selection{}, fmt.Errorf("--include: %q is none of %s", tag, strings.Join(heavy, ", "))
+		}
+	}
+	return s, nil
+}
+
+// choose splits the specs in the focus into those to run, and results for those that are not.
+func (s selection) choose(specs []spec) (run []spec, skipped []result) {
+	for _, sp := range specs {
+		if !base.MatchString(sp.Name) || !s.focus.MatchString(sp.Name) {
+			continue
+		}
+		if reason, state := s.reason(sp); reason != "" {
+			skipped = append(skipped, result{Name: sp.Name, State: state, Reason: reason})
+			continue
+		}
+		run = append(run, sp)
+	}
+	return run, skipped
+}
+
+// reason tells why a spec is not run, or nothing.
+func (s selection) reason(sp spec) (reason, state string) {
+	for _, e := range s.exclusions {
+		if e.re.MatchString(sp.Name) {
+			return e.Reason, stateExcluded
+		}
+	}
+	for _, tag := range heavy {
+		if strings.Contains(sp.Name, "["+tag+"]") && !slices.Contains(s.include, tag) {
+			return "[" + tag + "] is not run by default: --include " + tag, stateSkipped
+		}
+	}
+	return "", ""
+}
+
+// patterns are regular expressions for ginkgo that match exactly the specs. Ginkgo puts
+// the suite's description in front of a name, so they are bound to the end only.
+func patterns(specs []spec) []string {
+	all := make([]string, 0, len(specs))
+	for _, s := range specs {
+		all = append(all, regexp.QuoteMeta(s.Name)+"$")
+	}
+	return all
+}
