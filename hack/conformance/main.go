@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,7 +58,7 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	var o options
 	f := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	f.StringVar(&o.focus, "focus", defaultFocus, "run the [sig-node] specs whose names match this `regexp`")
+	f.StringVar(&o.focus, "focus", cmp.Or(os.Getenv("FOCUS"), defaultFocus), "run the [sig-node] specs whose names match this `regexp` (FOCUS)")
 	f.StringVar(&o.include, "include", "", "also run specs with these `tags`, separated by commas: "+strings.Join(heavy, ", "))
 	f.IntVar(&o.procs, "procs", 2, "how many specs run at a time")
 	f.DurationVar(&o.timeout, "timeout", 2*time.Hour, "end the run after this time: specs that it did not get to have failed")

@@ -4,6 +4,8 @@
 package main
 
 import (
+	"io"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -73,6 +75,23 @@ func TestPatterns(t *testing.T) {
 	} {
 		if re.MatchString(text) != want {
 			t.Errorf("%q: match is not %v", text, want)
+		}
+	}
+}
+
+func TestFlags(t *testing.T) {
+	t.Setenv("FOCUS", "Probing.*be$")
+	o, err := parseFlags([]string{"--out", "x"}, io.Discard)
+	if err != nil || o.focus != "Probing.*be$" || !filepath.IsAbs(o.out) || !filepath.IsAbs(o.exclusions) {
+		t.Errorf("%+v, %v", o, err)
+	}
+	t.Setenv("FOCUS", "")
+	if o, err := parseFlags(nil, io.Discard); err != nil || o.focus != defaultFocus {
+		t.Errorf("%+v, %v", o, err)
+	}
+	for _, args := range [][]string{{"word"}, {"--procs", "0"}, {"--timeout", "0s"}, {"--no-such-flag"}} {
+		if _, err := parseFlags(args, io.Discard); err == nil {
+			t.Errorf("%v was accepted", args)
 		}
 	}
 }

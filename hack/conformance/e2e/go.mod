@@ -1,8 +1,5 @@
 // Kubernetes' test binary is built in a module of its own, for the reason that the control plane is:
 // Kubernetes' own modules must be replaced one by one. Its release is the control plane's.
-module of its own: Kubernetes' own modules must be
-// replaced one by one, which the product's go.mod must never need. The two modules meet
-// over HTTPS only.
 module github.com/vk-firkin/vk-firkin/hack/conformance/e2e
 
 go 1.26.0
