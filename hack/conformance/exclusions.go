@@ -52,14 +52,14 @@ func parseExclusions(content []byte) ([]exclusion, error) {
 	return all, errors.Join(errs...)
 }
 
-// stale are errors for the entries that match none of the release's specs of the node, such as
-// one that a new release has renamed.
+// stale are errors for the entries that match none of the release's specs, such as one that a
+// new release has renamed.
 func stale(all []exclusion, specs []spec) error {
 	var errs []error
 next:
 	for _, e := range all {
 		for _, s := range specs {
-			if base.MatchString(s.Name) && e.re.MatchString(s.Name) {
+			if e.re.MatchString(s.Name) {
 				continue next
 			}
 		}

@@ -55,7 +55,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("results (-want +got):\n%s", d)
 	}
 
-	s := summarize("v1.2.3", "Pods", 90*time.Second, append(got, result{Name: "[sig-node] Host", State: stateExcluded, Reason: "no host"}))
+	s := summarize("v1.2.3", "sig-node", "Pods", 90*time.Second, append(got, result{Name: "[sig-node] Host", State: stateExcluded, Reason: "no host"}))
 	if s.Passed != 1 || s.Failed != 4 || s.Skipped != 1 || s.Excluded != 1 || s.Specs[0].Name != "[sig-node] Host" {
 		t.Errorf("summary: %+v", s)
 	}

@@ -10,9 +10,6 @@ import (
 	"strings"
 )
 
-// base is what every spec of this tool matches.
-var base = regexp.MustCompile(`\[sig-node\]`)
-
 // defaultFocus are the specs that every node has to pass.
 const defaultFocus = `\[NodeConformance\]`
 
@@ -22,6 +19,8 @@ var heavy = []string{"Slow", "Serial", "Disruptive"}
 
 // selection chooses specs.
 type selection struct {
+	// sig is the group that wrote the specs: sig-node.
+	sig   string
 	focus *regexp.Regexp
 	// include are the heavy tags that are run.
 	include    []string
@@ -29,12 +28,12 @@ type selection struct {
 }
 
 // newSelection checks what the user asked for.
-func newSelection(focus, include string, exclusions []exclusion) (selection, error) {
+func newSelection(sig, focus, include string, exclusions []exclusion) (selection, error) {
 	re, err := regexp.Compile(focus)
 	if err != nil {
 		return selection{}, fmt.Errorf("--focus: %w", err)
 	}
-	s := selection{focus: re, exclusions: exclusions}
+	s := selection{sig: sig, focus: re, exclusions: exclusions}
 	for tag := range strings.SplitSeq(include, ",") {
 		switch tag = strings.TrimSpace(tag); {
 		case tag == "":
@@ -50,7 +49,7 @@ func newSelection(focus, include string, exclusions []exclusion) (selection, err
 // choose splits the specs in the focus into those to run, and results for those that are not.
 func (s selection) choose(specs []spec) (run []spec, skipped []result) {
 	for _, sp := range specs {
-		if !base.MatchString(sp.Name) || !s.focus.MatchString(sp.Name) {
+		if !sp.of(s.sig) || !s.focus.MatchString(sp.Name) {
 			continue
 		}
 		if reason, state := s.reason(sp); reason != "" {

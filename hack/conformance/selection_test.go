@@ -43,7 +43,7 @@ func TestChoose(t *testing.T) {
 		"everything of ours": {"", "Slow,Serial,Disruptive", []spec{{plain}, {slow}, {serial}}, []result{excluded}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := newSelection(c.focus, c.include, exclusions)
+			s, err := newSelection("sig-node", c.focus, c.include, exclusions)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -56,10 +56,10 @@ func TestChoose(t *testing.T) {
 			}
 		})
 	}
-	if _, err := newSelection("[", "", nil); err == nil || !strings.Contains(err.Error(), "--focus") {
+	if _, err := newSelection("sig-node", "[", "", nil); err == nil || !strings.Contains(err.Error(), "--focus") {
 		t.Errorf("a focus that is no expression: %v", err)
 	}
-	if _, err := newSelection("", "Fast", nil); err == nil || !strings.Contains(err.Error(), "Fast") {
+	if _, err := newSelection("sig-node", "", "Fast", nil); err == nil || !strings.Contains(err.Error(), "Fast") {
 		t.Errorf("an unknown tag: %v", err)
 	}
 }
