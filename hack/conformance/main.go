@@ -37,12 +37,12 @@ type paths struct {
 // options are the flags.
 type options struct {
 	paths
-	sig, focus     string
-	include        string
-	nodeArgs       string
-	procs          int
-	timeout        time.Duration
-	list           bool
+	sig, focus string
+	include    string
+	nodeArgs   string
+	procs      int
+	timeout    time.Duration
+	list       bool
 }
 
 func main() {
