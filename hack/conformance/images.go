@@ -118,17 +118,19 @@ func imageMakers(ctx context.Context, programs, cache string) (map[string]maker,
 	if err != nil {
 		return nil, err
 	}
+	shell, err := os.ReadFile(filepath.Join(programs, "sh"))
+	if err != nil {
+		return nil, err
+	}
 	derive := func(cfg v1.Config, entries ...images.Entry) maker {
 		return func() (v1.Image, error) {
-			img := base
-			if len(entries) > 0 {
-				l, err := images.Layer(entries...)
-				if err != nil {
-					return nil, err
-				}
-				if img, err = mutate.AppendLayers(base, l); err != nil {
-					return nil, err
-				}
+			l, err := images.Layer(append([]images.Entry{images.File("bin/sh", 0o755, string(shell))}, entries...)...)
+			if err != nil {
+				return nil, err
+			}
+			img, err := mutate.AppendLayers(base, l)
+			if err != nil {
+				return nil, err
 			}
 			cfg.Env = append([]string{path}, cfg.Env...)
 			return mutate.Config(img, cfg)
@@ -166,12 +168,12 @@ func imageMakers(ctx context.Context, programs, cache string) (map[string]maker,
 	}
 	kittenConfig := agnhostConfig
 	kittenConfig.Cmd = []string{"test-webserver"}
-	shell := v1.Config{Cmd: []string{"sh"}}
+	plain := v1.Config{Cmd: []string{"sh"}}
 	return map[string]maker{
 		"agnhost":           derive(agnhostConfig, agnhostEntries...),
 		"kitten":            derive(kittenConfig, kitten...),
-		"busybox":           derive(shell),
-		"glibc-dns-testing": derive(shell),
+		"busybox":           derive(plain),
+		"glibc-dns-testing": derive(plain),
 		"nonroot":           derive(v1.Config{Cmd: []string{"sh"}, User: "1234"}),
 		"nonewprivs": derive(v1.Config{Cmd: []string{"nnp"}},
 			images.Dir("usr/local", 0o755), images.Dir("usr/local/bin", 0o755),

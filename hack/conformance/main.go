@@ -8,7 +8,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,12 +36,12 @@ type paths struct {
 // options are the flags.
 type options struct {
 	paths
-	sig, focus string
-	include    string
-	nodeArgs   string
-	procs      int
-	timeout    time.Duration
-	list       bool
+	sig, tag       string
+	focus, include string
+	nodeArgs       string
+	procs          int
+	timeout        time.Duration
+	list           bool
 }
 
 func main() {
@@ -59,8 +58,9 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	var o options
 	f := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	f.StringVar(&o.focus, "focus", cmp.Or(os.Getenv("FOCUS"), defaultFocus), "run the specs whose names match this `regexp` (FOCUS)")
+	f.StringVar(&o.focus, "focus", os.Getenv("FOCUS"), "run only the specs whose names match this `regexp` (FOCUS)")
 	f.StringVar(&o.sig, "sig", "sig-node", "of the specs of this `group`: sig-storage has those of volumes")
+	f.StringVar(&o.tag, "tag", defaultTag, "of the specs with this `tag`, empty for all")
 	f.StringVar(&o.include, "include", "", "also run specs with these `tags`, separated by commas: "+strings.Join(heavy, ", "))
 	f.IntVar(&o.procs, "procs", 2, "how many specs run at a time")
 	f.DurationVar(&o.timeout, "timeout", 2*time.Hour, "end the run after this time: specs that it did not get to have failed")
@@ -105,7 +105,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	choice, err := newSelection(o.sig, o.focus, o.include, exclusions)
+	choice, err := newSelection(o.sig, o.tag, o.focus, o.include, exclusions)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return json.NewEncoder(stdout).Encode(skipped)
 	}
 	if len(chosen) == 0 {
-		return fmt.Errorf("no [%s] spec to run matches %s", o.sig, o.focus)
+		return fmt.Errorf("no spec to run is among %s", choice)
 	}
 	release, err := o.release(ctx)
 	if err != nil {
@@ -138,7 +138,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil && results == nil {
 		return err
 	}
-	s := summarize(release, o.sig, o.focus, time.Since(began), append(results, skipped...))
+	s := summarize(release, choice.String(), time.Since(began), append(results, skipped...))
 	if werr := errors.Join(o.write(s), s.print(stdout)); werr != nil {
 		return errors.Join(err, werr)
 	}

@@ -13,6 +13,9 @@ import (
 // ended is the line with which ginkgo ends a spec; its name is on the next one.
 var ended = regexp.MustCompile(`^(•|S|P) *(?:\[([A-Z ]+)\] )?\[(\d+\.\d+) seconds\]$`)
 
+// decoration is what ginkgo adds to a name: the kind of the node that failed, the labels again.
+var decoration = regexp.MustCompile(`\[(It|BeforeEach|AfterEach|DeferCleanup \(Each\))\] | \[[^]]*, [^]]*\]$`)
+
 // progressWriter writes everything to a log, and a line for each spec that ended to out.
 type progressWriter struct {
 	log, out io.Writer
@@ -43,7 +46,7 @@ func (w *progressWriter) Write(b []byte) (int, error) {
 func (w *progressWriter) look(line string) {
 	if w.state != "" {
 		w.count++
-		fmt.Fprintf(w.out, "%4d %s %s\n", w.count, w.state, line)
+		fmt.Fprintf(w.out, "%4d %s %s\n", w.count, w.state, decoration.ReplaceAllString(line, ""))
 		w.state = ""
 		return
 	}

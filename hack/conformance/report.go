@@ -28,8 +28,8 @@ const baseline = "a node that runs nothing passes 23 of 139 of sig-node's defaul
 // spec is a spec of the test binary.
 type spec struct{ Name string }
 
-// of tells whether a group wrote the spec.
-func (s spec) of(sig string) bool { return strings.Contains(s.Name, "["+sig+"]") }
+// has tells whether the spec's name carries a tag. Its group is one.
+func (s spec) has(tag string) bool { return strings.Contains(s.Name, "["+tag+"]") }
 
 // result is what became of a spec.
 type result struct {
@@ -42,16 +42,16 @@ type result struct {
 
 // summary is the machine-readable outcome of a run.
 type summary struct {
-	Release  string   `json:"release"`
-	SIG      string   `json:"sig"`
-	Focus    string   `json:"focus"`
-	Baseline string   `json:"baseline"`
-	Passed   int      `json:"passed"`
-	Failed   int      `json:"failed"`
-	Skipped  int      `json:"skipped"`
-	Excluded int      `json:"excluded"`
-	Seconds  float64  `json:"seconds"`
-	Specs    []result `json:"specs"`
+	Release string `json:"release"`
+	// Selection says which specs were asked for.
+	Selection string   `json:"selection"`
+	Baseline  string   `json:"baseline"`
+	Passed    int      `json:"passed"`
+	Failed    int      `json:"failed"`
+	Skipped   int      `json:"skipped"`
+	Excluded  int      `json:"excluded"`
+	Seconds   float64  `json:"seconds"`
+	Specs     []result `json:"specs"`
 }
 
 // suiteReport is as much as is needed of a suite in ginkgo's JSON report.
@@ -162,8 +162,8 @@ func (r specReport) message() string {
 }
 
 // summarize counts.
-func summarize(release, sig, focus string, took time.Duration, results []result) summary {
-	s := summary{Release: release, SIG: sig, Focus: focus, Baseline: baseline, Seconds: took.Round(time.Second).Seconds(), Specs: results}
+func summarize(release, selection string, took time.Duration, results []result) summary {
+	s := summary{Release: release, Selection: selection, Baseline: baseline, Seconds: took.Round(time.Second).Seconds(), Specs: results}
 	slices.SortStableFunc(s.Specs, func(a, b result) int { return strings.Compare(a.Name, b.Name) })
 	for _, r := range results {
 		switch r.State {
@@ -190,8 +190,8 @@ func (s summary) print(out io.Writer) error {
 			}
 		}
 	}
-	fmt.Fprintf(&b, "\nKubernetes %s, [%s] specs that match %s: %d passed, %d failed, %d skipped, %d excluded, in %s\n",
-		s.Release, s.SIG, s.Focus, s.Passed, s.Failed, s.Skipped, s.Excluded, time.Duration(s.Seconds)*time.Second)
+	fmt.Fprintf(&b, "\nKubernetes %s, %s: %d passed, %d failed, %d skipped, %d excluded, in %s\n",
+		s.Release, s.Selection, s.Passed, s.Failed, s.Skipped, s.Excluded, time.Duration(s.Seconds)*time.Second)
 	fmt.Fprintf(&b, "Baseline: %s.\n", s.Baseline)
 	_, err := io.WriteString(out, b.String())
 	return err

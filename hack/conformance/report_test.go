@@ -55,7 +55,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("results (-want +got):\n%s", d)
 	}
 
-	s := summarize("v1.2.3", "sig-node", "Pods", 90*time.Second, append(got, result{Name: "[sig-node] Host", State: stateExcluded, Reason: "no host"}))
+	s := summarize("v1.2.3", "[sig-node] specs that match Pods", 90*time.Second, append(got, result{Name: "[sig-node] Host", State: stateExcluded, Reason: "no host"}))
 	if s.Passed != 1 || s.Failed != 4 || s.Skipped != 1 || s.Excluded != 1 || s.Specs[0].Name != "[sig-node] Host" {
 		t.Errorf("summary: %+v", s)
 	}
@@ -94,7 +94,7 @@ func TestLongMessage(t *testing.T) {
 func TestProgress(t *testing.T) {
 	var log, out bytes.Buffer
 	w := &progressWriter{log: &log, out: &out}
-	const text = "noise\n• [12.345 seconds]\n[sig-node] Pods run\n• not an end\n• [FAILED] [0.500 seconds]\n[sig-node] Pods fail\nS [SKIPPED] [0.100 seconds]\n[sig-node] Pods skip\n"
+	const text = "noise\n• [12.345 seconds]\n[sig-node] Pods run\n• not an end\n• [FAILED] [0.500 seconds]\n[sig-node] Pods [It] fail [Tag] [sig-node, Tag]\nS [SKIPPED] [0.100 seconds]\n[sig-node] Pods skip\n"
 	for part := range strings.SplitSeq(text, "seconds") { // lines in pieces
 		for _, b := range []string{part, "seconds"} {
 			if _, err := w.Write([]byte(b)); err != nil {
@@ -102,7 +102,7 @@ func TestProgress(t *testing.T) {
 			}
 		}
 	}
-	const want = "   1 passed   12.345s [sig-node] Pods run\n   2 FAILED    0.500s [sig-node] Pods fail\n   3 SKIPPED   0.100s [sig-node] Pods skip\n"
+	const want = "   1 passed   12.345s [sig-node] Pods run\n   2 FAILED    0.500s [sig-node] Pods fail [Tag]\n   3 SKIPPED   0.100s [sig-node] Pods skip\n"
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// defaultFocus are the specs that every node has to pass.
-const defaultFocus = `\[NodeConformance\]`
+// defaultTag is of the specs that every node has to pass.
+const defaultTag = "NodeConformance"
 
 // heavy are the tags of specs that are not run unless asked for: they take long, want the
 // node for themselves, or break it.
@@ -19,21 +19,21 @@ var heavy = []string{"Slow", "Serial", "Disruptive"}
 
 // selection chooses specs.
 type selection struct {
-	// sig is the group that wrote the specs: sig-node.
-	sig   string
-	focus *regexp.Regexp
+	// sig is the group that wrote the specs, tag one that they carry, empty for any.
+	sig, tag string
+	focus    *regexp.Regexp
 	// include are the heavy tags that are run.
 	include    []string
 	exclusions []exclusion
 }
 
 // newSelection checks what the user asked for.
-func newSelection(sig, focus, include string, exclusions []exclusion) (selection, error) {
+func newSelection(sig, tag, focus, include string, exclusions []exclusion) (selection, error) {
 	re, err := regexp.Compile(focus)
 	if err != nil {
 		return selection{}, fmt.Errorf("--focus: %w", err)
 	}
-	s := selection{sig: sig, focus: re, exclusions: exclusions}
+	s := selection{sig: sig, tag: tag, focus: re, exclusions: exclusions}
 	for tag := range strings.SplitSeq(include, ",") {
 		switch tag = strings.TrimSpace(tag); {
 		case tag == "":
@@ -46,10 +46,22 @@ func newSelection(sig, focus, include string, exclusions []exclusion) (selection
 	return s, nil
 }
 
+// String says what is selected, for people.
+func (s selection) String() string {
+	text := "[" + s.sig + "] specs"
+	if s.tag != "" {
+		text = "[" + s.sig + "] [" + s.tag + "] specs"
+	}
+	if focus := s.focus.String(); focus != "" {
+		text += " that match " + focus
+	}
+	return text
+}
+
 // choose splits the specs in the focus into those to run, and results for those that are not.
 func (s selection) choose(specs []spec) (run []spec, skipped []result) {
 	for _, sp := range specs {
-		if !sp.of(s.sig) || !s.focus.MatchString(sp.Name) {
+		if !sp.has(s.sig) || s.tag != "" && !sp.has(s.tag) || !s.focus.MatchString(sp.Name) {
 			continue
 		}
 		if reason, state := s.reason(sp); reason != "" {
@@ -69,7 +81,7 @@ func (s selection) reason(sp spec) (reason, state string) {
 		}
 	}
 	for _, tag := range heavy {
-		if strings.Contains(sp.Name, "["+tag+"]") && !slices.Contains(s.include, tag) {
+		if sp.has(tag) && !slices.Contains(s.include, tag) {
 			return "[" + tag + "] is not run by default: --include " + tag, stateSkipped
 		}
 	}

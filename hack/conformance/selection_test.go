@@ -31,19 +31,20 @@ func TestChoose(t *testing.T) {
 		return result{Name: name, State: stateSkipped, Reason: "[" + tag + "] is not run by default: --include " + tag}
 	}
 	for name, c := range map[string]struct {
-		focus, include string
-		run            []spec
-		skipped        []result
+		tag, focus, include string
+		run                 []spec
+		skipped             []result
 	}{
-		"default":            {defaultFocus, "", []spec{{plain}}, []result{skip(slow, "Slow"), excluded}},
-		"with slow ones":     {defaultFocus, "Slow", []spec{{plain}, {slow}}, []result{excluded}},
-		"one tag of two":     {"Taints", "Serial", nil, []result{skip(serial, "Disruptive")}},
-		"both tags":          {"Taints", "Serial, Disruptive", []spec{{serial}}, nil},
-		"another SIG's":      {"Job", "", nil, nil},
-		"everything of ours": {"", "Slow,Serial,Disruptive", []spec{{plain}, {slow}, {serial}}, []result{excluded}},
+		"default":            {defaultTag, "", "", []spec{{plain}}, []result{skip(slow, "Slow"), excluded}},
+		"with slow ones":     {defaultTag, "", "Slow", []spec{{plain}, {slow}}, []result{excluded}},
+		"one that matches":   {defaultTag, "Pods", "", []spec{{plain}}, nil},
+		"one tag of two":     {"", "Taints", "Serial", nil, []result{skip(serial, "Disruptive")}},
+		"both tags":          {"", "Taints", "Serial, Disruptive", []spec{{serial}}, nil},
+		"another SIG's":      {"", "Job", "", nil, nil},
+		"everything of ours": {"", "", "Slow,Serial,Disruptive", []spec{{plain}, {slow}, {serial}}, []result{excluded}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := newSelection("sig-node", c.focus, c.include, exclusions)
+			s, err := newSelection("sig-node", c.tag, c.focus, c.include, exclusions)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -51,15 +52,18 @@ func TestChoose(t *testing.T) {
 			if d := cmp.Diff(c.run, run); d != "" {
 				t.Errorf("to run (-want +got):\n%s", d)
 			}
+			if got := s.String(); !strings.Contains(got, c.focus) || !strings.Contains(got, c.tag) {
+				t.Errorf("it calls itself %q", got)
+			}
 			if d := cmp.Diff(c.skipped, skipped); d != "" {
 				t.Errorf("skipped (-want +got):\n%s", d)
 			}
 		})
 	}
-	if _, err := newSelection("sig-node", "[", "", nil); err == nil || !strings.Contains(err.Error(), "--focus") {
+	if _, err := newSelection("sig-node", "", "[", "", nil); err == nil || !strings.Contains(err.Error(), "--focus") {
 		t.Errorf("a focus that is no expression: %v", err)
 	}
-	if _, err := newSelection("sig-node", "", "Fast", nil); err == nil || !strings.Contains(err.Error(), "Fast") {
+	if _, err := newSelection("sig-node", "", "", "Fast", nil); err == nil || !strings.Contains(err.Error(), "Fast") {
 		t.Errorf("an unknown tag: %v", err)
 	}
 }
@@ -86,7 +90,7 @@ func TestFlags(t *testing.T) {
 		t.Errorf("%+v, %v", o, err)
 	}
 	t.Setenv("FOCUS", "")
-	if o, err := parseFlags(nil, io.Discard); err != nil || o.focus != defaultFocus {
+	if o, err := parseFlags(nil, io.Discard); err != nil || o.focus != "" || o.tag != defaultTag {
 		t.Errorf("%+v, %v", o, err)
 	}
 	for _, args := range [][]string{{"word"}, {"--procs", "0"}, {"--timeout", "0s"}, {"--no-such-flag"}} {
