@@ -265,7 +265,7 @@ func (o options) ginkgo(ctx context.Context, environment []string, kubeconfig st
 	args = append(args, filepath.Join(o.programs, "e2e.test"), "--", "--kubeconfig", kubeconfig,
 		// A lone node that is no cloud's.
 		"--provider=skeleton", "--num-nodes=1", "--minStartupPods=-1", "--allowed-not-ready-nodes=-1", "--node-os-distro=custom",
-		"--dump-logs-on-failure=false", "--disable-log-dump", "--node-schedulable-timeout=30s")
+		"--dump-logs-on-failure", "--disable-log-dump", "--node-schedulable-timeout=30s")
 	cmd := exec.CommandContext(ctx, filepath.Join(o.programs, "ginkgo"), args...)
 	cmd.Dir, cmd.Env = o.out, environment
 	w := &progressWriter{log: log, out: progress}

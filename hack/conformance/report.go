@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -68,6 +69,8 @@ type specReport struct {
 	State                   string
 	RunTime                 time.Duration
 	Failure                 *struct{ Message, ForwardedPanic string }
+	// CapturedGinkgoWriterOutput is the spec's log.
+	CapturedGinkgoWriterOutput string
 }
 
 func (r specReport) name() string {
@@ -140,8 +143,27 @@ func (r specReport) outcome() (state, reason string) {
 		if r.State != "failed" {
 			reason = strings.TrimSpace(r.State + ": " + reason)
 		}
+		if told := r.events(); told != "" {
+			reason += "; events: " + told
+		}
 		return stateFailed, reason
 	}
+}
+
+// event is a line with which a failed spec tells of an event in its namespace.
+var event = regexp.MustCompile(`event for \S+: \{[^}]*\} (\S*(?:Fail|Back|Unhealthy|Kill|Evict|Err|Unsupp|Preempt|Node)\S*: .+)`)
+
+// events are the last few events of trouble in the spec's namespace, each once: they often say
+// why, where the failure says only what.
+func (r specReport) events() string {
+	var told []string
+	for _, m := range event.FindAllStringSubmatch(r.CapturedGinkgoWriterOutput, -1) {
+		if text := clip(m[1], 300); !slices.Contains(told, text) {
+			told = append(told, text)
+		}
+	}
+	const most = 4
+	return strings.Join(told[max(0, len(told)-most):], " | ")
 }
 
 // message is what the spec said when it ended, on one line.
@@ -153,8 +175,12 @@ func (r specReport) message() string {
 	if r.Failure.ForwardedPanic != "" {
 		text += ": " + r.Failure.ForwardedPanic
 	}
+	return clip(text, 600)
+}
+
+// clip puts a text on one line of a bounded length.
+func clip(text string, limit int) string {
 	text = strings.Join(strings.Fields(text), " ")
-	const limit = 600
 	if len(text) > limit {
 		text = strings.ToValidUTF8(text[:limit], "") + " ..."
 	}

@@ -21,6 +21,7 @@ const sample = `[{"SuiteDescription": "Kubernetes e2e suite", "SuiteSucceeded": 
  {"ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeType": "It", "LeafNodeText": "fail", "State": "failed", "RunTime": 2000000000,
   "Failure": {"Message": "wait:\n   timed\tout"}},
  {"ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeType": "It", "LeafNodeText": "panic", "State": "panicked",
+  "CapturedGinkgoWriterOutput": "I1 At 1 - event for p: {kubelet n} Failed: no image\nAt 2 - event for p: {kubelet n} Started: it\nAt 3 - event for p: {kubelet n} Failed: no image\n",
   "Failure": {"Message": "Test Panicked", "ForwardedPanic": "nil map"}},
  {"ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeType": "It", "LeafNodeText": "skip", "State": "skipped",
   "Failure": {"Message": "Only supported on Windows"}},
@@ -46,7 +47,7 @@ func TestReport(t *testing.T) {
 	want := []result{
 		{Name: "[sig-node] Pods inner run", State: statePassed, Seconds: 1.5},
 		{Name: "[sig-node] Pods fail", State: stateFailed, Reason: "wait: timed out", Seconds: 2},
-		{Name: "[sig-node] Pods panic", State: stateFailed, Reason: "panicked: Test Panicked: nil map"},
+		{Name: "[sig-node] Pods panic", State: stateFailed, Reason: "panicked: Test Panicked: nil map; events: Failed: no image"},
 		{Name: "[sig-node] Pods skip", State: stateSkipped, Reason: "Only supported on Windows"},
 		{Name: "[sig-node] Pods unreached", State: stateFailed, Reason: "it was not run: the suite ended before"},
 		{Name: "[sig-node] Pods lost", State: stateFailed, Reason: "it was not run: the suite ended before"},
