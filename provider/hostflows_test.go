@@ -91,7 +91,8 @@ func TestFlowsEnd(t *testing.T) {
 		}
 		synctest.Wait()
 		// It is given up within its time, and the next datagram begins another flow.
-		time.Sleep(portDialTimeout)
+		time.Sleep(portDialTimeout + time.Second)
+		synctest.Wait()
 		ask(4)
 		_ = s.Close()
 		f.close()

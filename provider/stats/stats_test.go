@@ -79,7 +79,7 @@ func TestSummary(t *testing.T) {
 	c := collector(t, stats.Options{
 		Machines: func() []provider.PodMachine { return []provider.PodMachine{m, noMachine} },
 		LogUsage: func(types.UID) (map[string]provider.LogUsage, error) {
-			return map[string]provider.LogUsage{"a": {Bytes: 1234, Files: 2}}, nil
+			return map[string]provider.LogUsage{"c": {Bytes: 1234, Files: 2}}, nil
 		},
 		Host: func() (stats.Host, error) {
 			return stats.Host{

@@ -79,7 +79,7 @@ func FuzzPodStats(f *testing.F) {
 			return
 		}
 		out := podStats(p, measured(&m, time.Now(), map[string]sample{}), func(types.UID) (map[string]provider.LogUsage, error) {
-			return map[string]provider.LogUsage{"a": {Bytes: math.MaxInt64, Files: 1}}, nil
+			return map[string]provider.LogUsage{"c": {Bytes: math.MaxInt64, Files: 1}}, nil
 		})
 		if len(out.Containers) > 1 || len(out.VolumeStats) > 1 {
 			t.Errorf("%d containers, %d volumes", len(out.Containers), len(out.VolumeStats))
