@@ -16,7 +16,7 @@ func (w *worker) admit() {
 	if s.plan != nil || s.refusal != nil {
 		return // from a record
 	}
-	p, refused, wait := translate(s.pod, w.env.supply, w.env.templates, w.env.allocatable)
+	p, refused, wait := w.env.translate(s.pod)
 	if wait != nil {
 		w.await(wait)
 		return

@@ -22,10 +22,17 @@ type startJob struct {
 	plan  containerPlan
 	image *Image
 	slot  int
-	lower []string // layers between the container's own and its image
-	macOS bool     // the guest's system
-	ref   ContainerRef
-	hold  *machineHold
+	// volumeSlots are the slots of image volumes by their names.
+	volumeSlots map[string]int
+	lower       []string // layers between the container's own and its image
+	ref         ContainerRef
+	hold        *machineHold
+	// macOS: the machine's guest is one.
+	macOS bool
+	// memory of the machine.
+	memory int64
+	// profile is the content of a seccomp profile of type Localhost.
+	profile []byte
 	// target is the run whose processes the container of the plan's target shares.
 	target string
 	// previous is the id of the run before, to be removed from the machine.
@@ -56,6 +63,9 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 			return nil, configError(err)
 		}
 		vars.set("HOSTNAME", name)
+	}
+	if j.profile, err = localhostProfile(e.seccompDir, j.pod, j.plan.spec); err != nil {
+		return nil, err
 	}
 	req, err := createRequest(j, vars)
 	if err != nil {
@@ -126,24 +136,17 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	if sc := c.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		req.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}
-	req.TerminationMessagePath = terminationMessagePath(c, j.macOS)
-	for _, m := range c.VolumeMounts {
-		req.Mounts = append(req.Mounts, &agentv1.Mount{
-			Volume: m.Name, SubPath: m.SubPath, Target: m.MountPath,
-			ReadOnly: m.ReadOnly || contentVolume(j.pod, m.Name),
-		})
-	}
-	return req, nil
-}
-
-// contentVolume: what comes from the API is read-only in containers.
-func contentVolume(pod *corev1.Pod, name string) bool {
-	for i := range pod.Spec.Volumes {
-		if v := &pod.Spec.Volumes[i]; v.Name == name {
-			return hasContent(v)
+	if !j.macOS { // where the rest is refused, see unsupportedMacOS
+		req.Security = securityOf(j.pod, c)
+		if s := req.Security.GetSeccomp(); s != nil {
+			s.Profile = j.profile
 		}
 	}
-	return false
+	req.Resources.OomScoreAdj = oomScoreAdj(j.pod, c, j.plan.kind, j.memory)
+	if req.Mounts, err = mountsOf(j.pod, c, vars.known, j.volumeSlots); err != nil {
+		return nil, configError(err)
+	}
+	return req, nil
 }
 
 // commandLine merges as the API documents it: the pod's command replaces the image's
@@ -189,6 +192,7 @@ func userOf(pod *corev1.Pod, c *corev1.Container, image string) (*agentv1.User, 
 			u.SupplementalGroups = append(u.SupplementalGroups, *sc.FSGroup)
 		}
 		nonRoot = sc.RunAsNonRoot != nil && *sc.RunAsNonRoot
+		u.StrictGroups = sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict
 	}
 	if sc := c.SecurityContext; sc != nil {
 		if sc.RunAsGroup != nil {

@@ -17,6 +17,8 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 	st := corev1.ContainerStatus{
 		Name: c.name, Image: p.spec.Image, RestartCount: int32(c.attempt), //nolint:gosec // restarts are at least 10 s apart
 	}
+	st.VolumeMounts = mountStatus(s.pod, p.spec)
+	resourceStatus(p.spec, c, &st)
 	if p.kind != kindEphemeral { // of those the kubelet does not say it
 		no := false
 		st.Started = &no
@@ -69,6 +71,9 @@ func waitingFor(s *state, i int, c *containerState, now time.Time) (reason, mess
 	}
 	if img := s.images[s.plan.containers[i].image]; img != nil && img.image == nil && img.reason != "" {
 		return img.reason, img.message
+	}
+	if reason, message := imageVolumeWait(s, s.plan.containers[i].spec); reason != "" {
+		return reason, message
 	}
 	if c.reason != "" {
 		return c.reason, c.message

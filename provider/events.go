@@ -54,6 +54,10 @@ func (e events) pod(pod *corev1.Pod, warning bool, reason, message string) {
 
 // container sends an event that is about one container of the pod, as the kubelet does.
 func (e events) container(pod *corev1.Pod, name string, warning bool, reason, message string) {
+	if name == "" { // an image of a volume
+		e.pod(pod, warning, reason, message)
+		return
+	}
 	var obj runtime.Object = pod
 	if ref, err := reference.GetPartialReference(scheme.Scheme, pod, listOf(pod, name)+"{"+name+"}"); err == nil {
 		obj = ref

@@ -34,12 +34,13 @@ func (w *worker) keep(lease Lease) {
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.volumes, w.volumes = w.volumes, nil
 	if h.volumes == nil {
-		h.volumes = newVolumeKeeper(w.env, w.log)
+		h.volumes = newVolumeKeeper(w.env, w.log, w.s.machine.shape)
 	}
 	w.hold = h
 	h.wg.Go(func() { w.watchMachine(h) })
 	h.wg.Go(func() { w.watchContainers(h) })
 	h.wg.Go(func() { h.volumes.refresh(h, w.published.Load) })
+	h.wg.Go(func() { w.watchUsage(h) })
 }
 
 // letGo ends the hold and waits for its goroutines; the machine stays as it is.

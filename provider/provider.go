@@ -28,7 +28,8 @@ type Options struct {
 	NodeName string
 	// NodeIP is the node's address that the API server reaches; pods show it as theirs.
 	NodeIP string
-	// StateDir is the root of what persists; the pods' records go to its folder "pods".
+	// StateDir is the root of what persists; the pods' records go to its folder "pods",
+	// and its folder "seccomp" has the profiles that pods name (Localhost).
 	StateDir string
 
 	Supply Supply
@@ -50,6 +51,11 @@ type Options struct {
 	// Silence is how long a machine's agent may not answer until the machine is given
 	// up. Zero is one minute.
 	Silence time.Duration
+	// VolumeRefresh is how often the content of volumes that the API server has is read
+	// again, up to half as much later. Zero is one minute.
+	VolumeRefresh time.Duration
+	// HostPaths are the directories of the host, absolute, from which pods may get copies.
+	HostPaths []string
 	// Recorder of events; nil makes one that writes to the API server.
 	Recorder kuberecord.EventRecorder
 	// Logger; nil discards.
@@ -74,6 +80,7 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	o.Silence = cmp.Or(o.Silence, defaultSilence)
+	o.VolumeRefresh = cmp.Or(o.VolumeRefresh, defaultVolumeRefresh)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -129,7 +136,9 @@ func New(opts Options) (*Provider, error) {
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
-		userAgent: strings.TrimPrefix(opts.Node.Version, "v"),
+		userAgent:     strings.TrimPrefix(opts.Node.Version, "v"),
+		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
+		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)

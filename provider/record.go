@@ -99,6 +99,9 @@ type containerRecord struct {
 	Drained     bool         `json:"drained,omitempty"`
 	Backoff     backoff      `json:"backoff,omitzero"`
 	NotBefore   time.Time    `json:"notBefore,omitzero"`
+	// Allocated is what the node granted, Applied what the run has of it.
+	Allocated *corev1.ResourceRequirements `json:"allocated,omitempty"`
+	Applied   *corev1.ResourceRequirements `json:"applied,omitempty"`
 }
 
 // records keeps a directory per pod: <dir>/<uid>/pod.json.
@@ -234,6 +237,7 @@ func recordOf(s *state) *record {
 		rec.Containers = append(rec.Containers, containerRecord{
 			Name: c.name, Attempt: c.attempt, Begun: c.step != containerWaiting, EverStarted: c.everStarted, StartedAt: c.startedAt,
 			PostStarted: c.postStart == hookOver, Probes: c.probes.record(c.attempt), Exit: c.exit, Last: c.last, Drained: c.drained, Backoff: c.backoff, NotBefore: c.notBefore,
+			Allocated: s.allocated(c.name), Applied: c.resize.applied,
 		})
 	}
 	return rec

@@ -108,7 +108,7 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 			s.plan.budget = Budget{MilliCPU: s.plan.need.MilliCPURequest + t.MilliCPU, MemoryBytes: t.Shape.MemoryBytes}
 		}
 	default:
-		if s.plan, s.refusal, s.waiting = translate(rec.Pod, e.supply, e.templates, e.allocatable); s.refusal != nil {
+		if s.plan, s.refusal, s.waiting = e.translate(rec.Pod); s.refusal != nil {
 			e.log.Error("A pod of an earlier version is not accepted any more", "podUID", rec.Pod.UID, "message", s.refusal.Message)
 		}
 	}
@@ -139,6 +139,7 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 		}
 		s.containers = append(s.containers, restoreContainer(rec, c.spec.Name, now))
 	}
+	s.allocate()
 	if m.ID != "" && !m.Acquired {
 		// The process died while the machine was made: nothing in it is worth keeping.
 		s.machine.lost = &loss{reason: reasonMachineDied, message: "the node was restarted while the machine was made", at: now}
@@ -160,6 +161,7 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 		}
 		c.attempt, c.everStarted, c.startedAt = r.Attempt, r.EverStarted, r.StartedAt
 		c.exit, c.last, c.drained, c.backoff, c.notBefore = r.Exit, r.Last, r.Drained, r.Backoff, r.NotBefore
+		c.resize.allocated, c.resize.applied = r.Allocated, r.Applied
 		if r.PostStarted {
 			c.postStart = hookOver
 		}

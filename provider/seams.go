@@ -243,6 +243,8 @@ type Logs interface {
 	Tail(ctx context.Context, c ContainerRef, lines int64, bytes int) ([]byte, error)
 	// RemoveAttempt deletes the log files of one attempt. Idempotent.
 	RemoveAttempt(c ContainerRef) error
+	// Usage is what the log files of each container of a pod take on disk, in bytes.
+	Usage(uid types.UID) (map[string]int64, error)
 	// RemovePod deletes all log files of a pod. Idempotent.
 	RemovePod(uid types.UID) error
 }

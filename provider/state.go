@@ -44,6 +44,8 @@ type state struct {
 	deletion *deletion
 	// kill is set when the pod is to end although nobody deletes it.
 	kill *podKill
+	// resizeRefusal is why the pod cannot have the resources that it wants now.
+	resizeRefusal string
 }
 
 // refusal is why a pod was not admitted, as the pod's status shows it.
@@ -178,7 +180,8 @@ type containerState struct {
 	stopSent, killSent bool
 	stopAt             time.Time
 	// stop is set while the run is to end and the pod goes on.
-	stop *containerStop
+	stop   *containerStop
+	resize resizeState
 	// probes are those of the run of the attempt that it names.
 	probes probing
 }

@@ -160,7 +160,7 @@ func phase(s *state, st *corev1.PodStatus, now time.Time) corev1.PodPhase {
 // ours are the conditions that this node writes; all others are kept.
 func ours(t corev1.PodConditionType) bool {
 	switch t {
-	case corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodReadyToStartContainers:
+	case corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodReadyToStartContainers, corev1.PodResizePending, corev1.PodResizeInProgress:
 		return true
 	default:
 		return false
@@ -263,6 +263,11 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 		ready, reason, message = false, reasonGatesNotReady, strings.Join(gates, "; ")
 	}
 	set(corev1.PodReady, ready, reason, message)
+	if over == "" {
+		for _, c := range resizeConditions(s) {
+			set(c.Type, true, c.Reason, c.Message)
+		}
+	}
 	return list
 }
 

@@ -173,6 +173,9 @@ func useTemplate(pod *corev1.Pod, p *plan, t Template) *refusal {
 				"%s.image: %q is not among the images of SnapshotTemplate %q: %s", c.field, image, t.ID(), strings.Join(t.Images, ", "))}
 		}
 	}
+	if r := imageVolumesOutside(pod, &t); r != nil {
+		return r
+	}
 	cpu, memory := int64(t.Shape.VCPUs)*1000, t.Shape.MemoryBytes-warmpool.GuestMemoryOverhead
 	switch {
 	case p.need.MilliCPURequest > cpu:

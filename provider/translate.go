@@ -76,7 +76,7 @@ func translate(pod *corev1.Pod, sizing Supply, templates Templates, allocatable 
 	refs := p.refs()
 	if n := sizing.ImageSlots(); len(refs) > n {
 		return nil, &refusal{Reason: ReasonUnsupportedField,
-			Message: fmt.Sprintf("spec.containers: %d different images, a machine has %d image slots", len(refs), n)}, nil
+			Message: fmt.Sprintf("spec: containers and volumes have %d different images, a machine has %d image slots", len(refs), n)}, nil
 	}
 	if r := oversized(p.need, allocatable); r != nil {
 		return nil, r, nil
@@ -100,6 +100,7 @@ func planOf(pod *corev1.Pod) *plan {
 	for c := range containersOf(pod) {
 		p.add(pod, c)
 	}
+	p.imageVolumes(pod)
 	return p
 }
 

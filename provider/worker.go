@@ -73,9 +73,13 @@ type environment struct {
 	gone func(*worker)
 
 	nodeIP, machineAddress string
+	allocatable            corev1.ResourceList
+	// volumeRefresh is how often the content of volumes is read again.
+	volumeRefresh time.Duration
+	hostPaths     hostPaths
+	seccompDir    string // profiles that pods name
 	// userAgent is the version that HTTP probes and hooks name.
-	userAgent   string
-	allocatable corev1.ResourceList
+	userAgent string
 	// silence is how long a guest may not answer until its machine is given up.
 	silence time.Duration
 }
@@ -126,6 +130,7 @@ func (w *worker) update(pod *corev1.Pod) {
 			return
 		}
 		faults := append(unsupported(pod), w.respecify(pod)...)
+		w.considerResize()
 		if text := strings.Join(faults, "; "); text != w.faults {
 			w.faults = text
 			if text != "" {
@@ -153,7 +158,7 @@ func (w *worker) respecify(pod *corev1.Pod) (faults []string) {
 		case c.Image != p.containers[i].spec.Image:
 			faults = append(faults, fmt.Sprintf("%s.image: a running pod's image cannot be changed yet, %q stays", c.field, p.containers[i].spec.Image))
 		default:
-			p.containers[i].spec = c.Container
+			p.containers[i].spec = withResources(c.Container, p.containers[i].spec.Resources)
 		}
 	}
 	return faults
@@ -199,6 +204,7 @@ func (w *worker) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	w.admit()
+	w.considerResize() // what was wanted while no process ran
 	for {
 		if ctx.Err() != nil {
 			return // what failed because of that is no news of the pod
@@ -236,6 +242,7 @@ func (w *worker) step(ctx context.Context) decision {
 		d := decide(&w.s, now)
 		again := w.act(ctx, &d, now)
 		w.tendProbes()
+		again = w.applyResize(&d, now) || again
 		for _, key := range imagesOf(&w.s) {
 			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, key), w.s.images[key], now); !at.IsZero() {
 				d.wakeAt(at)

@@ -223,6 +223,7 @@ func (n *node) makeProvider(context.Context) (err error) {
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
 			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure, Healthy: n.healthy, Examine: n.examination(),
 		},
+		VolumeRefresh: n.VolumeRefresh, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}},
 		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),

@@ -53,6 +53,9 @@ type nodeOptions struct {
 	RefillMinFreeDisk string
 	MaxPending        int
 	PendingTimeout    time.Duration
+
+	VolumeRefresh time.Duration
+	HostPaths     []string
 }
 
 // directories are where a node keeps its files; see docs/architecture.md.
@@ -151,6 +154,8 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&o.Refills, "refills", 0, "how many warm machines are restored at once, beside those that pods wait for (default: half the processors)")
 	flags.StringVar(&o.RefillMinFreeDisk, "refill-min-free-disk", "20Gi", "disk that must stay free to fill warm pools; no less than --min-free-disk")
 	flags.IntVar(&o.MaxPending, "max-pending", 64, "how many pods wait for room on the node, in order, before further ones are refused for now; 0 for none")
+	flags.DurationVar(&o.VolumeRefresh, "volume-refresh", time.Minute, "how often ConfigMaps, Secrets and tokens in volumes are read again, up to half as much later")
+	flags.StringSliceVar(&o.HostPaths, "allow-host-path", nil, "directories of this host, as absolute paths, that hostPath volumes may name: the machine gets a copy (default: none)")
 	flags.DurationVar(&o.PendingTimeout, "pending-timeout", 30*time.Second, "how long a pod waits for room before it is refused for now, and tries again")
 }
 
@@ -229,6 +234,14 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	}
 	if o.MaxPending < 0 || o.MaxPending > 10000 {
 		fault("--max-pending %d: want 0 to 10000", o.MaxPending)
+	}
+	if o.VolumeRefresh < time.Second || o.VolumeRefresh > time.Hour {
+		fault("--volume-refresh %s: want 1s to 1h", o.VolumeRefresh)
+	}
+	for _, path := range o.HostPaths {
+		if !filepath.IsAbs(path) {
+			fault("--allow-host-path %q: want an absolute path", path)
+		}
 	}
 	if o.PendingTimeout <= 0 || o.PendingTimeout > time.Hour {
 		fault("--pending-timeout %s: want more than 0 and at most 1h", o.PendingTimeout)

@@ -36,6 +36,16 @@ package guest
 // begin like that.
 const TemplatePrefix = "template."
 
+// Bounds of what PutArchive unpacks into one volume, which both ends hold to.
+const (
+	// MaxArchiveBytes is what the files may hold together.
+	MaxArchiveBytes = 1 << 30
+	// MaxArchiveEntries is how many files, directories and links there may be.
+	MaxArchiveEntries = 65536
+	// MaxArchiveChunk is how much of the archive one message may carry.
+	MaxArchiveChunk = 1 << 20
+)
+
 // ProtocolVersion is the version of the host's own services. A host refuses to
 // talk to an agent of another version: the kit and the host are built together,
 // but snapshots of an older kit may still be on disk.

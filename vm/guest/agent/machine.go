@@ -193,7 +193,10 @@ func (s *machineService) Stats(context.Context, *connect.Request[agentv1.StatsRe
 		CpuNano:              int64(m.CPUTime),
 		ScratchTotalBytes:    m.ScratchTotalBytes,
 		ScratchUsedBytes:     m.ScratchUsedBytes,
+		ScratchInodesTotal:   m.ScratchInodesTotal,
+		ScratchInodesUsed:    m.ScratchInodesUsed,
 		Containers:           s.containers.stats(),
+		Volumes:              s.volumes.stats(),
 	}), nil
 }
 

@@ -72,4 +72,6 @@ type SystemStats struct {
 	CPUTime              time.Duration
 	ScratchTotalBytes    int64
 	ScratchUsedBytes     int64
+	ScratchInodesTotal   int64
+	ScratchInodesUsed    int64
 }

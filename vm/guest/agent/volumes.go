@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 
@@ -33,6 +34,14 @@ type volumes struct {
 }
 
 type volume struct {
+	volumeSpec
+	// mounted: a tmpfs is on dir.
+	mounted bool
+	archive archiveState
+}
+
+// volumeSpec is what PutVolume asked for.
+type volumeSpec struct {
 	dir     string
 	memory  bool
 	size    int64
@@ -65,14 +74,14 @@ func (vs *volumes) PutVolume(_ context.Context, req *connect.Request[agentv1.Put
 	if m.GetSizeLimitBytes() < 0 || m.FsGroup != nil && (*m.FsGroup < 0 || *m.FsGroup > 1<<31-1) {
 		return nil, invalid("size_limit_bytes or fs_group of volume %q is out of range", m.GetName())
 	}
-	v := volume{dir: filepath.Join(vs.dir, m.GetName()), memory: m.GetMemory(), size: m.GetSizeLimitBytes(), fsGroup: -1}
+	v := volume{volumeSpec: volumeSpec{dir: filepath.Join(vs.dir, m.GetName()), memory: m.GetMemory(), size: m.GetSizeLimitBytes(), fsGroup: -1}}
 	if m.FsGroup != nil {
 		v.fsGroup = *m.FsGroup
 	}
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	if have := vs.table[m.GetName()]; have != nil {
-		if *have != v {
+		if have.volumeSpec != v.volumeSpec {
 			return nil, connect.NewError(connect.CodeAlreadyExists, fmt.Errorf("volume %q exists with another specification", m.GetName()))
 		}
 		return connect.NewResponse(&agentv1.PutVolumeResponse{}), nil
@@ -101,6 +110,7 @@ func (vs *volumes) make(v *volume) (err error) {
 		if err := vs.runtime.MountTmpfs(v.dir, v.size); err != nil {
 			return err
 		}
+		v.mounted = true
 		defer func() {
 			if err != nil {
 				err = errors.Join(err, vs.runtime.Unmount(v.dir))
@@ -145,7 +155,7 @@ func checkFiles(files []*agentv1.File) error {
 	for i, f := range files {
 		p := f.GetPath()
 		switch {
-		case !filepath.IsLocal(p) || filepath.Clean(p) != p || p == "." || strings.ContainsRune(p, 0):
+		case !filepath.IsLocal(p) || filepath.Clean(p) != p || p == "." || strings.ContainsRune(p, 0) || !utf8.ValidString(p):
 			return fmt.Errorf("files[%d].path is %q, want a clean relative path", i, p)
 		case strings.HasPrefix(p, ".."):
 			return fmt.Errorf("files[%d].path is %q: names that begin with two dots are the volume's own", i, p)
@@ -176,11 +186,14 @@ func (vs *volumes) RemoveVolume(_ context.Context, req *connect.Request[agentv1.
 	if v == nil {
 		return connect.NewResponse(&agentv1.RemoveVolumeResponse{}), nil
 	}
-	if v.memory {
+	if v.archive == archiveBusy {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("volume %q is being filled", name))
+	}
+	if v.mounted {
 		if err := vs.runtime.Unmount(v.dir); err != nil {
 			return nil, internal(fmt.Sprintf("remove volume %q", name), err)
 		}
-		v.memory = false // a second call must not unmount again
+		v.mounted = false // a second call must not unmount again
 	}
 	if err := os.RemoveAll(v.dir); err != nil {
 		return nil, internal(fmt.Sprintf("remove volume %q", name), err)

@@ -79,7 +79,7 @@ func (s *system) PowerOff() error {
 func (s *system) Stats() (agent.SystemStats, error) {
 	return agent.SystemStats{
 		MemoryTotalBytes: s.opts.MemoryBytes, MemoryAvailableBytes: s.opts.MemoryBytes / 2, CPUTime: time.Second,
-		ScratchTotalBytes: 16 << 30, ScratchUsedBytes: 1 << 20,
+		ScratchTotalBytes: 16 << 30, ScratchUsedBytes: 1 << 20, ScratchInodesTotal: 1 << 20, ScratchInodesUsed: 1 << 10,
 	}, nil
 }
 

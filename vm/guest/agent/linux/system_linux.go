@@ -219,5 +219,6 @@ func (s *System) Stats() (agent.SystemStats, error) {
 	}
 	out.ScratchTotalBytes = int64(st.Blocks) * st.Bsize
 	out.ScratchUsedBytes = int64(st.Blocks-st.Bfree) * st.Bsize
+	out.ScratchInodesTotal, out.ScratchInodesUsed = int64(st.Files), int64(st.Files-st.Ffree)
 	return out, nil
 }
