@@ -148,7 +148,7 @@ func commandEnd(end *process.ProcessEvent_EndEvent) string {
 	case end.GetExited():
 		return fmt.Sprintf("exit code %d", end.GetExitCode())
 	default:
-		return bound(end.GetStatus(), 64)
+		return "status " + strconv.Quote(bound(end.GetStatus(), 64))
 	}
 }
 

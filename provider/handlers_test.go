@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +21,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider/probe"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process"
 	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
 )
 
@@ -196,6 +198,22 @@ func FuzzHTTPGet(f *testing.F) {
 		}, "kube-probe")
 		if err == nil && (p.GetPort() < 1 || !strings.HasPrefix(p.GetPath(), "/") || len(p.GetHeaders()) > 3) {
 			t.Errorf("%v", p)
+		}
+	})
+}
+
+// FuzzLookOutcome: whatever a guest's agent answers becomes text that an event may have.
+func FuzzLookOutcome(f *testing.F) {
+	f.Add(true, "", int32(200), "exit status 1", int32(1), true)
+	f.Add(true, strings.Repeat("x", 2000), int32(302), "signal: killed", int32(-1), false)
+	f.Add(false, "\xff\x00", int32(-7), "", int32(0), false)
+	f.Fuzz(func(t *testing.T, success bool, message string, status int32, end string, code int32, exited bool) {
+		o := lookOutcome(&agentv1.ProbeResponse{Success: success, Message: message, HttpStatus: status}, nil)
+		if (o.Result == probe.Failure) == success || len(o.Message) > maxEventMessage || !utf8.ValidString(o.Message) {
+			t.Errorf("%+v", o)
+		}
+		if e := commandEnd(&process.ProcessEvent_EndEvent{Exited: exited, ExitCode: code, Status: end}); (e == "") != (exited && code == 0) || len(e) > 400 {
+			t.Errorf("end %q", e)
 		}
 	})
 }

@@ -5,6 +5,7 @@ package provider
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -153,7 +154,7 @@ func (w *worker) tendProbes() {
 func (w *worker) probed(i int, c *containerState, spec *corev1.Probe, r probe.Report) {
 	s := &w.s
 	say := func(reason, text string) {
-		w.env.events.container(s.pod, c.name, true, reason, r.Kind.String()+" probe "+text+": "+r.Message)
+		w.env.events.container(s.pod, c.name, true, reason, r.Kind.String()+" probe "+text+": "+strings.TrimSpace(r.Message))
 	}
 	switch r.Result {
 	case probe.Failure:

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,7 +30,7 @@ type app struct {
 	asked  sync.Map // path to *atomic.Int64
 }
 
-func serveApp(t *testing.T) *app {
+func serveApp(t testing.TB) *app {
 	t.Helper()
 	a := &app{}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -80,6 +81,7 @@ func isUnready(p *corev1.Pod) bool {
 // TestReadiness: a pod is ready as its probe says, the conditions change with it and not
 // without, and the API has it soon after the answer.
 func TestReadiness(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := serveApp(t)
 	a.set("/ready", 503)
@@ -121,34 +123,44 @@ func TestReadiness(t *testing.T) {
 }
 
 // TestReadinessIsPublishedSoon: from the answer of the application until the API server has
-// the pod's status.
+// the pod's status. The best of three counts: nothing on the way may wait for anything, while
+// the host of a test may be busy.
 func TestReadinessIsPublishedSoon(t *testing.T) {
 	w := newWorld(t)
-	var answered, published atomic.Int64
-	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { answered.CompareAndSwap(0, time.Now().UnixNano()) }))
+	var answered, published sync.Map // by pod
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		answered.LoadOrStore(strings.Trim(r.URL.Path, "/"), time.Now())
+	}))
 	defer s.Close()
 	w.client.PrependReactor("update", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		if p, ok := action.(clienttesting.UpdateActionImpl).Object.(*corev1.Pod); ok && isReady(p) {
-			published.CompareAndSwap(0, time.Now().UnixNano())
+			published.LoadOrStore(p.Name, time.Now())
 		}
 		return false, nil, nil
 	})
 	w.run()
-	p := pod("web", []string{"hang"})
-	p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
-		Port: intstr.FromInt(s.Listener.Addr().(*net.TCPAddr).Port)}}, InitialDelaySeconds: 1}
-	w.create(p)
-	w.await("web", "is ready", isReady)
-	took := time.Duration(published.Load() - answered.Load())
-	t.Logf("from the answer to the API: %s", took)
-	if took > 250*time.Millisecond {
-		t.Errorf("it took %s from the answer until the API had it", took)
+	best := time.Hour
+	for _, name := range []string{"one", "two", "three"} {
+		p := pod(name, []string{"hang"})
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{InitialDelaySeconds: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+			Path: name, Port: intstr.FromInt(s.Listener.Addr().(*net.TCPAddr).Port)}}}
+		w.create(p)
+		w.await(name, "is ready", isReady)
+		from, _ := answered.Load(name)
+		to, _ := published.Load(name)
+		took := to.(time.Time).Sub(from.(time.Time))
+		t.Logf("%s: %s from the answer until the API has it", name, took)
+		best = min(best, took)
+	}
+	if best > 250*time.Millisecond {
+		t.Errorf("it takes %s at best", best)
 	}
 }
 
 // TestLiveness: a container that fails it is ended within the probe's grace period, and runs
 // again with probes that know nothing of the run before.
 func TestLiveness(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := serveApp(t)
 	w.run()
@@ -189,6 +201,7 @@ func TestLiveness(t *testing.T) {
 // TestStartupProbe: until it succeeds nothing else is asked and the container is not started;
 // when it fails the container is ended.
 func TestStartupProbe(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := serveApp(t)
 	a.set("/start", 503)
@@ -226,6 +239,7 @@ func TestStartupProbe(t *testing.T) {
 // TestProbesAcrossRestart: the next process of the node believes what the last one knew until
 // a probe says otherwise, and the API never sees anything else.
 func TestProbesAcrossRestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := serveApp(t)
 	first := w.run()
@@ -263,6 +277,7 @@ func TestProbesAcrossRestart(t *testing.T) {
 
 // TestProbesAtTheEnd: a pod that is deleted need not be alive any more.
 func TestProbesAtTheEnd(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := serveApp(t)
 	w.run()
@@ -286,6 +301,7 @@ func TestProbesAtTheEnd(t *testing.T) {
 
 // TestProbesAndHooks: nothing is asked while the postStart hook runs.
 func TestProbesAndHooks(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := serveApp(t)
 	w.run()
@@ -304,6 +320,7 @@ func TestProbesAndHooks(t *testing.T) {
 
 // TestReadinessGate: the pod is ready when somebody else says so as well.
 func TestReadinessGate(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.run()
 	p := pod("web", []string{"hang"})
@@ -332,4 +349,36 @@ func TestReadinessGate(t *testing.T) {
 		}, nil)
 		w.await("web", fmt.Sprintf("is ready: %s", status), func(p *corev1.Pod) bool { return condition(p, corev1.PodReady).Status == status })
 	}
+}
+
+// TestSidecarsStartupProbe: what follows a sidecar begins when its startup probe has
+// succeeded, and the pod is ready when it is.
+func TestSidecarsStartupProbe(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := serveApp(t)
+	a.set("/up", 503)
+	a.set("/ready", 503)
+	w.run()
+	p := pod("web", []string{"hang"})
+	always := corev1.ContainerRestartPolicyAlways
+	sidecar := corev1.Container{Name: "sidecar", Image: "example.test/image", ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"hang"}, RestartPolicy: &always}
+	sidecar.StartupProbe, sidecar.ReadinessProbe = a.probe("/up"), a.probe("/ready")
+	sidecar.StartupProbe.FailureThreshold = 100
+	p.Spec.InitContainers = []corev1.Container{sidecar}
+	w.create(p)
+	w.eventually("two looks", func() bool { return a.count("/up").Load() >= 2 }, nil)
+	got := w.await("web", "has a sidecar that runs", func(p *corev1.Pod) bool {
+		return len(p.Status.InitContainerStatuses) == 1 && p.Status.InitContainerStatuses[0].State.Running != nil
+	})
+	if *got.Status.InitContainerStatuses[0].Started || got.Status.ContainerStatuses[0].State.Waiting == nil || condition(got, corev1.PodInitialized).Status != corev1.ConditionFalse {
+		t.Errorf("before the sidecar is up: %+v", got.Status)
+	}
+	a.set("/up", 200)
+	got = w.await("web", "runs", func(p *corev1.Pod) bool { return p.Status.ContainerStatuses[0].Ready })
+	if c := condition(got, corev1.ContainersReady); c.Status != corev1.ConditionFalse || !strings.Contains(c.Message, "sidecar") {
+		t.Errorf("with a sidecar that is not ready: %+v", c)
+	}
+	a.set("/ready", 200)
+	w.await("web", "is ready", isReady)
 }
