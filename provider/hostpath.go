@@ -115,8 +115,8 @@ func (e *environment) copyHostPath(ctx context.Context, g *Guest, pod *corev1.Po
 		return fmt.Errorf("volume %q: copy host path %q: %w", v.Name, v.HostPath.Path, err)
 	}
 	res, err := stream.CloseAndReceive()
-	if connect.CodeOf(err) == connect.CodeAlreadyExists && err != nil {
-		return nil
+	if err != nil && connect.CodeOf(err) == connect.CodeAlreadyExists {
+		return nil //nolint:nilerr // it was filled before, and set-up is repeated
 	}
 	if err != nil {
 		return fmt.Errorf("volume %q: copy host path %q: %w", v.Name, v.HostPath.Path, err)

@@ -180,10 +180,10 @@ type containerState struct {
 	stopSent, killSent bool
 	stopAt             time.Time
 	// stop is set while the run is to end and the pod goes on.
-	stop *containerStop
+	stop   *containerStop
+	resize resizeState
 	// probes are those of the run of the attempt that it names.
 	probes probing
-	resize resizeState
 }
 
 // termination is how a run ended.

@@ -74,13 +74,13 @@ type environment struct {
 	gone func(*worker)
 
 	nodeIP, machineAddress string
-	// userAgent is the version that HTTP probes and hooks name.
-	userAgent   string
-	allocatable corev1.ResourceList
+	allocatable            corev1.ResourceList
 	// volumeRefresh is how often the content of volumes is read again.
 	volumeRefresh time.Duration
 	hostPaths     hostPaths
 	seccompDir    string // profiles that pods name
+	// userAgent is the version that HTTP probes and hooks name.
+	userAgent string
 	// silence is how long a guest may not answer until its machine is given up.
 	silence time.Duration
 }

@@ -102,7 +102,7 @@ spec:
 	kubectl(t, "patch", "configmap", "settings", "-n", ns, "-p", `{"data":{"color":"blue","shape":"round"}}`)
 	kubectl(t, "label", "pod", "box", "-n", ns, "tier=two", "--overwrite")
 	eventually(t, waitShort, "the change in the container", func() error {
-		if out := in("cat /settings/color /settings/shape /color /labels/labels"); out != "blueroundredtier=\"two\"" {
+		if out := in("cat /settings/color /settings/shape /color /labels/labels 2>&1; true"); out != "blueroundredtier=\"two\"" {
 			return fmt.Errorf("it reads %q", out)
 		}
 		return nil
@@ -160,7 +160,7 @@ func TestVolumesRefused(t *testing.T) {
 	apply(t, `
 apiVersion: v1
 kind: Pod
-metadata: {name: no, namespace: `+ns+`}
+metadata: {name: refused, namespace: `+ns+`}
 spec:
   nodeName: `+node.Name+`
   volumes:
@@ -171,7 +171,7 @@ spec:
   - {name: e, csi: {driver: example.com}}
   containers: [{name: c, image: `+served.Busybox+`, resources: {requests: {cpu: 10m}}}]
 `)
-	pod := waitPod(t, ns, "no", "is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+	pod := waitPod(t, ns, "refused", "is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 	for _, want := range []string{"spec.volumes[0].persistentVolumeClaim:", "spec.volumes[1].nfs:", "spec.volumes[2].hostPath:", "--allow-host-path", "spec.volumes[3].emptyDir.medium:", "spec.volumes[4].csi:", "use an emptyDir"} {
 		if !strings.Contains(pod.Status.Message, want) {
 			t.Errorf("the refusal does not say %q: %s", want, pod.Status.Message)
