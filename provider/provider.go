@@ -149,9 +149,9 @@ func New(opts Options) (*Provider, error) {
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
-		userAgent:     strings.TrimPrefix(opts.Node.Version, "v"),
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
 		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
+		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)

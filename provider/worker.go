@@ -242,8 +242,8 @@ func (w *worker) step(ctx context.Context) decision {
 		}
 		d := decide(&w.s, now)
 		again := w.act(ctx, &d, now)
-		w.tendProbes()
 		again = w.applyResize(&d, now) || again
+		w.tendProbes()
 		for _, key := range imagesOf(&w.s) {
 			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, key), w.s.images[key], now); !at.IsZero() {
 				d.wakeAt(at)
