@@ -30,7 +30,7 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 		st.LastTerminationState.Terminated = terminated(c.last)
 	}
 	switch {
-	case c.step == containerRunning && !settling(s, i):
+	case c.runs() && !settling(s, i):
 		if p.kind != kindEphemeral {
 			started := up(s, i)
 			st.Started = &started
@@ -42,7 +42,7 @@ func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.C
 		st.Ready = p.kind == kindInit && c.exit.ExitCode == 0
 		st.ContainerID = containerIDScheme + c.id(s)
 		st.State.Terminated = terminated(c.exit)
-	case c.step == containerRunning: // the API shows a run only when its postStart hook is over
+	case c.runs(): // the API shows a run only when its postStart hook is over
 		st.ContainerID = containerIDScheme + c.id(s)
 		st.State.Waiting = waitingState(waitingFor(s, i, c, now))
 	default:

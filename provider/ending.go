@@ -29,6 +29,8 @@ type ending struct {
 	grace time.Duration
 	// force: no hooks and no signals, SIGKILL at once.
 	force bool
+	// hookless: no hooks, but signals.
+	hookless bool
 	// listed: the containers were asked for after all starts had ended, so none is unknown.
 	listed  bool
 	listing bool
@@ -39,13 +41,11 @@ func (e *ending) deadline() time.Time { return e.since.Add(e.grace) }
 
 func (e *ending) forced() bool { return e.force || e.grace <= 0 }
 
-// shorten takes in that the end is to come earlier than was said.
-func (e *ending) shorten(now time.Time, grace time.Duration) {
-	if grace <= 0 {
-		e.force = true
-	}
-	if now.Add(grace).Before(e.deadline()) {
-		e.grace = max(now.Add(grace).Sub(e.since), 0)
+// shorten takes in that the end is to come earlier, or with less, than was said.
+func (e *ending) shorten(to ending) {
+	e.force, e.hookless = e.force || to.force, e.hookless || to.hookless
+	if to.deadline().Before(e.deadline()) {
+		e.grace = max(to.deadline().Sub(e.since), 0)
 	}
 }
 
@@ -145,8 +145,10 @@ func stopOne(s *state, i int, deadline time.Time, force bool, now time.Time, d *
 	}
 	if !c.stopSent && now.Before(deadline) {
 		d.wakeAt(deadline)
+		hookless := s.end() != nil && s.end().hookless
 		switch {
-		case hasPreStop(p.spec) && c.preStop == hookNone:
+		case hookless && turn(s, i):
+		case hasPreStop(p.spec) && c.preStop == hookNone && !hookless:
 			d.preStop = append(d.preStop, hookAct{container: i, until: deadline})
 			return deadline.Add(stopWindow)
 		case c.preStop == hookRunning, !turn(s, i):

@@ -37,6 +37,9 @@ const (
 	eventMachineDied      = "MachineDied"
 	eventPullSecret       = "FailedToRetrieveImagePullSecret"
 	eventFailedKillPod    = "FailedKillPod"
+	eventUnhealthy        = "Unhealthy"
+	eventProbeWarning     = "ProbeWarning"
+	eventHTTPFallback     = "LifecycleHTTPFallback"
 	maxEventMessage       = 1000 // the API server refuses more than 1024 bytes
 	virtualKubeletPrefix  = "Provider"
 	virtualKubeletSuccess = "Success"

@@ -187,7 +187,7 @@ func (p *Provider) podGone(obj any) {
 		obj = last.Obj
 	}
 	if pod, ok := obj.(*corev1.Pod); ok {
-		p.end(pod.UID, nil, goneGrace)
+		p.abandon(pod.UID)
 	}
 }
 

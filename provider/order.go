@@ -220,13 +220,13 @@ func hasPreStop(c *corev1.Container) bool { return c.Lifecycle != nil && c.Lifec
 // settling: the run began, and its postStart hook is not over.
 func settling(s *state, i int) bool {
 	c := s.containers[i]
-	return c.step == containerRunning && hasPostStart(s.plan.containers[i].spec) && c.postStart != hookOver
+	return c.runs() && hasPostStart(s.plan.containers[i].spec) && c.postStart != hookOver
 }
 
 // up: the run is what others may rely on: its hook and its startup probe are over.
 func up(s *state, i int) bool {
 	c := s.containers[i]
-	return c.step == containerRunning && !settling(s, i) && c.isStarted()
+	return !settling(s, i) && c.isStarted()
 }
 
 // settled: the pod has nothing to wait for any more: an init container failed for good, or

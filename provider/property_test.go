@@ -70,7 +70,9 @@ func newSimulation(t *testing.T, seed uint64) *simulation {
 	return sim
 }
 
-func (m *simulation) note(format string, args ...any) { m.log = append(m.log, fmt.Sprintf(format, args...)) }
+func (m *simulation) note(format string, args ...any) {
+	m.log = append(m.log, fmt.Sprintf(format, args...))
+}
 
 func (m *simulation) fail(format string, args ...any) {
 	m.t.Helper()

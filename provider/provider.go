@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -135,6 +136,7 @@ func New(opts Options) (*Provider, error) {
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
+		userAgent: strings.TrimPrefix(opts.Node.Version, "v"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)
@@ -149,7 +151,7 @@ func (p *Provider) upsert(pod *corev1.Pod) {
 	defer p.mu.Unlock()
 	for uid, w := range p.workers {
 		if old := w.published.Load(); uid != pod.UID && old.Namespace == pod.Namespace && old.Name == pod.Name {
-			w.terminate(goneGrace)
+			w.abandon()
 		}
 	}
 	if w, ok := p.workers[pod.UID]; ok {
@@ -162,8 +164,7 @@ func (p *Provider) upsert(pod *corev1.Pod) {
 	p.startWorker(newState(pod, time.Now()))
 }
 
-// goneGrace is the grace of a pod whose object is gone already: nobody waits for it,
-// but its processes may end by themselves.
+// goneGrace is the grace of a pod whose object is gone already.
 const goneGrace = 2 * time.Second
 
 // startWorker begins a pod. p.mu is held.
@@ -192,6 +193,17 @@ func (p *Provider) end(uid types.UID, pod *corev1.Pod, grace time.Duration) bool
 	}
 	w.terminate(grace)
 	return true
+}
+
+// abandon ends a pod whose object is gone. It reports whether the node has the pod.
+func (p *Provider) abandon(uid types.UID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w, ok := p.workers[uid]
+	if ok {
+		w.abandon()
+	}
+	return ok
 }
 
 // bury forgets a worker of whose pod nothing is left.

@@ -93,6 +93,7 @@ type containerRecord struct {
 	EverStarted bool         `json:"everStarted,omitempty"`
 	StartedAt   time.Time    `json:"startedAt,omitzero"`
 	PostStarted bool         `json:"postStarted,omitempty"`
+	Probes      *probeRecord `json:"probes,omitempty"`
 	Exit        *termination `json:"exit,omitempty"`
 	Last        *termination `json:"last,omitempty"`
 	Drained     bool         `json:"drained,omitempty"`
@@ -235,7 +236,7 @@ func recordOf(s *state) *record {
 	for _, c := range s.containers {
 		rec.Containers = append(rec.Containers, containerRecord{
 			Name: c.name, Attempt: c.attempt, Begun: c.step != containerWaiting, EverStarted: c.everStarted, StartedAt: c.startedAt,
-			PostStarted: c.postStart == hookOver, Exit: c.exit, Last: c.last, Drained: c.drained, Backoff: c.backoff, NotBefore: c.notBefore,
+			PostStarted: c.postStart == hookOver, Probes: c.probes.record(c.attempt), Exit: c.exit, Last: c.last, Drained: c.drained, Backoff: c.backoff, NotBefore: c.notBefore,
 			Allocated: s.allocated(c.name), Applied: c.resize.applied,
 		})
 	}

@@ -44,7 +44,7 @@ func (p *Provider) recover(ctx context.Context) error {
 		s := p.env.restoreState(ctx, rec, time.Now())
 		switch {
 		case gone:
-			s.deletion = &deletion{ending: ending{since: time.Now(), grace: goneGrace}}
+			s.deletion = &deletion{ending: abandoned(time.Now())}
 		case rec.Pod.DeletionTimestamp != nil: // at once, so that nothing is started before virtual-kubelet says so
 			s.deletion = &deletion{ending: ending{since: time.Now(), grace: graceOf(rec.Pod)}}
 		}
@@ -165,6 +165,7 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 		if r.PostStarted {
 			c.postStart = hookOver
 		}
+		c.probes = r.Probes.state(r.Attempt)
 		switch {
 		case r.Exit != nil:
 			c.step = containerExited

@@ -285,7 +285,6 @@ func (w *worker) startContainer(i int) {
 		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
 	}
-	job.macOS = s.plan.template != nil && s.plan.template.GuestOS == vm.GuestMacOS
 	if name := job.plan.target; name != "" && !job.sharesProcesses() {
 		job.target = w.target(name)
 	}

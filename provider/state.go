@@ -182,6 +182,8 @@ type containerState struct {
 	// stop is set while the run is to end and the pod goes on.
 	stop   *containerStop
 	resize resizeState
+	// probes are those of the run of the attempt that it names.
+	probes probing
 }
 
 // termination is how a run ended.

@@ -249,7 +249,7 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 	case !ready:
 		reason, message = reasonNotReady, fmt.Sprintf("containers with unready status: [%s]", strings.Join(unready, " "))
 	}
-	set(corev1.PodReadyToStartContainers, s.machine.step == machineHeld && s.machine.prepared, "", "")
+	set(corev1.PodReadyToStartContainers, (s.machine.step == machineHeld || s.machine.adopt) && s.machine.prepared, "", "")
 	switch {
 	case over == reasonPodCompleted:
 		set(corev1.PodInitialized, true, over, "")

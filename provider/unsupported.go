@@ -107,7 +107,7 @@ func rules() map[string]rule {
 		// There are no mounts of a host that could come later: HostToContainer is None.
 		"volumeMounts[].mountPropagation": {only: []string{"None", "HostToContainer"}, hint: "what a container mounts stays in it"},
 		"terminationMessagePath":          anything, "terminationMessagePolicy": anything,
-		"lifecycle":     anything,
+		"lifecycle": anything, "livenessProbe": anything, "readinessProbe": anything, "startupProbe": anything,
 		"restartPolicy": anything, "restartPolicyRules": into(), "restartPolicyRules[].exitCodes": anything,
 		"restartPolicyRules[].action":              only(string(corev1.ContainerRestartRuleActionRestart)),
 		"securityContext":                          into(),

@@ -43,7 +43,7 @@ func (l lifecycle) DeletePod(_ context.Context, pod *corev1.Pod) error {
 	if pod.DeletionTimestamp != nil {
 		ok = l.p.end(pod.UID, pod, graceOf(pod))
 	} else {
-		ok = l.p.end(pod.UID, nil, goneGrace)
+		ok = l.p.abandon(pod.UID)
 	}
 	if !ok {
 		return edge(fmt.Errorf("pod %q: %w", pod.Namespace+"/"+pod.Name, ErrNotFound))

@@ -168,7 +168,7 @@ func (w *world) resize(name string, r corev1.ResourceRequirements) {
 	}
 }
 
-func condition(p *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
+func resizeCondition(p *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
 	for i := range p.Status.Conditions {
 		if c := &p.Status.Conditions[i]; c.Type == kind {
 			return c
@@ -200,8 +200,8 @@ func TestResize(t *testing.T) {
 	})
 
 	w.resize("small", cpu("100m", "5")) // the fake machine has one processor
-	got := w.await("small", "says that it cannot", func(p *corev1.Pod) bool { return condition(p, corev1.PodResizePending) != nil })
-	if c := condition(got, corev1.PodResizePending); c.Reason != corev1.PodReasonInfeasible || c.Status != corev1.ConditionTrue || !strings.Contains(c.Message, "cpu, requested: 5000, capacity: 1000") {
+	got := w.await("small", "says that it cannot", func(p *corev1.Pod) bool { return resizeCondition(p, corev1.PodResizePending) != nil })
+	if c := resizeCondition(got, corev1.PodResizePending); c.Reason != corev1.PodReasonInfeasible || c.Status != corev1.ConditionTrue || !strings.Contains(c.Message, "cpu, requested: 5000, capacity: 1000") {
 		t.Errorf("condition is %+v", c)
 	}
 	if st := got.Status.ContainerStatuses[0]; cpuLimit(st.Resources) != "200m" || st.RestartCount != 0 || !ready(got) {
@@ -213,7 +213,7 @@ func TestResize(t *testing.T) {
 		return func(p *corev1.Pod) bool {
 			st := p.Status.ContainerStatuses[0]
 			return ready(p) && cpuLimit(st.Resources) == limit && st.RestartCount == restarts &&
-				condition(p, corev1.PodResizePending) == nil && condition(p, corev1.PodResizeInProgress) == nil
+				resizeCondition(p, corev1.PodResizePending) == nil && resizeCondition(p, corev1.PodResizeInProgress) == nil
 		}
 	}
 	w.await("small", "was restarted with new resources", changed("300m", 1))

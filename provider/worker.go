@@ -73,7 +73,9 @@ type environment struct {
 	gone func(*worker)
 
 	nodeIP, machineAddress string
-	allocatable            corev1.ResourceList
+	// userAgent is the version that HTTP probes and hooks name.
+	userAgent   string
+	allocatable corev1.ResourceList
 	// volumeRefresh is how often the content of volumes is read again.
 	volumeRefresh time.Duration
 	hostPaths     hostPaths
@@ -163,16 +165,27 @@ func (w *worker) respecify(pod *corev1.Pod) (faults []string) {
 
 // terminate tells the worker to end the pod. A shorter grace than before replaces it.
 func (w *worker) terminate(grace time.Duration) {
-	now := time.Now()
+	w.bringEnd(ending{since: time.Now(), grace: grace, force: grace <= 0})
+}
+
+// abandon tells the worker to end a pod whose object is gone.
+func (w *worker) abandon() { w.bringEnd(abandoned(time.Now())) }
+
+// abandoned is the end of a pod whose object is gone: nobody waits for it, but its
+// processes may end by themselves.
+func abandoned(now time.Time) ending { return ending{since: now, grace: goneGrace, hookless: true} }
+
+func (w *worker) bringEnd(e ending) {
 	w.post(func(s *state) {
 		switch {
 		case s.deletion != nil:
-			s.deletion.shorten(now, grace)
-		case s.kill != nil && !s.kill.settled && s.kill.deadline().Before(now.Add(grace)):
+			s.deletion.shorten(e)
+		case s.kill != nil && !s.kill.settled:
 			s.deletion = &deletion{ending: s.kill.ending}
 			s.deletion.listed, s.deletion.listing = false, false
+			s.deletion.shorten(e)
 		default:
-			s.deletion = &deletion{ending: ending{since: now, grace: grace, force: grace <= 0}}
+			s.deletion = &deletion{ending: e}
 		}
 	})
 }
@@ -228,6 +241,7 @@ func (w *worker) step(ctx context.Context) decision {
 		d := decide(&w.s, now)
 		again := w.act(ctx, &d, now)
 		again = w.applyResize(&d, now) || again
+		w.tendProbes()
 		for _, key := range imagesOf(&w.s) {
 			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, key), w.s.images[key], now); !at.IsZero() {
 				d.wakeAt(at)
