@@ -29,6 +29,10 @@ type startJob struct {
 	hold        *machineHold
 	// macOS: the machine's guest is one.
 	macOS bool
+	// memory of the machine.
+	memory int64
+	// profile is the content of a seccomp profile of type Localhost.
+	profile []byte
 	// target is the run whose processes the container of the plan's target shares.
 	target string
 	// previous is the id of the run before, to be removed from the machine.
@@ -59,6 +63,9 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 			return nil, configError(err)
 		}
 		vars.set("HOSTNAME", name)
+	}
+	if j.profile, err = localhostProfile(e.seccompDir, j.pod, j.plan.spec); err != nil {
+		return nil, err
 	}
 	req, err := createRequest(j, vars)
 	if err != nil {
@@ -121,7 +128,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	req := &agentv1.CreateContainerRequest{
 		Id: j.ref.ID, ImageSlot: int32(j.slot), Args: args, Env: vars.list(), //nolint:gosec // slots are few
 		WorkingDir: img.WorkingDir, User: user, Tty: c.TTY, Stdin: c.Stdin, Resources: resourcesOf(c), LowerLayers: j.lower,
-		TargetContainer: j.target,
+		TerminationMessagePath: messagePath(j), TargetContainer: j.target,
 	}
 	if c.WorkingDir != "" {
 		req.WorkingDir = c.WorkingDir
@@ -129,6 +136,13 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	if sc := c.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		req.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}
+	if !j.macOS { // where the rest is refused, see unsupportedMacOS
+		req.Security = securityOf(j.pod, c)
+		if s := req.Security.GetSeccomp(); s != nil {
+			s.Profile = j.profile
+		}
+	}
+	req.Resources.OomScoreAdj = oomScoreAdj(j.pod, c, j.plan.kind, j.memory)
 	if req.Mounts, err = mountsOf(j.pod, c, vars.known, j.volumeSlots); err != nil {
 		return nil, configError(err)
 	}
@@ -178,6 +192,7 @@ func userOf(pod *corev1.Pod, c *corev1.Container, image string) (*agentv1.User, 
 			u.SupplementalGroups = append(u.SupplementalGroups, *sc.FSGroup)
 		}
 		nonRoot = sc.RunAsNonRoot != nil && *sc.RunAsNonRoot
+		u.StrictGroups = sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict
 	}
 	if sc := c.SecurityContext; sc != nil {
 		if sc.RunAsGroup != nil {

@@ -28,7 +28,8 @@ type Options struct {
 	NodeName string
 	// NodeIP is the node's address that the API server reaches; pods show it as theirs.
 	NodeIP string
-	// StateDir is the root of what persists; the pods' records go to its folder "pods".
+	// StateDir is the root of what persists; the pods' records go to its folder "pods",
+	// and its folder "seccomp" has the profiles that pods name (Localhost).
 	StateDir string
 
 	Supply Supply
@@ -136,7 +137,8 @@ func New(opts Options) (*Provider, error) {
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
-		userAgent: strings.TrimPrefix(opts.Node.Version, "v"),
+		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),
+		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)

@@ -222,6 +222,9 @@ func (w *worker) prepare() {
 			if w.start.Err() != nil || hold != w.hold {
 				return
 			}
+			if sysctlFault(pod, err) {
+				w.evict(reasonSysctlForbidden, "Pod was rejected: "+bound(err.Error(), maxEventMessage/2), 0)
+			}
 			m.failures++
 			m.retryAt = time.Now().Add(retryDelay(m.failures, prepareRetryFirst, prepareRetryMax))
 			m.message = bound(err.Error(), maxEventMessage/2)
@@ -255,7 +258,7 @@ func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) 
 	group.Go(func() error {
 		_, err := g.Containers.SetupPod(ctx, connect.NewRequest(&agentv1.SetupPodRequest{
 			Hostname: name, Hosts: hosts(pod, w.env.dns, w.env.machineAddress), ResolvConf: resolv.content,
-			ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
+			ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace, Sysctls: sysctlsOf(pod),
 		}))
 		if err != nil {
 			return fmt.Errorf("set up the pod: %w", err)
@@ -285,6 +288,8 @@ func (w *worker) startContainer(i int) {
 		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
 	}
+	job.memory = s.plan.shape.MemoryBytes
+	job.macOS = s.plan.template != nil && s.plan.template.GuestOS == vm.GuestMacOS
 	if name := job.plan.target; name != "" && !job.sharesProcesses() {
 		job.target = w.target(name)
 	}

@@ -46,6 +46,13 @@ func (r rule) admits(v any) bool {
 	return false
 }
 
+// Why some of a securityContext is refused.
+const (
+	noAppArmor = "the machine's kernel has no AppArmor profiles; use a seccompProfile"
+	noSELinux  = "the machine's kernel has no SELinux policy"
+	noWindows  = "machines run Linux or macOS"
+)
+
 // rules returns what a pod may have, by JSON path below the spec; "[]" stands for each
 // element. What is accepted here is either enforced, or says something only to
 // others (the scheduler), or is a value that means "as it is anyway".
@@ -64,28 +71,33 @@ func rules() map[string]rule {
 		"hostAliases":      anything, "readinessGates": anything, "enableServiceLinks": anything,
 		"shareProcessNamespace": anything,
 		"os":                    into(), "os.name": only("linux"),
-		"hostNetwork":           refuse("a pod has the network of its own machine"),
-		"hostPID":               refuse("a pod has its own machine"),
-		"hostIPC":               refuse("a pod has its own machine"),
-		"hostUsers":             only("true"),
+		"hostNetwork": refuse("a pod has the network of its own machine"),
+		"hostPID":     refuse("a pod has its own machine"),
+		"hostIPC":     refuse("a pod has its own machine"),
+		// A machine's users are never the host's, which is what false asks for.
+		"hostUsers":             anything,
 		"initContainers":        into(),
 		"activeDeadlineSeconds": anything,
 		"ephemeralContainers":   anything, // see unsupportedEphemeral
 		"runtimeClassName":      anything, // names a SnapshotTemplate: see template.go
 		"overhead":              anything, // the machine's own part, for the scheduler
 
-		"securityContext":                          into(),
-		"securityContext.runAsUser":                anything,
-		"securityContext.runAsGroup":               anything,
-		"securityContext.runAsNonRoot":             anything,
-		"securityContext.supplementalGroups":       anything,
-		"securityContext.supplementalGroupsPolicy": only("Merge"),
-		"securityContext.fsGroup":                  anything,
-		"securityContext.fsGroupChangePolicy":      anything, // a volume is always new: both policies do the same
-		"securityContext.seccompProfile":           into(),
-		"securityContext.seccompProfile.type":      only("Unconfined"),
-		"securityContext.appArmorProfile":          into(),
-		"securityContext.appArmorProfile.type":     only("Unconfined"),
+		"securityContext":                                  into(),
+		"securityContext.runAsUser":                        anything,
+		"securityContext.runAsGroup":                       anything,
+		"securityContext.runAsNonRoot":                     anything,
+		"securityContext.supplementalGroups":               anything,
+		"securityContext.supplementalGroupsPolicy":         only("Merge", "Strict"),
+		"securityContext.fsGroup":                          anything,
+		"securityContext.fsGroupChangePolicy":              anything, // a volume is always new: both policies do the same
+		"securityContext.seccompProfile":                   anything,
+		"securityContext.sysctls":                          anything, // whether the kernel has them is for the machine to say
+		"securityContext.appArmorProfile":                  into(),
+		"securityContext.appArmorProfile.type":             {only: []string{"Unconfined"}, hint: noAppArmor},
+		"securityContext.appArmorProfile.localhostProfile": anything, // its type is refused
+		"securityContext.seLinuxOptions":                   refuse(noSELinux),
+		"securityContext.seLinuxChangePolicy":              refuse(noSELinux),
+		"securityContext.windowsOptions":                   refuse(noWindows),
 
 		"containers": into(),
 		"volumes":    into(),
@@ -109,20 +121,24 @@ func rules() map[string]rule {
 		"terminationMessagePath":          anything, "terminationMessagePolicy": anything,
 		"lifecycle": anything, "livenessProbe": anything, "readinessProbe": anything, "startupProbe": anything,
 		"restartPolicy": anything, "restartPolicyRules": into(), "restartPolicyRules[].exitCodes": anything,
-		"restartPolicyRules[].action":              only(string(corev1.ContainerRestartRuleActionRestart)),
-		"securityContext":                          into(),
-		"securityContext.privileged":               only("false"),
-		"securityContext.runAsUser":                anything,
-		"securityContext.runAsGroup":               anything,
-		"securityContext.runAsNonRoot":             anything,
-		"securityContext.readOnlyRootFilesystem":   anything,
-		"securityContext.allowPrivilegeEscalation": only("true"),
-		"securityContext.procMount":                only("Default"),
-		"securityContext.seccompProfile":           into(),
-		"securityContext.seccompProfile.type":      only("Unconfined"),
-		"securityContext.appArmorProfile":          into(),
-		"securityContext.appArmorProfile.type":     only("Unconfined"),
-		"securityContext.capabilities":             into(),
+		"restartPolicyRules[].action":                      only(string(corev1.ContainerRestartRuleActionRestart)),
+		"securityContext":                                  into(),
+		"securityContext.privileged":                       anything,
+		"securityContext.runAsUser":                        anything,
+		"securityContext.runAsGroup":                       anything,
+		"securityContext.runAsNonRoot":                     anything,
+		"securityContext.readOnlyRootFilesystem":           anything,
+		"securityContext.allowPrivilegeEscalation":         anything,
+		"securityContext.procMount":                        only("Default", "Unmasked"),
+		"securityContext.seccompProfile":                   anything,
+		"securityContext.appArmorProfile":                  into(),
+		"securityContext.appArmorProfile.type":             {only: []string{"Unconfined"}, hint: noAppArmor},
+		"securityContext.appArmorProfile.localhostProfile": anything, // its type is refused
+		"securityContext.capabilities":                     into(),
+		"securityContext.capabilities.add":                 anything,
+		"securityContext.capabilities.drop":                anything,
+		"securityContext.seLinuxOptions":                   refuse(noSELinux),
+		"securityContext.windowsOptions":                   refuse(noWindows),
 	} {
 		for _, kind := range []string{"containers[].", "initContainers[].", "ephemeralContainers[]."} {
 			r[kind+path] = rule
@@ -199,6 +215,7 @@ func unsupportedEphemeral(pod *corev1.Pod, name string) []string {
 // containers are processes of one system, which has neither namespaces nor cgroups. It is
 // pure.
 func unsupportedMacOS(pod *corev1.Pod) []string {
+	const plain = "containers are plain processes of the system"
 	var faults []string
 	refuse := func(asked bool, field, hint string, args ...any) {
 		if asked {
@@ -216,10 +233,19 @@ func unsupportedMacOS(pod *corev1.Pod) []string {
 		}
 		if s := c.SecurityContext; s != nil {
 			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "%s.securityContext.readOnlyRootFilesystem", "containers share the system's disk", c.field)
+			refuse(s.Privileged != nil && *s.Privileged, "%s.securityContext.privileged", plain, c.field)
+			refuse(s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation, "%s.securityContext.allowPrivilegeEscalation", plain, c.field)
+			refuse(s.ProcMount != nil && *s.ProcMount != corev1.DefaultProcMount, "%s.securityContext.procMount", "it has no /proc", c.field)
+			refuse(s.Capabilities != nil && len(s.Capabilities.Add)+len(s.Capabilities.Drop) > 0, "%s.securityContext.capabilities", plain, c.field)
+			refuse(confines(s.SeccompProfile), "%s.securityContext.seccompProfile", plain, c.field)
 		}
 		refuse(c.target != "", "%s.targetContainerName", "containers see each other's processes anyway; leave it out", c.field)
 		refuse(c.TerminationMessagePath != "" && c.TerminationMessagePath != corev1.TerminationMessagePathDefault, "%s.terminationMessagePath",
 			"containers share the system's disk; use terminationMessagePolicy: FallbackToLogsOnError", c.field)
+	}
+	if s := pod.Spec.SecurityContext; s != nil {
+		refuse(confines(s.SeccompProfile), "spec.securityContext.seccompProfile", plain)
+		refuse(len(s.Sysctls) > 0, "spec.securityContext.sysctls", "its kernel has none of Linux's parameters")
 	}
 	for i := range pod.Spec.Volumes {
 		e := pod.Spec.Volumes[i].EmptyDir
@@ -227,6 +253,11 @@ func unsupportedMacOS(pod *corev1.Pod) []string {
 		refuse(e != nil && e.Medium == corev1.StorageMediumMemory, "spec.volumes[%d].emptyDir.medium", "there is no file system in memory; leave the medium out", i)
 	}
 	return faults
+}
+
+// confines: the profile is more than the wish to have none.
+func confines(p *corev1.SeccompProfile) bool {
+	return p != nil && p.Type != corev1.SeccompProfileTypeUnconfined
 }
 
 type walker struct {

@@ -79,6 +79,7 @@ type environment struct {
 	// volumeRefresh is how often the content of volumes is read again.
 	volumeRefresh time.Duration
 	hostPaths     hostPaths
+	seccompDir    string // profiles that pods name
 	// silence is how long a guest may not answer until its machine is given up.
 	silence time.Duration
 }

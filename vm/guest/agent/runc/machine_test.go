@@ -181,8 +181,14 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 		}
 		var creates, starts, execs []time.Duration
 		for range 5 {
+			m := &agentv1.CreateContainerRequest{Id: "main", Args: []string{"sleep", "100"}}
+			if s.BeforeCreate != nil {
+				if err := s.BeforeCreate(t.Context(), m); err != nil {
+					t.Fatal(err)
+				}
+			}
 			before := time.Now()
-			if err := s.Create(t.Context(), &agentv1.CreateContainerRequest{Id: "main", Args: []string{"sleep", "100"}}); err != nil {
+			if _, err := p.Containers.CreateContainer(t.Context(), connect.NewRequest(m)); err != nil {
 				t.Fatal(err)
 			}
 			created := time.Now()

@@ -22,13 +22,13 @@ import (
 	"strings"
 )
 
-// Bounds of a profile. The kernel takes programs of 4096 instructions at most, which a
-// tenth of these would make.
+// Bounds of a profile. The kernel takes programs of 4096 instructions at most, and there are
+// some 500 system calls.
 const (
 	// MaxBytes is the size of a profile.
 	MaxBytes   = 1 << 20
 	maxRules   = 4096
-	maxNames   = 16384 // in all rules together
+	maxNames   = 4096 // in all rules together
 	maxErrno   = 4095
 	maxNameLen = 64
 )
