@@ -19,6 +19,17 @@ const (
 	maxTailBytes, maxTailLines = 2048, 80
 )
 
+// messagePath is the file that a container's last words are read from; empty for none.
+func messagePath(j startJob) string {
+	if j.macOS { // its containers have no file system of their own to put it in
+		return ""
+	}
+	if p := j.plan.spec.TerminationMessagePath; p != "" {
+		return p
+	}
+	return corev1.TerminationMessagePathDefault
+}
+
 // fallsBack: the end of the log stands in for a message when the container failed without one.
 func fallsBack(c *corev1.Container) bool {
 	return c.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError

@@ -150,8 +150,8 @@ func New(opts Options) (*Provider, error) {
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
-		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
 		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),
+		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)
