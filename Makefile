@@ -92,6 +92,14 @@ test-e2e: build build-simulated ## User stories on a real control plane and real
 test-vz: ## On a Mac only, never run yet: conformance over Virtualization.framework, signed, and the user stories.
 	@hack/test-vz.sh
 
+# FOCUS, in the environment, is read by the tool: make would expand a $ in it.
+# CONFORMANCE_FLAGS are further flags (go run ./hack/conformance -h).
+.PHONY: conformance-sig-node
+conformance-sig-node: build guest controlplane ## Kubernetes' own [sig-node] specs on a node of this host: FOCUS=regexp for some. Takes an hour or more.
+	@hack/prerequisites.sh test
+	@hack/conformance/e2e/build.sh
+	$(GO) run ./hack/conformance $(CONFORMANCE_FLAGS)
+
 .PHONY: bench
 bench: guest bench-supply bench-pods bench-checkout ## All benchmarks; each fails when its target is missed. Wants a quiet machine.
 	$(GO) run ./hack/bench --kit $(KIT)/amd64
@@ -152,4 +160,4 @@ verify-generate: generate ## Fail when generated code is stale.
 
 .PHONY: clean
 clean: ## Remove what was built.
-	rm -rf $(BIN) hack/controlplane/bin .work
+	rm -rf $(BIN) hack/controlplane/bin hack/conformance/e2e/bin .work

@@ -16,22 +16,23 @@ func (w *worker) admit() {
 	if s.plan != nil || s.refusal != nil {
 		return // from a record
 	}
-	p, refused, wait := translate(s.pod, w.env.supply, w.env.templates, w.env.allocatable)
+	if r := w.env.admission.admit(w.start, s.pod); r != nil {
+		w.refuse(r)
+		return
+	}
+	p, refused, wait := w.env.translate(s.pod)
 	if wait != nil {
 		w.await(wait)
 		return
 	}
 	s.waiting = nil
 	if refused != nil {
-		s.refusal = refused
-		w.env.events.pod(s.pod, true, refused.Reason, refused.Message)
-		w.log.Info("Refusing pod", "reason", refused.Reason, "message", refused.Message)
-		w.dirty = true
+		w.refuse(refused)
 		return
 	}
 	s.plan = p
 	s.images = map[imageKey]*imageState{}
-	for _, key := range p.images {
+	for _, key := range imagesOf(s) {
 		s.images[key] = &imageState{}
 	}
 	for _, c := range p.containers {
@@ -39,6 +40,15 @@ func (w *worker) admit() {
 	}
 	w.dirty = true
 	w.mark.begin(w.env.observer, s.pod, s.startTime)
+}
+
+// refuse ends the pod before it began.
+func (w *worker) refuse(r *refusal) {
+	w.s.refusal, w.s.waiting = r, nil
+	w.env.admission.forget(w.s.pod.UID)
+	w.env.events.pod(w.s.pod, true, r.Reason, r.Message)
+	w.log.Info("Refusing pod", "reason", r.Reason, "message", r.Message)
+	w.dirty = true
 }
 
 // await notes what the pod waits for, and tells its owner once. What is only not known

@@ -22,9 +22,19 @@ type startJob struct {
 	plan  containerPlan
 	image *Image
 	slot  int
-	lower []string // layers between the container's own and its image
-	ref   ContainerRef
-	hold  *machineHold
+	// volumeSlots are the slots of image volumes by their names.
+	volumeSlots map[string]int
+	lower       []string // layers between the container's own and its image
+	ref         ContainerRef
+	hold        *machineHold
+	// macOS: the machine's guest is one.
+	macOS bool
+	// memory of the machine.
+	memory int64
+	// profile is the content of a seccomp profile of type Localhost.
+	profile []byte
+	// target is the run whose processes the container of the plan's target shares.
+	target string
 	// previous is the id of the run before, to be removed from the machine.
 	previous string
 	// forget is the run whose log files are to go.
@@ -37,6 +47,9 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 	if j.slot < 0 {
 		return nil, configError(errors.New("the image has changed since the machine was made; delete the pod to get the new one"))
 	}
+	if j.plan.target != "" && j.target == "" && !j.sharesProcesses() {
+		return nil, configError(fmt.Errorf("target container %q does not run", j.plan.target))
+	}
 	vars, err := e.variables.environment(ctx, j.pod, j.plan.spec, j.image.Config.Env)
 	if err != nil {
 		return nil, configError(err)
@@ -45,7 +58,14 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 		vars.set("PATH", defaultPath)
 	}
 	if !vars.has("HOSTNAME") {
-		vars.set("HOSTNAME", kernelHostname(j.pod, e.dns))
+		name, err := kernelHostname(j.pod, e.dns)
+		if err != nil {
+			return nil, configError(err)
+		}
+		vars.set("HOSTNAME", name)
+	}
+	if j.profile, err = localhostProfile(e.seccompDir, j.pod, j.plan.spec); err != nil {
+		return nil, err
 	}
 	req, err := createRequest(j, vars)
 	if err != nil {
@@ -85,6 +105,12 @@ func (e *environment) startRun(ctx context.Context, j startJob) (*agentv1.Contai
 	return st, nil
 }
 
+// sharesProcesses: all containers of the pod see each other's processes anyway.
+func (j *startJob) sharesProcesses() bool {
+	share := j.pod.Spec.ShareProcessNamespace
+	return share != nil && *share
+}
+
 // defaultPath is what containerd and docker give a container whose image sets no PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -102,6 +128,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	req := &agentv1.CreateContainerRequest{
 		Id: j.ref.ID, ImageSlot: int32(j.slot), Args: args, Env: vars.list(), //nolint:gosec // slots are few
 		WorkingDir: img.WorkingDir, User: user, Tty: c.TTY, Stdin: c.Stdin, Resources: resourcesOf(c), LowerLayers: j.lower,
+		TargetContainer: j.target,
 	}
 	if c.WorkingDir != "" {
 		req.WorkingDir = c.WorkingDir
@@ -109,23 +136,17 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	if sc := c.SecurityContext; sc != nil && sc.ReadOnlyRootFilesystem != nil {
 		req.ReadOnlyRoot = *sc.ReadOnlyRootFilesystem
 	}
-	for _, m := range c.VolumeMounts {
-		req.Mounts = append(req.Mounts, &agentv1.Mount{
-			Volume: m.Name, SubPath: m.SubPath, Target: m.MountPath,
-			ReadOnly: m.ReadOnly || contentVolume(j.pod, m.Name),
-		})
-	}
-	return req, nil
-}
-
-// contentVolume: what comes from the API is read-only in containers.
-func contentVolume(pod *corev1.Pod, name string) bool {
-	for i := range pod.Spec.Volumes {
-		if v := &pod.Spec.Volumes[i]; v.Name == name {
-			return hasContent(v)
+	if !j.macOS { // where the rest is refused, see unsupportedMacOS
+		req.Security = securityOf(j.pod, c)
+		if s := req.Security.GetSeccomp(); s != nil {
+			s.Profile = j.profile
 		}
 	}
-	return false
+	req.Resources.OomScoreAdj = oomScoreAdj(j.pod, c, j.plan.kind, j.memory)
+	if req.Mounts, err = mountsOf(j.pod, c, vars.known, j.volumeSlots); err != nil {
+		return nil, configError(err)
+	}
+	return req, nil
 }
 
 // commandLine merges as the API documents it: the pod's command replaces the image's
@@ -171,6 +192,7 @@ func userOf(pod *corev1.Pod, c *corev1.Container, image string) (*agentv1.User, 
 			u.SupplementalGroups = append(u.SupplementalGroups, *sc.FSGroup)
 		}
 		nonRoot = sc.RunAsNonRoot != nil && *sc.RunAsNonRoot
+		u.StrictGroups = sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict
 	}
 	if sc := c.SecurityContext; sc != nil {
 		if sc.RunAsGroup != nil {

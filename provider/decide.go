@@ -3,33 +3,14 @@
 
 package provider
 
-import (
-	"syscall"
-	"time"
-)
-
-// Times of the end of a pod, beyond its grace period.
-const (
-	// killWait is how long after SIGKILL the machine may still report the end of its
-	// containers before it is taken away with them.
-	killWait = 5 * time.Second
-	// drainWait is how long after its end a container's output may still be copied:
-	// its output is bounded by the agent's spool, which a healthy guest sends in well
-	// under a second.
-	drainWait = 10 * time.Second
-)
-
-// signalAct sends a signal to a container.
-type signalAct struct {
-	container int
-	signal    syscall.Signal
-	all       bool
-}
+import "time"
 
 // decision is what a worker is to do now. Everything in it can be done at once.
 type decision struct {
 	finish    bool // the pod is over: stage finished
 	terminate bool // the pod is deleted: stage terminating
+	// kill: the pod's containers are to end although nobody deletes it.
+	kill *podKill
 
 	admit   bool // look again whether the pod's template is there
 	pull    []imageKey
@@ -40,6 +21,9 @@ type decision struct {
 	start int
 	// restart are containers whose run ended and is to be followed by another.
 	restart []int
+	// postStart are containers whose hook is to run, now that their run began.
+	postStart []int
+	preStop   []hookAct
 
 	list    bool // ask the machine for its containers
 	signals []signalAct
@@ -62,14 +46,7 @@ func decide(s *state, now time.Time) decision {
 	d := decision{start: -1}
 	switch s.stage {
 	case stageSyncing:
-		switch {
-		case s.deletion != nil:
-			d.terminate = true
-		case s.refusal != nil || podOver(s, now):
-			d.finish = true
-		default:
-			decideSync(s, now, &d)
-		}
+		decideSyncing(s, now, &d)
 	case stageFinished:
 		if s.deletion != nil {
 			d.terminate = true
@@ -83,17 +60,36 @@ func decide(s *state, now time.Time) decision {
 	return d
 }
 
-// podOver: every container has ended for good and its output is on disk.
-func podOver(s *state, now time.Time) bool {
-	if s.plan == nil || len(s.containers) == 0 {
-		return false
-	}
-	for _, c := range s.containers {
-		if c.step != containerExited || restarts(s.plan.restartPolicy, c.exit) || !drainedOrLate(c, now) {
-			return false
+// decideSyncing is what to do for a pod that nobody deleted.
+func decideSyncing(s *state, now time.Time, d *decision) {
+	overdue := deadlineOf(s)
+	switch {
+	case s.deletion != nil:
+		d.terminate = true
+	case s.refusal != nil:
+		d.finish = true
+	case s.kill != nil:
+		d.finish = bringDown(s, &s.kill.ending, now, d)
+	case podOver(s, now):
+		d.finish = true
+	case settled(s, now):
+		d.kill = &podKill{settled: true, ending: ending{since: now, grace: s.plan.grace}}
+	case !overdue.IsZero() && !now.Before(overdue):
+		d.kill = &podKill{reason: reasonDeadlineExceeded, message: deadlineMessage, ending: ending{since: now, grace: graceOfSpec(s.pod)}}
+	default:
+		decideSync(s, now, d)
+		if !overdue.IsZero() {
+			d.wakeAt(overdue)
 		}
 	}
-	return true
+}
+
+// deadlineOf is when the pod has been active for too long; zero for never.
+func deadlineOf(s *state) time.Time {
+	if a := s.pod.Spec.ActiveDeadlineSeconds; a != nil {
+		return s.startTime.Add(seconds(*a))
+	}
+	return time.Time{}
 }
 
 func drainedOrLate(c *containerState, now time.Time) bool {
@@ -126,30 +122,35 @@ func decideSync(s *state, now time.Time, d *decision) {
 		d.adopt = true
 		return
 	}
-	// 3. Runs that ended are followed by others, once their output is safe.
+	// 3. Runs that ended are followed by others, once their output is safe; runs that go on
+	// have their hooks, and end when somebody asked for it.
+	passed := progress(s)
 	wanted := false
-	var next time.Time
 	for i, c := range s.containers {
 		switch c.step {
 		case containerExited:
 			if !drainedOrLate(c, now) {
 				d.wakeAt(c.drainBy)
-			} else if restarts(s.plan.restartPolicy, c.exit) {
+			} else if again(s, i) {
 				d.restart = append(d.restart, i)
 			}
 		case containerWaiting:
-			if now.Before(c.notBefore) {
-				if next.IsZero() || c.notBefore.Before(next) {
-					next = c.notBefore
-				}
-			} else {
+			switch {
+			case s.plan.containers[i].kind == kindEphemeral, !runnable(s, i, passed):
+			case now.Before(c.notBefore):
+				d.wakeAt(c.notBefore)
+			default:
 				wanted = true
+			}
+		case containerRunning:
+			switch {
+			case c.stop != nil:
+				stopOne(s, i, c.stop.deadline(), c.stop.grace <= 0, now, d)
+			case settling(s, i) && c.postStart == hookNone:
+				d.postStart = append(d.postStart, i)
 			}
 		default:
 		}
-	}
-	if !next.IsZero() {
-		d.wakeAt(next)
 	}
 	// 4. All images, side by side. A machine of a template brings them; only when an
 	// earlier process's machine has one that is not on the node any more, it is pulled.
@@ -169,6 +170,15 @@ func decideSync(s *state, now time.Time, d *decision) {
 			d.pull = append(d.pull, key)
 		}
 		ready = false
+	}
+	for _, key := range s.plan.late { // nobody waits for those but their containers
+		if img := s.images[key]; img.image == nil && !img.pulling && !img.fatal && s.machine.step == machineHeld {
+			if now.Before(img.retryAt) {
+				d.wakeAt(img.retryAt)
+			} else {
+				d.pull = append(d.pull, key)
+			}
+		}
 	}
 	if !ready {
 		return
@@ -200,20 +210,26 @@ func decideSync(s *state, now time.Time, d *decision) {
 		}
 		return
 	}
-	// 7. Containers, one after the other in the order of the pod.
+	// 7. Containers, one after the other in the order of the pod: none begins while another
+	// is being started or has its postStart hook.
 	if !s.machine.synced {
 		return
 	}
-	for _, c := range s.containers {
-		if c.step == containerStarting {
+	for i, c := range s.containers {
+		if c.step == containerStarting || settling(s, i) && c.postStart != hookFailed {
 			return
 		}
 	}
 	for i, c := range s.containers {
-		if c.step == containerWaiting && !now.Before(c.notBefore) {
-			d.start = i
-			return
+		if c.step != containerWaiting || !runnable(s, i, passed) {
+			continue
 		}
+		if now.Before(c.notBefore) {
+			d.wakeAt(c.notBefore)
+			continue
+		}
+		d.start = i
+		return
 	}
 }
 
@@ -253,74 +269,17 @@ func busy(s *state) bool {
 
 func decideTerminating(s *state, now time.Time, d *decision) {
 	del := s.deletion
-	// 1. Everything that was being started was cancelled: wait until it has ended.
-	if busy(s) || del.cleaning || del.listing {
+	if del.cleaning || !bringDown(s, &del.ending, now, d) {
 		return
 	}
-	// 2. A machine with containers: end them first.
-	if s.machine.step == machineHeld && s.machine.lost == nil && !containersDown(s, now, d) {
-		return
-	}
-	// A machine of an earlier process whose pod may still end gracefully is adopted first.
-	if s.machine.step == machineNone && s.machine.adopt && s.machine.acquired && now.Before(del.deadline()) && del.failures == 0 {
-		d.adopt = true
-		return
-	}
-	// 3. The machine.
 	if s.machine.step == machineHeld || s.machine.adopt {
 		decideRelease(s, now, d)
 		return
 	}
-	// 4. Files, record, API object.
+	// Files, record, API object.
 	if now.Before(del.retryAt) {
 		d.wakeAt(del.retryAt)
 		return
 	}
 	d.cleanup = true
-}
-
-// containersDown reports whether all containers have ended or time is up, and what
-// to do until then.
-func containersDown(s *state, now time.Time, d *decision) bool {
-	del := s.deletion
-	if !del.listed {
-		d.list = true
-		return false
-	}
-	last := del.deadline().Add(killWait)
-	down := true
-	for i, c := range s.containers {
-		switch c.step {
-		case containerRunning:
-			down = false
-			if !c.stopSent && del.grace > 0 {
-				d.signals = append(d.signals, signalAct{container: i, signal: s.plan.containers[i].stopSignal})
-			}
-		case containerExited:
-			if !drainedOrLate(c, now) && now.Before(last) {
-				down = false
-				d.wakeAt(c.drainBy)
-			}
-		default:
-		}
-	}
-	if down {
-		return true
-	}
-	switch {
-	case !now.Before(last):
-		return true
-	case !now.Before(del.deadline()):
-		if !del.killed {
-			for i, c := range s.containers {
-				if c.step == containerRunning {
-					d.signals = append(d.signals, signalAct{container: i, signal: syscall.SIGKILL, all: true})
-				}
-			}
-		}
-		d.wakeAt(last)
-	default:
-		d.wakeAt(del.deadline())
-	}
-	return false
 }

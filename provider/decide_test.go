@@ -65,7 +65,7 @@ func TestDecide(t *testing.T) {
 		{"template: lost machine goes first", "Always", 1, func(s *state) { template(s); s.images[key].image = nil; s.machine.lost = &loss{} }, none(decision{release: true})},
 		{"template missing: look at once", "Never", 0, func(s *state) { waiting(s, t0) }, none(decision{admit: true})},
 		{"template missing: look again later", "Never", 0, func(s *state) { waiting(s, t0.Add(time.Second)) }, none(decision{wake: t0.Add(time.Second)})},
-		{"template missing: deleted", "Never", 0, func(s *state) { waiting(s, t0); s.deletion = &deletion{since: t0} }, none(decision{terminate: true})},
+		{"template missing: deleted", "Never", 0, func(s *state) { waiting(s, t0); s.deletion = &deletion{ending: ending{since: t0}} }, none(decision{terminate: true})},
 		{"template missing: terminating", "Never", 0, func(s *state) { waiting(s, t0); term(s, time.Minute, false) }, none(decision{cleanup: true})},
 		{"acquire backs off", "Never", 1, func(s *state) { s.machine = machineState{retryAt: t0.Add(time.Second)} }, none(decision{wake: t0.Add(time.Second)})},
 		{"acquire under way", "Never", 1, func(s *state) { s.machine.step = machineAcquiring }, none(decision{})},
@@ -91,8 +91,8 @@ func TestDecide(t *testing.T) {
 		{"no machine while all back off", "Always", 1, func(s *state) { s.machine = machineState{}; s.containers[0].notBefore = t0.Add(time.Second) }, none(decision{wake: t0.Add(time.Second)})},
 		{"finished: release", "Never", 1, func(s *state) { s.stage = stageFinished }, none(decision{release: true})},
 		{"finished: at rest", "Never", 1, func(s *state) { s.stage, s.machine = stageFinished, machineState{} }, none(decision{})},
-		{"finished and deleted", "Never", 1, func(s *state) { s.stage, s.deletion = stageFinished, &deletion{since: t0} }, none(decision{terminate: true})},
-		{"deleted", "Never", 1, func(s *state) { s.deletion = &deletion{since: t0} }, none(decision{terminate: true})},
+		{"finished and deleted", "Never", 1, func(s *state) { s.stage, s.deletion = stageFinished, &deletion{ending: ending{since: t0}} }, none(decision{terminate: true})},
+		{"deleted", "Never", 1, func(s *state) { s.deletion = &deletion{ending: ending{since: t0}} }, none(decision{terminate: true})},
 		{"terminating: waits for starts to end", "Never", 1, func(s *state) { term(s, time.Minute, false); s.containers[0].step = containerStarting }, none(decision{})},
 		{"terminating: never starts", "Always", 1, func(s *state) { term(s, time.Minute, true) }, none(decision{release: true})},
 		{"terminating: asks what runs", "Never", 1, func(s *state) { term(s, time.Minute, false) }, none(decision{list: true})},
@@ -100,7 +100,7 @@ func TestDecide(t *testing.T) {
 			none(decision{signals: []signalAct{{container: 0, signal: syscall.SIGTERM}}, wake: t0.Add(time.Minute)})},
 		{"terminating: waits for grace", "Never", 1, func(s *state) {
 			term(s, time.Minute, true)
-			s.containers[0].step, s.containers[0].stopSent = containerRunning, true
+			s.containers[0].step, s.containers[0].stopSent, s.containers[0].stopAt = containerRunning, true, t0
 		},
 			none(decision{wake: t0.Add(time.Minute)})},
 		{"terminating: kill after grace", "Never", 1, func(s *state) { term(s, 0, true); s.containers[0].step = containerRunning },
@@ -141,7 +141,7 @@ func waiting(s *state, retryAt time.Time) {
 }
 
 func term(s *state, grace time.Duration, listed bool) {
-	s.stage, s.deletion = stageTerminating, &deletion{since: t0, grace: grace, listed: listed}
+	s.stage, s.deletion = stageTerminating, &deletion{ending: ending{since: t0, grace: grace, listed: listed}}
 }
 
 func TestBackoff(t *testing.T) {

@@ -24,6 +24,13 @@
 // (record.go), does it in a goroutine of its own that can be cancelled, and looks
 // again when the outcome arrives. So a deletion is never behind a pull.
 //
+// # Probes
+//
+// Each run of a container that has probes is asked by goroutines of the machine's hold
+// (probes.go; the timing is package probe's, what a probe does is in handlers.go, as are
+// lifecycle hooks). The loop hears of an answer only when it changes something or is to be
+// told by an event. A container without probes costs nothing, and no guest is polled.
+//
 // # Identity
 //
 // virtual-kubelet calls with namespace and name, which a recreated pod reuses.

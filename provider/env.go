@@ -213,6 +213,14 @@ func (v *variables) list() []string {
 // expand replaces $(NAME) by its value where there is one, $$ by $, and leaves everything
 // else as it is: https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/
 func expand(s string, known map[string]string) string {
+	return expandBy(s, func(name string) (string, bool) {
+		value, ok := known[name]
+		return value, ok
+	})
+}
+
+// expandBy is expand, asking for each name.
+func expandBy(s string, known func(string) (string, bool)) string {
 	if !strings.Contains(s, "$") {
 		return s
 	}
@@ -233,7 +241,7 @@ func expand(s string, known map[string]string) string {
 				return b.String()
 			}
 			ref := s[i : i+end+1]
-			if value, ok := known[ref[2:len(ref)-1]]; ok {
+			if value, ok := known(ref[2 : len(ref)-1]); ok {
 				b.WriteString(value)
 			} else {
 				b.WriteString(ref)

@@ -25,15 +25,22 @@ const (
 	eventCreated          = "Created"
 	eventStarted          = "Started"
 	eventKilling          = "Killing"
+	eventFailedPostStart  = "FailedPostStartHook"
+	eventFailedPreStop    = "FailedPreStopHook"
 	eventFailedSandbox    = "FailedCreatePodSandBox"
 	eventSandboxChanged   = "SandboxChanged"
 	eventFailedMount      = "FailedMount"
+	eventHostPort         = "HostPortConflict"
+	eventDNSConfig        = "DNSConfigForming"
 	eventMissingDNS       = "MissingClusterDNS"
 	eventMachineRestored  = "MachineRestored"
 	eventMachineAdopted   = "MachineAdopted"
 	eventMachineDied      = "MachineDied"
 	eventPullSecret       = "FailedToRetrieveImagePullSecret"
 	eventFailedKillPod    = "FailedKillPod"
+	eventUnhealthy        = "Unhealthy"
+	eventProbeWarning     = "ProbeWarning"
+	eventHTTPFallback     = "LifecycleHTTPFallback"
 	maxEventMessage       = 1000 // the API server refuses more than 1024 bytes
 	virtualKubeletPrefix  = "Provider"
 	virtualKubeletSuccess = "Success"
@@ -48,11 +55,26 @@ func (e events) pod(pod *corev1.Pod, warning bool, reason, message string) {
 
 // container sends an event that is about one container of the pod, as the kubelet does.
 func (e events) container(pod *corev1.Pod, name string, warning bool, reason, message string) {
+	if name == "" { // an image of a volume
+		e.pod(pod, warning, reason, message)
+		return
+	}
 	var obj runtime.Object = pod
-	if ref, err := reference.GetPartialReference(scheme.Scheme, pod, "spec.containers{"+name+"}"); err == nil {
+	if ref, err := reference.GetPartialReference(scheme.Scheme, pod, listOf(pod, name)+"{"+name+"}"); err == nil {
 		obj = ref
 	}
 	e.recorder.Event(obj, eventType(warning), reason, bound(message, maxEventMessage))
+}
+
+// listOf is the list of the pod's specification that has the container.
+func listOf(pod *corev1.Pod, name string) string {
+	for c := range containersOf(pod) {
+		if c.Name == name {
+			list, _, _ := strings.Cut(c.field, "[")
+			return list
+		}
+	}
+	return "spec.containers"
 }
 
 func eventType(warning bool) string {

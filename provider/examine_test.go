@@ -100,7 +100,7 @@ func condition(t *testing.T, list []corev1.NodeCondition, kind corev1.NodeCondit
 func keeper(t *testing.T, o NodeOptions, objects ...runtime.Object) (*nodeKeeper, *told) {
 	t.Helper()
 	r := &told{}
-	p := &Provider{kube: &kube{recorder: r}, recording: true, log: slog.New(slog.DiscardHandler),
+	p := &Provider{kube: &kube{recorder: r}, recording: true, admission: &admission{}, log: slog.New(slog.DiscardHandler),
 		opts: Options{NodeName: "node-a", Client: fake.NewClientset(objects...), Node: o}}
 	_, k, err := p.nodeController(t.Context())
 	if err != nil {

@@ -37,8 +37,11 @@ func fieldValue(pod *corev1.Pod, path, nodeIP string) (string, error) {
 		return pod.Spec.NodeName, nil
 	case "spec.serviceAccountName":
 		return pod.Spec.ServiceAccountName, nil
-	case "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs":
-		return nodeIP, nil
+	case "status.hostIP", "status.podIP":
+		primary, _, _ := strings.Cut(nodeIP, ",")
+		return primary, nil
+	case "status.hostIPs", "status.podIPs":
+		return nodeIP, nil // separated by commas, as the kubelet writes them
 	default:
 		return "", fmt.Errorf("fieldRef %q is not supported", path)
 	}
@@ -102,14 +105,4 @@ func ceilDiv(a, b int64) int64 {
 		b = 1
 	}
 	return (a + b - 1) / b
-}
-
-// containerNamed finds a container of the pod.
-func containerNamed(pod *corev1.Pod, name string) *corev1.Container {
-	for i := range pod.Spec.Containers {
-		if pod.Spec.Containers[i].Name == name {
-			return &pod.Spec.Containers[i]
-		}
-	}
-	return nil
 }

@@ -21,6 +21,7 @@ import (
 type machineHold struct {
 	lease   Lease
 	volumes *volumeKeeper
+	ports   *portForwarder // nil: the pod asks for no port of the host
 
 	ctx  context.Context //nolint:containedctx // the lifetime of the hold
 	stop context.CancelFunc
@@ -34,12 +35,15 @@ func (w *worker) keep(lease Lease) {
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.volumes, w.volumes = w.volumes, nil
 	if h.volumes == nil {
-		h.volumes = newVolumeKeeper(w.env, w.log)
+		h.volumes = newVolumeKeeper(w.env, w.log, w.s.machine.shape)
 	}
+	h.ports = newPortForwarder(w.s.pod, w.env.nodeIP, h.dialPort, w.log)
 	w.hold = h
+	h.wg.Go(func() { w.keepPorts(h, w.s.pod, w.s.machine.prepared) })
 	h.wg.Go(func() { w.watchMachine(h) })
 	h.wg.Go(func() { w.watchContainers(h) })
 	h.wg.Go(func() { h.volumes.refresh(h, w.published.Load) })
+	h.wg.Go(func() { w.watchUsage(h) })
 }
 
 // letGo ends the hold and waits for its goroutines; the machine stays as it is.
@@ -233,7 +237,8 @@ func (w *worker) observed(c *containerState, st *agentv1.ContainerStatus) {
 		}
 		c.exit = terminationOf(c, &w.s, st, now)
 		c.drainBy = now.Add(drainWait)
-		c.reason, c.message = "", ""
+		c.reason, c.message, c.stop = "", "", nil
+		c.endHook()
 		w.dirty = true
 		w.copyOutput(c)
 		w.log.Info("Container exited", "container", c.name, "attempt", c.attempt, "exitCode", c.exit.ExitCode, "reason", c.exit.Reason)
@@ -263,7 +268,8 @@ func (w *worker) absent(known map[string]bool) {
 // ended notes the end of a run that the machine did not report.
 func (w *worker) ended(c *containerState, reason, message string) {
 	now := time.Now()
-	c.step, c.drained = containerExited, true
+	c.step, c.drained, c.stop = containerExited, true, nil
+	c.endHook()
 	c.exit = &termination{Attempt: c.attempt, ID: c.id(&w.s), ExitCode: 137, Reason: reason, Message: bound(message, maxStatusMessage),
 		StartedAt: c.startedAt, FinishedAt: now}
 	w.dirty = true
@@ -273,7 +279,7 @@ func (w *worker) ended(c *containerState, reason, message string) {
 func terminationOf(c *containerState, s *state, st *agentv1.ContainerStatus, now time.Time) *termination {
 	t := &termination{
 		Attempt: c.attempt, ID: c.id(s), ExitCode: st.GetExitCode(), Signal: st.GetSignal(),
-		Message:   bound(st.GetMessage(), maxStatusMessage),
+		Message:   lastWords(st.GetTerminationMessage(), st.GetMessage()),
 		StartedAt: c.startedAt, FinishedAt: guestTime(st.GetFinishedUnixNano(), now),
 	}
 	switch r := st.GetReason(); r {
@@ -316,6 +322,8 @@ func (w *worker) copyOutput(c *containerState) {
 	}
 	c.copying = true
 	ref, attempt := w.ref(c), c.attempt
+	i := w.s.plan.index(c.name)
+	fallback := i >= 0 && fallsBack(w.s.plan.containers[i].spec)
 	h.wg.Go(func() {
 		err := w.env.logs.Copy(h.ctx, ref, h.lease.Guest)
 		// A run that the machine does not have any more has no output either.
@@ -324,12 +332,22 @@ func (w *worker) copyOutput(c *containerState) {
 			w.log.Warn("Output cannot be copied", "container", ref.ID, "err", err)
 			err = w.env.logs.Copy(h.ctx, ref, h.lease.Guest)
 		}
+		var tail []byte
+		if fallback {
+			var terr error
+			if tail, terr = w.env.logs.Tail(h.ctx, ref, maxTailLines, maxTailBytes); terr != nil {
+				w.log.Warn("Log cannot be read for a termination message", "container", ref.ID, "err", terr)
+			}
+		}
 		w.here(h, func(*state) {
 			if c.attempt != attempt {
 				return
 			}
 			c.copying = false
 			c.drained = c.drained || c.step == containerExited || h.ctx.Err() != nil
+			if t := c.exit; t != nil && t.ExitCode != 0 && t.Message == "" {
+				t.Message = tailMessage(tail)
+			}
 			w.dirty = true
 		})
 	})

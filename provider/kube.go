@@ -25,14 +25,16 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-// kube is the node's view of the API server: the pods bound to it and the services,
-// which are all that a node may list.
+// kube is the node's view of the API server: the pods bound to it, the services, and its
+// own node, which are all that a node may list.
 type kube struct {
 	opts        Options
 	podFactory  informers.SharedInformerFactory
 	pods        corev1informers.PodInformer
 	svcFactory  informers.SharedInformerFactory
 	svc         corev1informers.ServiceInformer
+	selfFactory informers.SharedInformerFactory
+	self        corev1informers.NodeInformer
 	idle        informers.SharedInformerFactory // never started
 	recorder    kuberecord.EventRecorder
 	broadcaster kuberecord.EventBroadcaster // nil when the recorder was given
@@ -47,13 +49,49 @@ func newKube(opts Options) *kube {
 	k.pods.Informer() // registers it, so that the factory starts it
 	k.svcFactory = informers.NewSharedInformerFactory(opts.Client, 0)
 	k.svc = k.svcFactory.Core().V1().Services()
-	k.svc.Informer()
+	_ = k.svc.Informer().SetTransform(slimService) // fails only once it runs
+	k.selfFactory = informers.NewSharedInformerFactoryWithOptions(opts.Client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", opts.NodeName).String()
+	}))
+	k.self = k.selfFactory.Core().V1().Nodes()
+	k.self.Informer()
 	k.idle = informers.NewSharedInformerFactory(opts.Client, 0)
 	if k.recorder == nil {
 		k.broadcaster = kuberecord.NewBroadcaster()
 		k.recorder = k.broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "vk-firkin", Host: opts.NodeName})
 	}
 	return k
+}
+
+// slimService keeps of a service what pods' variables are made of: a cluster may have
+// thousands, and the node keeps all of them in memory.
+func slimService(obj any) (any, error) {
+	s, ok := obj.(*corev1.Service)
+	if !ok {
+		return obj, nil // a tombstone
+	}
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion},
+		Spec:       corev1.ServiceSpec{Type: s.Spec.Type, ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, Ports: s.Spec.Ports},
+	}, nil
+}
+
+// node is this node as the API server has it, nil when there is none. fresh asks the
+// server, within freshNodeTimeout.
+func (k *kube) node(ctx context.Context, fresh bool) *corev1.Node {
+	if fresh {
+		ctx, cancel := context.WithTimeout(ctx, freshNodeTimeout)
+		defer cancel()
+		if n, err := k.opts.Client.CoreV1().Nodes().Get(ctx, k.opts.NodeName, metav1.GetOptions{}); err == nil {
+			return n
+		}
+		return nil
+	}
+	n, err := k.self.Lister().Get(k.opts.NodeName)
+	if err != nil {
+		return nil
+	}
+	return n
 }
 
 // start begins to list and watch, and waits until pods and services were listed.
@@ -63,8 +101,9 @@ func (k *kube) start(ctx context.Context) error {
 	}
 	k.podFactory.Start(ctx.Done())
 	k.svcFactory.Start(ctx.Done())
-	if !cache.WaitForCacheSync(ctx.Done(), k.pods.Informer().HasSynced, k.svc.Informer().HasSynced) {
-		return fmt.Errorf("list pods and services of the API server: %w", context.Cause(ctx))
+	k.selfFactory.Start(ctx.Done())
+	if !cache.WaitForCacheSync(ctx.Done(), k.pods.Informer().HasSynced, k.svc.Informer().HasSynced, k.self.Informer().HasSynced) {
+		return fmt.Errorf("list pods, services and the node of the API server: %w", context.Cause(ctx))
 	}
 	return nil
 }
@@ -73,6 +112,7 @@ func (k *kube) start(ctx context.Context) error {
 func (k *kube) stop() {
 	k.podFactory.Shutdown()
 	k.svcFactory.Shutdown()
+	k.selfFactory.Shutdown()
 	if k.broadcaster != nil {
 		k.broadcaster.Shutdown()
 	}
@@ -187,7 +227,8 @@ func (p *Provider) podGone(obj any) {
 		obj = last.Obj
 	}
 	if pod, ok := obj.(*corev1.Pod); ok {
-		p.end(pod.UID, nil, goneGrace)
+		p.admission.forget(pod.UID) // its ports may be asked for again before its machine is gone: see keepPorts
+		p.abandon(pod.UID)
 	}
 }
 

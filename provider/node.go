@@ -6,6 +6,8 @@ package provider
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,8 +45,18 @@ type NodeOptions struct {
 	NoTaint bool
 	// KubeletPort is where the kubelet API listens.
 	KubeletPort int32
-	// Version is shown as the kubelet's, KernelVersion is the guest kit's.
-	Version, KernelVersion, OSImage string
+	// KubeletVersion says which release of Kubernetes the node behaves as, Version is this
+	// program's, KernelVersion is the guest kit's.
+	KubeletVersion, Version, KernelVersion, OSImage string
+	// MachineID, SystemUUID and BootID identify the host, its hardware, and its last boot.
+	MachineID, SystemUUID, BootID string
+	// Labels are further labels, of those that a node may set on itself.
+	Labels map[string]string
+	// Images lists the images on the node; nil shows none. It must not change what it
+	// returned.
+	Images func() []corev1.ContainerImage
+	// PressureTransition is how long a pressure must be over until the node says so.
+	PressureTransition time.Duration
 	// Measure looks at the host's state; nil reports no pressure. See Measurer.
 	Measure func() (Pressure, error)
 	// Healthy fails when the node cannot run pods, with a reason for people; nil is
@@ -89,30 +101,41 @@ func MacOSGuests(resources corev1.ResourceList, n int) corev1.ResourceList {
 // nodeObject is the node as it registers. Only labels that NodeRestriction lets a
 // node set on itself are in it.
 func nodeObject(name, ip string, o NodeOptions, now time.Time) *corev1.Node {
+	labels := maps.Clone(o.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, map[string]string{
+		corev1.LabelOSStable: "linux", corev1.LabelArchStable: o.Arch, corev1.LabelHostname: name,
+		LabelHostOS: o.HostOS, LabelDriver: o.Driver, TaintMachine: "true",
+	})
+	supports := rules()
+	strict := supports["securityContext.supplementalGroupsPolicy"].admits(string(corev1.SupplementalGroupsPolicyStrict))
+	recursive := supports["containers[].volumeMounts[].recursiveReadOnly"].admits(string(corev1.RecursiveReadOnlyEnabled))
+	handler := &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &recursive, UserNamespaces: new(bool)}
 	n := &corev1.Node{
-		TypeMeta: metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
-			corev1.LabelOSStable: "linux", corev1.LabelArchStable: o.Arch, corev1.LabelHostname: name,
-			LabelHostOS: o.HostOS, LabelDriver: o.Driver, TaintMachine: "true",
-		}},
+		TypeMeta:   metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
 		Status: corev1.NodeStatus{
 			Capacity: o.Capacity, Allocatable: o.Allocatable,
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: o.KubeletPort}},
 			Addresses:       []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}},
 			NodeInfo: corev1.NodeSystemInfo{
-				Architecture: o.Arch, OperatingSystem: "linux", KubeletVersion: o.Version, KernelVersion: o.KernelVersion,
+				Architecture: o.Arch, OperatingSystem: "linux", KubeletVersion: o.KubeletVersion, KernelVersion: o.KernelVersion,
 				OSImage: o.OSImage, ContainerRuntimeVersion: "firkin://" + o.Version,
+				MachineID: o.MachineID, SystemUUID: o.SystemUUID, BootID: o.BootID,
 			},
 			// The default one, and that of the RuntimeClasses of templates.
-			RuntimeHandlers: []corev1.NodeRuntimeHandler{{}, {Name: v1alpha1.RuntimeHandler}},
+			RuntimeHandlers: []corev1.NodeRuntimeHandler{{Features: handler}, {Name: v1alpha1.RuntimeHandler, Features: handler}},
+			Features:        &corev1.NodeFeatures{SupplementalGroupsPolicy: &strict},
 			Conditions:      nodeConditions(Pressure{}, nil, nil, nil, now),
 		},
 	}
 	if macOSGuests := o.Capacity[v1alpha1.ResourceMacOSVM]; !macOSGuests.IsZero() {
 		n.Labels[v1alpha1.LabelMacOSGuests] = "true"
 	}
-	if ip != "" {
-		n.Status.Addresses = append([]corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}}, n.Status.Addresses...)
+	for i, address := range nodeAddresses(ip) {
+		n.Status.Addresses = slices.Insert(n.Status.Addresses, i, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: address})
 	}
 	if !o.NoTaint {
 		n.Spec.Taints = []corev1.Taint{{Key: TaintMachine, Value: "true", Effect: corev1.TaintEffectNoSchedule}}
@@ -207,6 +230,7 @@ type nodeKeeper struct {
 	node   *corev1.Node
 	notify chan func(*corev1.Node)
 	host   *examiner
+	held   pressureHold
 }
 
 var _ node.NodeProvider = (*nodeKeeper)(nil)
@@ -219,7 +243,7 @@ func (k *nodeKeeper) Ping(ctx context.Context) error { return ctx.Err() }
 func (k *nodeKeeper) NotifyNodeStatus(_ context.Context, cb func(*corev1.Node)) { k.notify <- cb }
 
 func (p *Provider) nodeController(ctx context.Context) (*node.NodeController, *nodeKeeper, error) {
-	k := &nodeKeeper{p: p, notify: make(chan func(*corev1.Node), 1), host: newExaminer(p.opts.Node.Examine)}
+	k := &nodeKeeper{p: p, notify: make(chan func(*corev1.Node), 1), host: newExaminer(p.opts.Node.Examine), held: pressureHold{period: p.opts.Node.PressureTransition}}
 	k.node = nodeObject(p.opts.NodeName, p.opts.NodeIP, p.opts.Node, time.Now())
 	// What the process before told has its times, and was told by events.
 	k.node.Status.Conditions = nil
@@ -228,6 +252,7 @@ func (p *Provider) nodeController(ctx context.Context) (*node.NodeController, *n
 	}
 	k.host.once(ctx)
 	k.set(k.measure(ctx))
+	k.node.Status.Images = k.images()
 	first := k.node.DeepCopy()
 	nc, err := node.NewNodeController(k, first.DeepCopy(), p.opts.Client.CoreV1().Nodes(),
 		node.WithNodeEnableLeaseV1(p.opts.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease), node.DefaultLeaseDuration),
@@ -254,13 +279,23 @@ func (k *nodeKeeper) measure(ctx context.Context) []corev1.NodeCondition {
 			k.p.log.Warn("Host could not be measured", "err", err)
 		}
 	}
+	p = k.held.settle(p, time.Now())
 	var unhealthy error
-	if k.p.opts.Node.Healthy != nil {
+	if k.p.admission.isClosing() {
+		unhealthy = errNodeShutdown
+	} else if k.p.opts.Node.Healthy != nil {
 		ctx, cancel := context.WithTimeout(ctx, measureEvery)
 		defer cancel()
 		unhealthy = k.p.opts.Node.Healthy(ctx)
 	}
 	return nodeConditions(p, unhealthy, k.host.latest(), k.node.Status.Conditions, time.Now())
+}
+
+func (k *nodeKeeper) images() []corev1.ContainerImage {
+	if k.p.opts.Node.Images == nil {
+		return nil
+	}
+	return nodeImages(k.p.opts.Node.Images())
 }
 
 // set takes new conditions, and tells by events what changed of the host.
@@ -269,6 +304,7 @@ func (k *nodeKeeper) set(conditions []corev1.NodeCondition) {
 		k.p.NodeEvent(e.Warning, e.Reason, e.Message)
 	}
 	k.node.Status.Conditions = conditions
+	k.p.admission.press(conditions)
 }
 
 // offerPause is how long changes of the pools are gathered: each report is two requests.
@@ -298,6 +334,7 @@ func (k *nodeKeeper) run(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-k.host.examined:
+		case <-k.p.nodeChanged:
 		case <-changes:
 			if !sleep(ctx, offerPause) {
 				return
@@ -309,7 +346,8 @@ func (k *nodeKeeper) run(ctx context.Context) {
 		if k.p.opts.Pools != nil {
 			offer(k.node, k.p.opts.Node, k.p.opts.Pools.Pools(), k.p.holdings(), k.p.opts.Pools.WithheldMacOSGuests())
 		}
-		if sameConditions(k.node.Status.Conditions, conditions) && sameOffer(was, k.node) {
+		k.node.Status.Images = k.images()
+		if sameConditions(k.node.Status.Conditions, conditions) && sameOffer(was, k.node) && equality.Semantic.DeepEqual(was.Status.Images, k.node.Status.Images) {
 			continue
 		}
 		k.set(conditions)

@@ -25,18 +25,28 @@ type DNS struct {
 const (
 	maxNameservers = 3
 	maxSearches    = 32
+	maxSearchBytes = 2048
 )
 
-// resolvConf is the content of /etc/resolv.conf. fellBack: the pod asked for cluster
-// DNS, which this node does not have, and got the machine's.
-func resolvConf(pod *corev1.Pod, dns DNS) (content []byte, fellBack bool) {
+// resolver is what a pod's /etc/resolv.conf is to be.
+type resolver struct {
+	content []byte
+	// fellBack: the pod asked for cluster DNS, which this node does not have, and got the machine's.
+	fellBack bool
+	// cut says what was left out, in the kubelet's words.
+	cut []string
+}
+
+// resolvConf is the pod's by its dnsPolicy and dnsConfig.
+func resolvConf(pod *corev1.Pod, dns DNS) resolver {
+	var r resolver
 	var servers, searches, options []string
 	switch pod.Spec.DNSPolicy {
 	case corev1.DNSNone:
 	case corev1.DNSDefault:
 		servers = dns.Machine
 	default: // ClusterFirst, and ClusterFirstWithHostNet for a pod without the host's network
-		if fellBack = len(dns.Cluster) == 0; fellBack {
+		if r.fellBack = len(dns.Cluster) == 0; r.fellBack {
 			servers = dns.Machine
 			break
 		}
@@ -62,17 +72,30 @@ func resolvConf(pod *corev1.Pod, dns DNS) (content []byte, fellBack bool) {
 			options = append(options, text)
 		}
 	}
+	if len(servers) > maxNameservers {
+		servers = servers[:maxNameservers]
+		r.cut = append(r.cut, "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: "+strings.Join(servers, " "))
+	}
+	all := len(searches)
+	searches = searches[:min(all, maxSearches)]
+	for len(strings.Join(searches, " ")) > maxSearchBytes {
+		searches = searches[:len(searches)-1]
+	}
+	if len(searches) < all {
+		r.cut = append(r.cut, "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: "+strings.Join(searches, " "))
+	}
 	var b strings.Builder
 	if len(searches) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(searches[:min(len(searches), maxSearches)], " "))
+		fmt.Fprintf(&b, "search %s\n", strings.Join(searches, " "))
 	}
-	for _, s := range servers[:min(len(servers), maxNameservers)] {
+	for _, s := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
 	if len(options) > 0 {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
 	}
-	return []byte(b.String()), fellBack
+	r.content = []byte(b.String())
+	return r
 }
 
 func unique(list []string) []string {
@@ -108,16 +131,25 @@ func hosts(pod *corev1.Pod, dns DNS, address string) []byte {
 
 // fqdn is the pod's full name where it has a subdomain.
 func fqdn(pod *corev1.Pod, dns DNS) string {
-	if pod.Spec.Subdomain == "" || dns.Domain == "" {
+	if pod.Spec.Subdomain == "" || dns.Domain == "" || pod.Spec.HostnameOverride != nil {
 		return ""
 	}
 	return fmt.Sprintf("%s.%s.%s.svc.%s", hostname(pod), pod.Spec.Subdomain, pod.Namespace, dns.Domain)
 }
 
-// kernelHostname is what the hostname command prints in the pod.
-func kernelHostname(pod *corev1.Pod, dns DNS) string {
-	if full := fqdn(pod, dns); full != "" && pod.Spec.SetHostnameAsFQDN != nil && *pod.Spec.SetHostnameAsFQDN {
-		return full
+// maxKernelHostname is the longest that Linux takes.
+const maxKernelHostname = 64
+
+// kernelHostname is what the hostname command prints in the pod. It fails when the pod wants
+// its full name there and that is too long.
+func kernelHostname(pod *corev1.Pod, dns DNS) (string, error) {
+	full := fqdn(pod, dns)
+	if full == "" || pod.Spec.SetHostnameAsFQDN == nil || !*pod.Spec.SetHostnameAsFQDN {
+		return hostname(pod), nil
 	}
-	return hostname(pod)
+	if len(full) > maxKernelHostname {
+		return "", fmt.Errorf("failed to construct FQDN from pod hostname and cluster domain, FQDN %s is too long (%d characters is the max, %d characters requested)",
+			full, maxKernelHostname, len(full))
+	}
+	return full, nil
 }

@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,9 +27,12 @@ type Options struct {
 	// Client has the rights of system:node:<NodeName>, or more.
 	Client   kubernetes.Interface
 	NodeName string
-	// NodeIP is the node's address that the API server reaches; pods show it as theirs.
+	// NodeIP is the node's address that the API server reaches; pods show it as theirs, and
+	// their host ports are listened on there. With a second one, of the other family,
+	// after a comma.
 	NodeIP string
-	// StateDir is the root of what persists; the pods' records go to its folder "pods".
+	// StateDir is the root of what persists; the pods' records go to its folder "pods",
+	// and its folder "seccomp" has the profiles that pods name (Localhost).
 	StateDir string
 
 	Supply Supply
@@ -49,6 +54,11 @@ type Options struct {
 	// Silence is how long a machine's agent may not answer until the machine is given
 	// up. Zero is one minute.
 	Silence time.Duration
+	// VolumeRefresh is how often the content of volumes that the API server has is read
+	// again, up to half as much later. Zero is one minute.
+	VolumeRefresh time.Duration
+	// HostPaths are the directories of the host, absolute, from which pods may get copies.
+	HostPaths []string
 	// Recorder of events; nil makes one that writes to the API server.
 	Recorder kuberecord.EventRecorder
 	// Logger; nil discards.
@@ -73,6 +83,7 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	o.Silence = cmp.Or(o.Silence, defaultSilence)
+	o.VolumeRefresh = cmp.Or(o.VolumeRefresh, defaultVolumeRefresh)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -85,6 +96,10 @@ type Provider struct {
 	log  *slog.Logger
 	env  *environment
 	kube *kube
+	// admission is env's.
+	admission *admission
+	// nodeChanged holds one when the node's status is to be looked at at once.
+	nodeChanged chan struct{}
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker // guarded by mu
@@ -113,14 +128,20 @@ func New(opts Options) (*Provider, error) {
 	p := &Provider{
 		opts: opts, log: opts.Logger,
 		workers: map[types.UID]*worker{}, buried: map[types.UID]time.Time{},
-		pending: map[types.NamespacedName]*corev1.Pod{}, bell: make(chan struct{}, 1),
+		pending: map[types.NamespacedName]*corev1.Pod{}, bell: make(chan struct{}, 1), nodeChanged: make(chan struct{}, 1),
 	}
 	p.kube = newKube(opts)
 	obj := newObjects(opts.Client)
 	ev := events{p.kube.recorder}
 	allocatable := opts.Node.Allocatable
+	p.admission = &admission{allocatable: allocatable, node: p.kube.node, claims: map[types.UID]claim{}}
+	if addresses := nodeAddresses(opts.NodeIP); len(addresses) > 0 && opts.Node.KubeletPort > 0 {
+		host, _ := netip.ParseAddr(addresses[0])
+		p.admission.own.ports = []hostPort{{protocol: corev1.ProtocolTCP, host: host, port: int(opts.Node.KubeletPort)}}
+	}
 	p.env = &environment{
-		log: opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
+		admission: p.admission,
+		log:       opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
 		templates: opts.Templates,
 		records:   records{dir: filepath.Join(opts.StateDir, "pods")}, objects: obj, events: ev,
 		puller:    puller{images: opts.Images, objects: obj, events: ev},
@@ -128,6 +149,9 @@ func New(opts Options) (*Provider, error) {
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
+		userAgent:     strings.TrimPrefix(opts.Node.Version, "v"),
+		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
+		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)
@@ -142,7 +166,8 @@ func (p *Provider) upsert(pod *corev1.Pod) {
 	defer p.mu.Unlock()
 	for uid, w := range p.workers {
 		if old := w.published.Load(); uid != pod.UID && old.Namespace == pod.Namespace && old.Name == pod.Name {
-			w.terminate(goneGrace)
+			p.admission.forget(uid)
+			w.abandon()
 		}
 	}
 	if w, ok := p.workers[pod.UID]; ok {
@@ -155,8 +180,7 @@ func (p *Provider) upsert(pod *corev1.Pod) {
 	p.startWorker(newState(pod, time.Now()))
 }
 
-// goneGrace is the grace of a pod whose object is gone already: nobody waits for it,
-// but its processes may end by themselves.
+// goneGrace is the grace of a pod whose object is gone already.
 const goneGrace = 2 * time.Second
 
 // startWorker begins a pod. p.mu is held.
@@ -165,6 +189,7 @@ func (p *Provider) startWorker(s state) {
 	p.workers[s.pod.UID] = w
 	ctx := p.runCtx
 	p.wg.Go(func() {
+		defer p.admission.forget(s.pod.UID)
 		w.run(ctx)
 		if w.s.stage == stageTerminated {
 			p.env.gone(w)
@@ -185,6 +210,17 @@ func (p *Provider) end(uid types.UID, pod *corev1.Pod, grace time.Duration) bool
 	}
 	w.terminate(grace)
 	return true
+}
+
+// abandon ends a pod whose object is gone. It reports whether the node has the pod.
+func (p *Provider) abandon(uid types.UID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w, ok := p.workers[uid]
+	if ok {
+		w.abandon()
+	}
+	return ok
 }
 
 // bury forgets a worker of whose pod nothing is left.

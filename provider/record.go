@@ -33,6 +33,7 @@ type record struct {
 	StartTime time.Time   `json:"startTime"`
 	Finished  bool        `json:"finished,omitempty"`
 	Refusal   *refusal    `json:"refusal,omitempty"`
+	Kill      *killRecord `json:"kill,omitempty"`
 	// Template as it was at admission.
 	Template *Template     `json:"template,omitempty"`
 	Images   []imageRecord `json:"images,omitempty"`
@@ -56,8 +57,32 @@ type machineRecord struct {
 	Path       string   `json:"path,omitempty"`
 	Acquired   bool     `json:"acquired,omitempty"`
 	Prepared   bool     `json:"prepared,omitempty"`
+	Passed     int      `json:"passed,omitempty"`
 	Images     []string `json:"images,omitempty"` // digests by slot
 	Files      []string `json:"files,omitempty"`  // their disks
+}
+
+// killRecord is a pod that is to end although nobody deletes it.
+type killRecord struct {
+	Settled bool          `json:"settled,omitempty"`
+	Reason  string        `json:"reason,omitempty"`
+	Message string        `json:"message,omitempty"`
+	Since   time.Time     `json:"since"`
+	Grace   time.Duration `json:"grace,omitempty"`
+}
+
+func (k *podKill) record() *killRecord {
+	if k == nil {
+		return nil
+	}
+	return &killRecord{Settled: k.settled, Reason: k.reason, Message: k.message, Since: k.since, Grace: k.grace}
+}
+
+func (r *killRecord) state() *podKill {
+	if r == nil {
+		return nil
+	}
+	return &podKill{settled: r.Settled, reason: r.Reason, message: r.Message, ending: ending{since: r.Since, grace: r.Grace}}
 }
 
 type containerRecord struct {
@@ -67,11 +92,16 @@ type containerRecord struct {
 	Begun       bool         `json:"begun,omitempty"`
 	EverStarted bool         `json:"everStarted,omitempty"`
 	StartedAt   time.Time    `json:"startedAt,omitzero"`
+	PostStarted bool         `json:"postStarted,omitempty"`
+	Probes      *probeRecord `json:"probes,omitempty"`
 	Exit        *termination `json:"exit,omitempty"`
 	Last        *termination `json:"last,omitempty"`
 	Drained     bool         `json:"drained,omitempty"`
 	Backoff     backoff      `json:"backoff,omitzero"`
 	NotBefore   time.Time    `json:"notBefore,omitzero"`
+	// Allocated is what the node granted, Applied what the run has of it.
+	Allocated *corev1.ResourceRequirements `json:"allocated,omitempty"`
+	Applied   *corev1.ResourceRequirements `json:"applied,omitempty"`
 }
 
 // records keeps a directory per pod: <dir>/<uid>/pod.json.
@@ -188,16 +218,16 @@ func (r records) read(uid string) (*record, error) {
 // recordOf is the record of a state.
 func recordOf(s *state) *record {
 	rec := &record{
-		Pod: s.pod, StartTime: s.startTime, Refusal: s.refusal,
+		Pod: s.pod, StartTime: s.startTime, Refusal: s.refusal, Kill: s.kill.record(),
 		Finished: s.stage == stageFinished,
 		Machine: machineRecord{
 			Generation: s.machine.generation, ID: s.machine.id, Shape: s.machine.shape, Budget: s.machine.budget, Path: s.machine.path,
-			Acquired: s.machine.acquired, Prepared: s.machine.prepared, Images: s.machine.slots, Files: s.machine.files,
+			Acquired: s.machine.acquired, Prepared: s.machine.prepared, Passed: s.machine.passed, Images: s.machine.slots, Files: s.machine.files,
 		},
 	}
 	if s.plan != nil {
 		rec.Template = s.plan.template
-		for _, key := range s.plan.images {
+		for _, key := range imagesOf(s) {
 			if img := s.images[key].image; img != nil {
 				rec.Images = append(rec.Images, imageRecord{Ref: key.ref, Policy: key.policy, Digest: img.Digest, ID: img.ID})
 			}
@@ -206,7 +236,8 @@ func recordOf(s *state) *record {
 	for _, c := range s.containers {
 		rec.Containers = append(rec.Containers, containerRecord{
 			Name: c.name, Attempt: c.attempt, Begun: c.step != containerWaiting, EverStarted: c.everStarted, StartedAt: c.startedAt,
-			Exit: c.exit, Last: c.last, Drained: c.drained, Backoff: c.backoff, NotBefore: c.notBefore,
+			PostStarted: c.postStart == hookOver, Probes: c.probes.record(c.attempt), Exit: c.exit, Last: c.last, Drained: c.drained, Backoff: c.backoff, NotBefore: c.notBefore,
+			Allocated: s.allocated(c.name), Applied: c.resize.applied,
 		})
 	}
 	return rec

@@ -44,9 +44,12 @@ func (p *Provider) recover(ctx context.Context) error {
 		s := p.env.restoreState(ctx, rec, time.Now())
 		switch {
 		case gone:
-			s.deletion = &deletion{since: time.Now(), grace: goneGrace}
+			s.deletion = &deletion{ending: abandoned(time.Now())}
 		case rec.Pod.DeletionTimestamp != nil: // at once, so that nothing is started before virtual-kubelet says so
-			s.deletion = &deletion{since: time.Now(), grace: graceOf(rec.Pod)}
+			s.deletion = &deletion{ending: ending{since: time.Now(), grace: graceOf(rec.Pod)}}
+		}
+		if s.plan != nil && s.stage == stageSyncing && !gone {
+			p.admission.hold(s.pod) // before any new pod is looked at
 		}
 		p.log.Info("Taking up pod", "pod", rec.Pod.Namespace+"/"+rec.Pod.Name, "podUID", rec.Pod.UID, "machine", rec.Machine.ID, "gone", gone)
 		p.startWorker(s)
@@ -86,14 +89,14 @@ const recoveredDrain = time.Minute
 
 // restoreState is the state that a record speaks of.
 func (e *environment) restoreState(ctx context.Context, rec *record, now time.Time) state {
-	s := state{pod: rec.Pod, startTime: rec.StartTime, refusal: rec.Refusal}
+	s := state{pod: rec.Pod, startTime: rec.StartTime, refusal: rec.Refusal, kill: rec.Kill.state()}
 	if rec.Finished {
 		s.stage = stageFinished
 	}
 	m := rec.Machine
 	s.machine = machineState{
 		generation: m.Generation, id: m.ID, shape: m.Shape, budget: m.Budget, path: m.Path, slots: m.Images, files: m.Files,
-		acquired: m.Acquired, prepared: m.Prepared, adopt: m.ID != "",
+		acquired: m.Acquired, prepared: m.Prepared, passed: m.Passed, adopt: m.ID != "",
 	}
 	switch {
 	case s.refusal != nil:
@@ -108,7 +111,7 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 			s.plan.budget = Budget{MilliCPU: s.plan.need.MilliCPURequest + t.MilliCPU, MemoryBytes: t.Shape.MemoryBytes}
 		}
 	default:
-		if s.plan, s.refusal, s.waiting = translate(rec.Pod, e.supply, e.templates, e.allocatable); s.refusal != nil {
+		if s.plan, s.refusal, s.waiting = e.translate(rec.Pod); s.refusal != nil {
 			e.log.Error("A pod of an earlier version is not accepted any more", "podUID", rec.Pod.UID, "message", s.refusal.Message)
 		}
 	}
@@ -116,7 +119,7 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 		return s
 	}
 	s.images = map[imageKey]*imageState{}
-	for _, key := range s.plan.images {
+	for _, key := range imagesOf(&s) {
 		s.images[key] = &imageState{}
 	}
 	for _, r := range rec.Images {
@@ -135,10 +138,11 @@ func (e *environment) restoreState(ctx context.Context, rec *record, now time.Ti
 	for i := range s.plan.containers {
 		c := &s.plan.containers[i]
 		if img := s.images[c.image].image; img != nil {
-			c.stopSignal = stopSignal(img.Config.StopSignal)
+			c.stopSignal = stopSignalOf(c.spec, img)
 		}
 		s.containers = append(s.containers, restoreContainer(rec, c.spec.Name, now))
 	}
+	s.allocate()
 	if m.ID != "" && !m.Acquired {
 		// The process died while the machine was made: nothing in it is worth keeping.
 		s.machine.lost = &loss{reason: reasonMachineDied, message: "the node was restarted while the machine was made", at: now}
@@ -160,6 +164,11 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 		}
 		c.attempt, c.everStarted, c.startedAt = r.Attempt, r.EverStarted, r.StartedAt
 		c.exit, c.last, c.drained, c.backoff, c.notBefore = r.Exit, r.Last, r.Drained, r.Backoff, r.NotBefore
+		c.resize.allocated, c.resize.applied = r.Allocated, r.Applied
+		if r.PostStarted {
+			c.postStart = hookOver
+		}
+		c.probes = r.Probes.state(r.Attempt)
 		switch {
 		case r.Exit != nil:
 			c.step = containerExited

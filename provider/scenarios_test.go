@@ -79,11 +79,11 @@ func TestUnsupportedFieldIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.run()
 	p := pod("no", []string{"exit", "0"})
-	p.Spec.InitContainers = []corev1.Container{{Name: "i", Image: "x"}}
+	p.Spec.HostIPC = true
 	p.Spec.HostNetwork = true
 	w.create(p)
 	got := w.awaitPhase("no", corev1.PodFailed)
-	for _, f := range []string{"spec.initContainers", "spec.hostNetwork"} {
+	for _, f := range []string{"spec.hostIPC", "spec.hostNetwork"} {
 		if !strings.Contains(got.Status.Message, f) || !w.events.has("no", provider.ReasonUnsupportedField, f) {
 			t.Errorf("%s is not named: %q\n%s", f, got.Status.Message, w.events)
 		}
@@ -390,11 +390,13 @@ func TestRestartKeepsAPodThatWasAccepted(t *testing.T) {
 	first := w.run()
 	w.create(pod("p", []string{"hang"}))
 	p := w.await("p", "is ready", ready)
-	p.Spec.ActiveDeadlineSeconds = ptr(int64(3600))
+	p.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{Name: "v", DevicePath: "/dev/v"}}
 	if _, err := w.client.CoreV1().Pods("default").Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	w.eventually("the field is named", func() bool { return w.events.has("p", provider.ReasonUnsupportedField, "spec.activeDeadlineSeconds") }, nil)
+	w.eventually("the field is named", func() bool {
+		return w.events.has("p", provider.ReasonUnsupportedField, "spec.containers[0].volumeDevices")
+	}, nil)
 	first.stop()
 	w.run()
 	w.eventually("the machine is adopted", func() bool { return w.events.has("p", "MachineAdopted") }, nil)

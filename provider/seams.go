@@ -238,11 +238,19 @@ type Logs interface {
 	// all of its output is on disk, and ctx's error when ctx ends. ErrNotFound: the
 	// machine does not have the container; all others may be tried again.
 	Copy(ctx context.Context, c ContainerRef, dial Dial) error
+	// Tail returns the end of what is on disk of the container's output: at most so many
+	// lines and bytes, both streams as the container wrote them. Nothing when there is none.
+	Tail(ctx context.Context, c ContainerRef, lines int64, bytes int) ([]byte, error)
 	// RemoveAttempt deletes the log files of one attempt. Idempotent.
 	RemoveAttempt(c ContainerRef) error
+	// Usage is what the log files of each container of a pod take on disk.
+	Usage(uid types.UID) (map[string]LogUsage, error)
 	// RemovePod deletes all log files of a pod. Idempotent.
 	RemovePod(uid types.UID) error
 }
+
+// LogUsage is what log files take on disk.
+type LogUsage struct{ Bytes, Files int64 }
 
 // Phase is a part of a pod's start, in order.
 type Phase string

@@ -16,11 +16,9 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
-	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // MachinePrefix begins the id of every machine that was made for a pod.
@@ -44,45 +42,6 @@ func machineID(uid string, generation int) string {
 	return MachinePrefix + hex.EncodeToString(sum[:10])
 }
 
-// pull gets one image, beside the loop.
-func (w *worker) pull(key imageKey) {
-	img := w.s.images[key]
-	img.pulling = true
-	pod, user := w.s.pod, firstUser(w.s.plan, slices.Index(w.s.plan.images, key))
-	w.acts.Go(func() {
-		got, err := w.env.puller.pull(w.start, pod, key, user)
-		w.post(func(s *state) {
-			img.pulling = false
-			switch {
-			case err == nil:
-				*img = imageState{image: got}
-				w.resolveImages()
-				w.dirty = true
-			case w.start.Err() == nil:
-				w.log.Info("Image could not be pulled", "image", key.ref, "err", err)
-				w.env.puller.failed(s.pod, key, user, img, err, time.Now())
-			}
-		})
-	})
-}
-
-// resolveImages takes into the plan what only the images know.
-func (w *worker) resolveImages() {
-	all := true
-	for i := range w.s.plan.containers {
-		c := &w.s.plan.containers[i]
-		if img := w.s.images[c.image].image; img != nil {
-			c.stopSignal = stopSignal(img.Config.StopSignal)
-		} else {
-			all = false
-		}
-	}
-	if all && w.mark.imaged.IsZero() {
-		w.mark.imaged = time.Now()
-		w.mark.observe(PhaseImage, w.mark.imaged.Sub(w.mark.began))
-	}
-}
-
 // acquire asks for a machine. Its id is on disk before it is asked for.
 func (w *worker) acquire() {
 	s := &w.s
@@ -90,7 +49,7 @@ func (w *worker) acquire() {
 	m.generation++
 	m.id, m.step = machineID(w.uid, m.generation), machineAcquiring
 	m.shape, m.budget = s.plan.shape, s.plan.budget
-	m.acquired, m.prepared, m.synced, m.path = false, false, false, ""
+	m.acquired, m.prepared, m.synced, m.passed, m.path = false, false, false, 0, ""
 	m.slots, m.files = nil, nil
 	if s.plan.template == nil {
 		for _, key := range s.plan.images {
@@ -101,7 +60,7 @@ func (w *worker) acquire() {
 		}
 	}
 	if w.volumes == nil { // what volumes and variables are made of is fetched meanwhile
-		w.volumes = newVolumeKeeper(w.env, w.log)
+		w.volumes = newVolumeKeeper(w.env, w.log, m.shape)
 		fetch := w.volumes.prefetch(s.pod)
 		w.acts.Go(func() { fetch(w.start) })
 	}
@@ -136,43 +95,6 @@ func (w *worker) acquire() {
 			w.acquiredMachine(lease, answered)
 		})
 	})
-}
-
-// leasedImages are the pod's images as the machine of its template brought them, pinned
-// for the pod. Nobody is asked but the node's own store, whatever the pull policy:
-// they were pulled when the template was built. When that fails the machine is given
-// back.
-func (e *environment) leasedImages(ctx context.Context, req MachineRequest, keys []imageKey, lease Lease) (map[imageKey]*Image, error) {
-	got, err := e.pinLeased(ctx, req.PodUID, keys, lease.Images())
-	if err == nil {
-		return got, nil
-	}
-	err = fmt.Errorf("take the images of machine %q: %w", lease.MachineID(), err)
-	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
-	defer cancel()
-	for failures := 1; ; failures++ {
-		rerr := lease.Release(rctx, 0)
-		if rerr == nil || !sleep(rctx, retryDelay(failures, releaseRetryFirst, releaseRetryMax)) {
-			return nil, errors.Join(err, rerr)
-		}
-	}
-}
-
-func (e *environment) pinLeased(ctx context.Context, owner types.UID, keys []imageKey, slots []warmpool.SlotImage) (map[imageKey]*Image, error) {
-	out := map[imageKey]*Image{}
-	for _, key := range keys {
-		slot, ok := slotImage(slots, key.ref)
-		if !ok {
-			return nil, fmt.Errorf("it does not have image %q", key.ref)
-		}
-		img, err := e.images.Pin(ctx, owner, slot.Digest)
-		if err != nil {
-			return nil, err
-		}
-		img.Ref, img.ID, img.Present = key.ref, imageID(key.ref, slot.Digest), true
-		out[key] = &img
-	}
-	return out, nil
 }
 
 func (w *worker) machineRequest() MachineRequest {
@@ -262,7 +184,7 @@ func (w *worker) adopted(lease Lease, err error) {
 		return
 	}
 	w.log.Warn("Machine could not be adopted", "machine", m.id, "err", err)
-	if s.stage >= stageTerminating {
+	if s.end() != nil {
 		m.acquired = false // nothing to end gracefully
 		return
 	}
@@ -300,23 +222,42 @@ func (w *worker) prepare() {
 			if w.start.Err() != nil || hold != w.hold {
 				return
 			}
+			if sysctlFault(pod, err) {
+				w.evict(reasonSysctlForbidden, "Pod was rejected: "+bound(err.Error(), maxEventMessage/2), 0)
+			}
 			m.failures++
 			m.retryAt = time.Now().Add(retryDelay(m.failures, prepareRetryFirst, prepareRetryMax))
 			m.message = bound(err.Error(), maxEventMessage/2)
 			w.log.Warn("Pod could not be set up in its machine", "err", err)
-			w.env.events.pod(s.pod, true, eventFailedMount, "Pod could not be set up: "+m.message)
+			reason := eventFailedMount
+			if taken := (*hostPortError)(nil); errors.As(err, &taken) {
+				reason = eventHostPort
+			}
+			w.env.events.pod(s.pod, true, reason, "Pod could not be set up: "+m.message)
 		})
 	})
 }
 
 func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) error {
+	// What something else on this host listens on may be free at the next try.
+	if err := hold.ports.open(ctx); err != nil {
+		return err
+	}
 	g, err := hold.lease.Guest(ctx)
 	if err != nil {
 		return fmt.Errorf("reach the machine's agent: %w", err)
 	}
-	resolv, fellBack := resolvConf(pod, w.env.dns)
-	if fellBack {
+	resolv := resolvConf(pod, w.env.dns)
+	if resolv.fellBack {
 		w.env.events.pod(pod, true, eventMissingDNS, fmt.Sprintf("Pod has DNS policy %q, but this node has no cluster DNS. Falling back to \"Default\" policy.", pod.Spec.DNSPolicy))
+	}
+	for _, text := range resolv.cut {
+		w.env.events.pod(pod, true, eventDNSConfig, text)
+	}
+	name, err := kernelHostname(pod, w.env.dns)
+	if err != nil {
+		w.env.events.pod(pod, true, eventFailedSandbox, "Failed to create pod sandbox: "+err.Error())
+		return err
 	}
 	// The pod and its volumes know nothing of each other, and each call waits for an
 	// answer from the machine: side by side they take as long as the slowest.
@@ -324,8 +265,8 @@ func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) 
 	group.SetLimit(setUpCalls)
 	group.Go(func() error {
 		_, err := g.Containers.SetupPod(ctx, connect.NewRequest(&agentv1.SetupPodRequest{
-			Hostname: kernelHostname(pod, w.env.dns), Hosts: hosts(pod, w.env.dns, w.env.machineAddress), ResolvConf: resolv,
-			ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
+			Hostname: name, Hosts: hosts(pod, w.env.dns, w.env.machineAddress), ResolvConf: resolv.content,
+			ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace, Sysctls: sysctlsOf(pod),
 		}))
 		if err != nil {
 			return fmt.Errorf("set up the pod: %w", err)
@@ -346,6 +287,7 @@ func (w *worker) startContainer(i int) {
 	s := &w.s
 	c := s.containers[i]
 	c.step = containerStarting
+	w.begins(c, s.plan.containers[i].spec)
 	if c.last != nil {
 		c.backoff = c.backoff.next(c.last.FinishedAt, time.Now())
 	}
@@ -354,7 +296,12 @@ func (w *worker) startContainer(i int) {
 		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,
 	}
-	job.lower = s.plan.lowerLayers(job.slot)
+	job.memory = s.plan.shape.MemoryBytes
+	job.macOS = s.plan.template != nil && s.plan.template.GuestOS == vm.GuestMacOS
+	if name := job.plan.target; name != "" && !job.sharesProcesses() {
+		job.target = w.target(name)
+	}
+	job.lower, job.volumeSlots = s.plan.lowerLayers(job.slot), imageVolumeSlots(s)
 	if c.last != nil {
 		job.previous = c.last.ID
 		if c.attempt >= 2 {
@@ -386,6 +333,16 @@ func (w *worker) startContainer(i int) {
 			w.allStarted()
 		})
 	})
+}
+
+// target is the run of the container whose processes an ephemeral one is to share; empty when it does not run.
+func (w *worker) target(name string) string {
+	for _, c := range w.s.containers {
+		if c.name == name && c.step == containerRunning {
+			return c.id(&w.s)
+		}
+	}
+	return ""
 }
 
 func slotOf(s *state, i int) int {
@@ -432,8 +389,8 @@ func (w *worker) allStarted() {
 	if w.mark.started {
 		return
 	}
-	for _, c := range w.s.containers {
-		if !c.everStarted {
+	for i, c := range w.s.containers {
+		if !c.everStarted && w.s.plan.containers[i].kind != kindEphemeral {
 			return
 		}
 	}

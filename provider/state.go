@@ -4,6 +4,7 @@
 package provider
 
 import (
+	"context"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +44,8 @@ type state struct {
 	deletion *deletion
 	// kill is set when the pod is to end although nobody deletes it.
 	kill *podKill
+	// resizeRefusal is why the pod cannot have the resources that it wants now.
+	resizeRefusal string
 }
 
 // refusal is why a pod was not admitted, as the pod's status shows it.
@@ -52,22 +55,12 @@ type refusal struct {
 }
 
 type deletion struct {
-	// since is when the worker learned of it; grace runs from there.
-	since time.Time
-	grace time.Duration
-	// listed: the containers were asked for after all starts had ended, so none is unknown.
-	listed  bool
-	listing bool
-	// killed: SIGKILL was sent to what was left.
-	killed bool
+	ending
 	// cleaning: files, record and API object are being removed.
 	cleaning bool
 	retryAt  time.Time
 	failures int
 }
-
-// deadline is when the containers are killed.
-func (d *deletion) deadline() time.Time { return d.since.Add(d.grace) }
 
 // imageKey tells images of a pod apart.
 type imageKey struct {
@@ -118,6 +111,9 @@ type machineState struct {
 	adopt bool
 	// lost is why the machine cannot be used any more; it is to be released.
 	lost *loss
+	// passed is how many of the leading init containers and sidecars need not be waited for
+	// in this machine: see progress.
+	passed int
 	// synced: the watch has sent what containers exist.
 	synced bool
 
@@ -176,10 +172,18 @@ type containerState struct {
 	// answer that it runs; heard is when its first output came. For measurements.
 	requested, answered, heard time.Time
 
-	// stopSent, killSent: the signal went out for this run.
-	stopSent bool
+	// postStart and preStop are where the run's hooks are.
+	postStart, preStop hookState
+	// cancelHook ends the hook that runs; nil for none.
+	cancelHook context.CancelFunc
+	// stopSent, killSent: the signal went out for this run; stopAt is when.
+	stopSent, killSent bool
+	stopAt             time.Time
 	// stop is set while the run is to end and the pod goes on.
 	stop *containerStop
+	// probes are those of the run of the attempt that it names.
+	probes probing
+	resize resizeState
 }
 
 // termination is how a run ended.
@@ -194,14 +198,13 @@ type termination struct {
 	FinishedAt time.Time `json:"finishedAt"`
 }
 
-// restarts says whether a run that ended so is followed by another.
-func restarts(policy corev1.RestartPolicy, t *termination) bool {
-	switch policy {
-	case corev1.RestartPolicyNever:
-		return false
-	case corev1.RestartPolicyOnFailure:
-		return t.ExitCode != 0
-	default:
-		return true
-	}
-}
+// hookState is where a lifecycle hook of a run is.
+type hookState int
+
+const (
+	hookNone hookState = iota // not begun, or there is none
+	hookRunning
+	hookOver
+	// hookFailed: a postStart hook that failed. Its run is to end.
+	hookFailed
+)

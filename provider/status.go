@@ -5,6 +5,7 @@ package provider
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,8 @@ import (
 // Reasons of containers and pods, as the kubelet and containerd have them.
 const (
 	reasonContainerCreating = "ContainerCreating"
+	reasonPodInitializing   = "PodInitializing"
+	reasonPostStart         = "PostStartHookError"
 	reasonCrashLoop         = "CrashLoopBackOff"
 	reasonCompleted         = "Completed"
 	reasonError             = "Error"
@@ -27,6 +30,7 @@ const (
 	reasonInvalidImage      = "InvalidImageName"
 	reasonImageNeverPull    = "ErrImageNeverPull"
 	reasonNotReady          = "ContainersNotReady"
+	reasonNotInitialized    = "ContainersNotInitialized"
 	reasonPodCompleted      = "PodCompleted"
 	reasonPodFailed         = "PodFailed"
 	reasonGatesNotReady     = "ReadinessGatesNotReady"
@@ -51,10 +55,18 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 		StartTime:          &metav1.Time{Time: s.startTime.Truncate(time.Second)},
 		ObservedGeneration: s.pod.Generation,
 	}
-	if nodeIP != "" {
-		st.HostIP, st.HostIPs = nodeIP, []corev1.HostIP{{IP: nodeIP}}
-		if s.machine.generation > 0 && s.machine.path != "" {
-			st.PodIP, st.PodIPs = nodeIP, []corev1.PodIP{{IP: nodeIP}}
+	// Until there is a network of pods, a pod is reached at its node's addresses.
+	reached := s.machine.generation > 0 && s.machine.path != ""
+	for i, ip := range nodeAddresses(nodeIP) {
+		if i == 0 {
+			st.HostIP = ip
+			if reached {
+				st.PodIP = ip
+			}
+		}
+		st.HostIPs = append(st.HostIPs, corev1.HostIP{IP: ip})
+		if reached {
+			st.PodIPs = append(st.PodIPs, corev1.PodIP{IP: ip})
 		}
 	}
 	if s.refusal != nil {
@@ -63,18 +75,20 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 		return st
 	}
 	if s.plan == nil { // it waits for its template, or was deleted meanwhile
-		no := false
-		for i := range s.pod.Spec.Containers {
-			c := &s.pod.Spec.Containers[i]
-			st.ContainerStatuses = append(st.ContainerStatuses, corev1.ContainerStatus{Name: c.Name, Image: c.Image, Started: &no,
-				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reasonContainerCreating, Message: s.waiting.text()}}})
+		for c := range containersOf(s.pod) {
+			cs := corev1.ContainerStatus{Name: c.Name, Image: c.Image, State: corev1.ContainerState{Waiting: waitingState(creating(s.pod), s.waiting.text())}}
+			if c.kind != kindEphemeral {
+				cs.Started = new(bool)
+			}
+			addStatus(&st, c.kind, cs)
 		}
 	}
 	for i, c := range s.containers {
-		st.ContainerStatuses = append(st.ContainerStatuses, containerStatus(s, i, c, now))
+		addStatus(&st, s.plan.containers[i].kind, containerStatus(s, i, c, now))
 	}
-	st.Phase = phase(s, st.ContainerStatuses, now)
-	if order(previous.Phase) > order(st.Phase) {
+	boundMessages(&st)
+	st.Phase = phase(s, &st, now)
+	if over := order(corev1.PodFailed); order(previous.Phase) > order(st.Phase) || order(previous.Phase) == over && order(st.Phase) == over {
 		st.Phase = previous.Phase
 	}
 	if s.machine.reason != "" && st.Phase == corev1.PodPending {
@@ -83,8 +97,22 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	if s.waiting != nil && st.Phase == corev1.PodPending {
 		st.Reason, st.Message = s.waiting.reason, s.waiting.message
 	}
+	if k := s.kill; k != nil && !k.settled && st.Phase == corev1.PodFailed {
+		st.Reason, st.Message = k.reason, k.message
+	}
 	st.Conditions = conditions(s, &st, previous, now)
 	return st
+}
+
+func addStatus(st *corev1.PodStatus, kind containerKind, c corev1.ContainerStatus) {
+	switch kind {
+	case kindInit, kindSidecar:
+		st.InitContainerStatuses = append(st.InitContainerStatuses, c)
+	case kindEphemeral:
+		st.EphemeralContainerStatuses = append(st.EphemeralContainerStatuses, c)
+	default:
+		st.ContainerStatuses = append(st.ContainerStatuses, c)
+	}
 }
 
 func order(p corev1.PodPhase) int {
@@ -98,13 +126,14 @@ func order(p corev1.PodPhase) int {
 	}
 }
 
-// phase follows the kubelet's rules for the phase of a pod.
-func phase(s *state, statuses []corev1.ContainerStatus, now time.Time) corev1.PodPhase {
+// phase follows the kubelet's rules for the phase of a pod. Ephemeral containers do not
+// count, and sidecars only until they were up once.
+func phase(s *state, st *corev1.PodStatus, now time.Time) corev1.PodPhase {
 	over := s.stage == stageFinished || podOver(s, now)
 	down := s.stage >= stageTerminating && s.machine.step == machineNone && !s.machine.adopt
 	var waiting, running, failed int
-	for i := range statuses {
-		c := &statuses[i]
+	for i := range st.ContainerStatuses {
+		c := &st.ContainerStatuses[i]
 		switch {
 		case c.State.Running != nil:
 			running++
@@ -116,94 +145,30 @@ func phase(s *state, statuses []corev1.ContainerStatus, now time.Time) corev1.Po
 			waiting++
 		}
 	}
+	for i, c := range s.containers {
+		if p := &s.plan.containers[i]; p.kind == kindInit && c.step == containerExited && c.exit.ExitCode != 0 && !restarts(s.plan.restartPolicy, p, c.exit) {
+			failed++
+		}
+	}
+	if s.kill != nil && !s.kill.settled {
+		failed++
+	}
 	switch {
 	case over && failed == 0, down && failed == 0 && waiting == 0 && running == 0:
 		return corev1.PodSucceeded
 	case over, down:
 		return corev1.PodFailed
-	case waiting > 0:
+	case waiting > 0, s.plan == nil, progress(s) < s.plan.inits():
 		return corev1.PodPending
 	default:
 		return corev1.PodRunning
 	}
 }
 
-func containerStatus(s *state, i int, c *containerState, now time.Time) corev1.ContainerStatus {
-	spec := s.plan.containers[i].spec
-	st := corev1.ContainerStatus{
-		Name: c.name, Image: spec.Image, RestartCount: int32(c.attempt), //nolint:gosec // restarts are at least 10 s apart
-	}
-	no := false
-	st.Started = &no
-	if img := s.images[s.plan.containers[i].image]; img != nil && img.image != nil {
-		st.ImageID = img.image.ID
-	}
-	if c.last != nil {
-		st.LastTerminationState.Terminated = terminated(c.last)
-	}
-	switch c.step {
-	case containerRunning:
-		started := c.isStarted()
-		st.Started, st.Ready = &started, c.isReady()
-		st.ContainerID = containerIDScheme + c.id(s)
-		st.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.startedAt)}
-	case containerExited:
-		st.ContainerID = containerIDScheme + c.id(s)
-		st.State.Terminated = terminated(c.exit)
-	default:
-		if c.step == containerWaiting && c.last != nil && c.attempt > 0 {
-			// The count goes up when the next run begins, as the kubelet's does.
-			st.RestartCount--
-			st.ContainerID = containerIDScheme + c.last.ID
-		}
-		if s.stage >= stageTerminating && c.last != nil {
-			st.State.Terminated, st.LastTerminationState = terminated(c.last), corev1.ContainerState{}
-			break
-		}
-		reason, message := waitingFor(s, i, c, now)
-		st.State.Waiting = &corev1.ContainerStateWaiting{Reason: reason, Message: message}
-	}
-	return st
-}
-
-// waitingFor says why a container does not run.
-func waitingFor(s *state, i int, c *containerState, now time.Time) (reason, message string) {
-	if img := s.images[s.plan.containers[i].image]; img != nil && img.image == nil && img.reason != "" {
-		return img.reason, img.message
-	}
-	if c.reason != "" {
-		return c.reason, c.message
-	}
-	if c.last != nil && c.step == containerWaiting && now.Before(c.notBefore) {
-		return reasonCrashLoop, fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
-			c.backoff.Delay, c.name, s.pod.Name, s.pod.Namespace, s.pod.UID)
-	}
-	if c.last == nil {
-		return reasonContainerCreating, s.machine.message
-	}
-	return reasonContainerCreating, ""
-}
-
-func terminated(t *termination) *corev1.ContainerStateTerminated {
-	return &corev1.ContainerStateTerminated{
-		ExitCode: t.ExitCode, Signal: t.Signal, Reason: t.Reason, Message: t.Message,
-		StartedAt: metav1.NewTime(t.StartedAt), FinishedAt: metav1.NewTime(t.FinishedAt),
-		ContainerID: containerIDScheme + t.ID,
-	}
-}
-
-// id is the current run's id in the machine. It follows from pod, container and
-// attempt alone, so that a create whose answer was lost is found again.
-func (c *containerState) id(s *state) string { return containerID(s.pod, c.name, c.attempt) }
-
-func containerID(pod *corev1.Pod, name string, attempt int) string {
-	return fmt.Sprintf("%s-%d-%s", name, attempt, pod.UID)
-}
-
 // ours are the conditions that this node writes; all others are kept.
 func ours(t corev1.PodConditionType) bool {
 	switch t {
-	case corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodReadyToStartContainers:
+	case corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodReadyToStartContainers, corev1.PodResizePending, corev1.PodResizeInProgress:
 		return true
 	default:
 		return false
@@ -227,13 +192,15 @@ func keptConditions(pod *corev1.Pod, previous *corev1.PodStatus) []corev1.PodCon
 // mergeConditions takes the conditions of others from the API, and the node's own from its status.
 func mergeConditions(api, status []corev1.PodCondition) []corev1.PodCondition {
 	var out []corev1.PodCondition
+	disrupted := false
 	for _, c := range api {
 		if !ours(c.Type) {
 			out = append(out, c)
+			disrupted = disrupted || c.Type == corev1.DisruptionTarget
 		}
 	}
 	for _, c := range status {
-		if ours(c.Type) {
+		if ours(c.Type) || c.Type == corev1.DisruptionTarget && !disrupted {
 			out = append(out, c)
 		}
 	}
@@ -255,6 +222,9 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 		}
 		list = append(list, c)
 	}
+	if k := s.kill; k != nil && !k.settled && k.reason != reasonDeadlineExceeded && !slices.ContainsFunc(list, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget }) {
+		set(corev1.DisruptionTarget, true, corev1.PodReasonTerminationByKubelet, k.message)
+	}
 	over := ""
 	switch st.Phase {
 	case corev1.PodSucceeded:
@@ -263,8 +233,19 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 		over = reasonPodFailed
 	default:
 	}
-	var unready []string
-	for _, c := range st.ContainerStatuses {
+	var unready, incomplete []string
+	for i := range st.InitContainerStatuses {
+		c := &st.InitContainerStatuses[i]
+		sidecar := kindOfInit(&s.pod.Spec.InitContainers[i]) == kindSidecar
+		if sidecar && !c.Ready {
+			unready = append(unready, c.Name)
+		}
+		if !sidecar && !c.Ready || sidecar && (s.plan == nil || i >= progress(s)) {
+			incomplete = append(incomplete, c.Name)
+		}
+	}
+	for i := range st.ContainerStatuses {
+		c := &st.ContainerStatuses[i]
 		if !c.Ready {
 			unready = append(unready, c.Name)
 		}
@@ -276,18 +257,35 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 	case !ready:
 		reason, message = reasonNotReady, fmt.Sprintf("containers with unready status: [%s]", strings.Join(unready, " "))
 	}
-	set(corev1.PodReadyToStartContainers, s.machine.step == machineHeld && s.machine.prepared, "", "")
-	initialized := ""
-	if over == reasonPodCompleted {
-		initialized = over
+	set(corev1.PodReadyToStartContainers, (s.machine.step == machineHeld || s.machine.adopt) && s.machine.prepared, "", "")
+	switch {
+	case over == reasonPodCompleted:
+		set(corev1.PodInitialized, true, over, "")
+	case len(incomplete) > 0 && !(over != "" && wasTrue(previous, corev1.PodInitialized)):
+		set(corev1.PodInitialized, false, reasonNotInitialized, fmt.Sprintf("containers with incomplete status: [%s]", strings.Join(incomplete, " ")))
+	default:
+		set(corev1.PodInitialized, true, "", "")
 	}
-	set(corev1.PodInitialized, true, initialized, "")
 	set(corev1.ContainersReady, ready, reason, message)
 	if gates := closedGates(s.pod); ready && len(gates) > 0 {
 		ready, reason, message = false, reasonGatesNotReady, strings.Join(gates, "; ")
 	}
 	set(corev1.PodReady, ready, reason, message)
+	if over == "" {
+		for _, c := range resizeConditions(s) {
+			set(c.Type, true, c.Reason, c.Message)
+		}
+	}
 	return list
+}
+
+func wasTrue(previous *corev1.PodStatus, t corev1.PodConditionType) bool {
+	for _, c := range previous.Conditions {
+		if c.Type == t {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
 }
 
 // closedGates are the readiness gates whose condition is not True.

@@ -28,14 +28,14 @@ const (
 
 // list asks the machine what containers it has, now that all starts have ended.
 func (w *worker) list(ctx context.Context) {
-	h, del := w.hold, w.s.deletion
-	del.listing = true
+	h, end := w.hold, w.s.end()
+	end.listing = true
 	w.acts.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, stopCallTimeout)
 		defer cancel()
 		list, err := listContainers(ctx, h)
 		w.here(h, func(s *state) {
-			del.listing, del.listed = false, true
+			end.listing, end.listed = false, true
 			if err != nil {
 				if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
 					w.lose(reasonMachineSilent, "the machine's agent did not answer when the pod was to end: "+err.Error())
@@ -71,10 +71,12 @@ func (w *worker) signal(ctx context.Context, acts []signalAct) {
 	s, h := &w.s, w.hold
 	for _, a := range acts {
 		c := s.containers[a.container]
-		c.stopSent = true
 		if a.all {
-			s.deletion.killed = true
+			c.killSent = true
+		} else {
+			c.stopSent, c.stopAt = true, time.Now()
 		}
+		c.endHook() // its time is over
 		id, name := c.id(s), c.name
 		w.acts.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, stopCallTimeout)
@@ -156,6 +158,7 @@ func (w *worker) leftBehind(c *containerState, lost *loss) {
 func (w *worker) cleanup(ctx context.Context) {
 	del := w.s.deletion
 	del.cleaning = true
+	w.env.admission.forget(w.s.pod.UID) // before its object is gone and another pod is sent here
 	final := w.s.pod.DeepCopy()
 	final.Status = podStatus(&w.s, &w.published.Load().Status, w.env.nodeIP, time.Now())
 	w.acts.Go(func() {

@@ -167,10 +167,14 @@ func namedBy(pod *corev1.Pod) string {
 // adds as overhead for the scheduler.
 func useTemplate(pod *corev1.Pod, p *plan, t Template) *refusal {
 	for i := range p.containers {
-		if image := p.containers[i].spec.Image; !slices.Contains(t.Images, image) {
+		c := &p.containers[i]
+		if image := c.spec.Image; c.kind != kindEphemeral && !slices.Contains(t.Images, image) {
 			return &refusal{Reason: ReasonImageNotInTemplate, Message: fmt.Sprintf(
-				"spec.containers[%d].image: %q is not among the images of SnapshotTemplate %q: %s", i, image, t.ID(), strings.Join(t.Images, ", "))}
+				"%s.image: %q is not among the images of SnapshotTemplate %q: %s", c.field, image, t.ID(), strings.Join(t.Images, ", "))}
 		}
+	}
+	if r := imageVolumesOutside(pod, &t); r != nil {
+		return r
 	}
 	cpu, memory := int64(t.Shape.VCPUs)*1000, t.Shape.MemoryBytes-warmpool.GuestMemoryOverhead
 	switch {

@@ -4,12 +4,15 @@
 package provider
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/resource"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 )
@@ -21,7 +24,11 @@ type plan struct {
 	grace         time.Duration
 	hostname      string
 	// images without repetition, in the order of their first use.
-	images     []imageKey
+	images []imageKey
+	// late are the images of ephemeral containers that no other container has: they are not
+	// among those that the machine is made with.
+	late []imageKey
+	// containers in the order of their start: see containersOf.
 	containers []containerPlan
 	need       Need
 	shape      vm.Shape
@@ -31,7 +38,14 @@ type plan struct {
 }
 
 type containerPlan struct {
-	spec       *corev1.Container
+	spec *corev1.Container
+	kind containerKind
+	// field names it in messages.
+	field string
+	// target is the container whose processes an ephemeral one shares; empty for none.
+	target string
+	// refused is why an ephemeral container is never started; empty when it may be.
+	refused    string
 	image      imageKey
 	stopSignal syscall.Signal
 }
@@ -62,7 +76,7 @@ func translate(pod *corev1.Pod, sizing Supply, templates Templates, allocatable 
 	refs := p.refs()
 	if n := sizing.ImageSlots(); len(refs) > n {
 		return nil, &refusal{Reason: ReasonUnsupportedField,
-			Message: fmt.Sprintf("spec.containers: %d different images, a machine has %d image slots", len(refs), n)}, nil
+			Message: fmt.Sprintf("spec: containers and volumes have %d different images, a machine has %d image slots", len(refs), n)}, nil
 	}
 	if r := oversized(p.need, allocatable); r != nil {
 		return nil, r, nil
@@ -79,24 +93,57 @@ func translate(pod *corev1.Pod, sizing Supply, templates Templates, allocatable 
 func planOf(pod *corev1.Pod) *plan {
 	p := &plan{
 		restartPolicy: pod.Spec.RestartPolicy,
-		grace:         corev1.DefaultTerminationGracePeriodSeconds * time.Second,
+		grace:         graceOfSpec(pod),
 		hostname:      hostname(pod),
 		need:          needOf(pod),
 	}
-	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		p.grace = seconds(*s)
+	for c := range containersOf(pod) {
+		p.add(pod, c)
 	}
-	seen := map[imageKey]bool{}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		key := imageKey{ref: c.Image, policy: pullPolicy(c)}
-		if !seen[key] {
-			seen[key] = true
-			p.images = append(p.images, key)
-		}
-		p.containers = append(p.containers, containerPlan{spec: c, image: key, stopSignal: syscall.SIGTERM})
-	}
+	p.imageVolumes(pod)
 	return p
+}
+
+// add takes a container into the plan.
+func (p *plan) add(pod *corev1.Pod, c specified) {
+	key := imageKey{ref: c.Image, policy: pullPolicy(c.Container)}
+	cp := containerPlan{spec: c.Container, kind: c.kind, field: c.field, target: c.target, image: key, stopSignal: stopSignalOf(c.Container, nil)}
+	switch {
+	case slices.Contains(p.images, key):
+	case c.kind != kindEphemeral:
+		p.images = append(p.images, key)
+	case !slices.Contains(p.late, key):
+		p.late = append(p.late, key)
+	}
+	if c.kind == kindEphemeral {
+		cp.refused = strings.Join(unsupportedEphemeral(pod, c.Name), "; ")
+	}
+	p.containers = append(p.containers, cp)
+}
+
+// index of a container; -1 when there is none of this name.
+func (p *plan) index(name string) int {
+	return slices.IndexFunc(p.containers, func(c containerPlan) bool { return c.spec.Name == name })
+}
+
+// graceOfSpec is how long the pod may take to end when nobody says otherwise.
+func graceOfSpec(pod *corev1.Pod) time.Duration {
+	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
+		return seconds(*s)
+	}
+	return corev1.DefaultTerminationGracePeriodSeconds * time.Second
+}
+
+// stopSignalOf is what a container is stopped with: its own signal, else its image's.
+func stopSignalOf(c *corev1.Container, img *Image) syscall.Signal {
+	switch {
+	case c.Lifecycle != nil && c.Lifecycle.StopSignal != nil:
+		return stopSignal(string(*c.Lifecycle.StopSignal))
+	case img != nil:
+		return stopSignal(img.Config.StopSignal)
+	default:
+		return syscall.SIGTERM
+	}
 }
 
 // oversized refuses what can never fit on the node, in the kubelet's words.
@@ -119,32 +166,41 @@ func sizeRefusal(n Need, err error) *refusal {
 		"Pod was rejected: no machine of this node has %d milliCPU and %d bytes of memory: %v", n.MilliCPURequest, max(n.MemoryRequestBytes, n.MemoryLimitBytes), err)}
 }
 
-// needOf adds up the containers. A limit counts only where every container has one:
-// a container without a limit may use what the machine has.
+// needOf is what the containers of a pod ask for together, by the rule that the scheduler
+// has: main containers and sidecars run side by side, init containers one after the other
+// beside the sidecars before them; what the pod as a whole asks for stands instead. A limit
+// counts only where every container has one: a container without may use what the machine has.
 func needOf(pod *corev1.Pod) Need {
-	var n Need
-	allCPU, allMemory := true, true
-	for i := range pod.Spec.Containers {
-		r := &pod.Spec.Containers[i].Resources
-		cpuLimit, memoryLimit := r.Limits.Cpu().MilliValue(), r.Limits.Memory().Value()
-		cpu, memory := r.Requests.Cpu().MilliValue(), r.Requests.Memory().Value()
-		if _, ok := r.Requests[corev1.ResourceCPU]; !ok {
-			cpu = cpuLimit
+	// Where a request is missing, the limit stands for it, as the API server has it.
+	sized := &corev1.Pod{Spec: corev1.PodSpec{Resources: pod.Spec.Resources}}
+	limited := map[corev1.ResourceName]bool{corev1.ResourceCPU: true, corev1.ResourceMemory: true}
+	for c := range containersOf(pod) {
+		if c.kind == kindEphemeral {
+			continue // it has no resources of its own
 		}
-		if _, ok := r.Requests[corev1.ResourceMemory]; !ok {
-			memory = memoryLimit
+		r := corev1.ResourceRequirements{Limits: c.Resources.Limits, Requests: corev1.ResourceList{}}
+		for name := range limited {
+			limit := c.Resources.Limits[name]
+			request, ok := c.Resources.Requests[name]
+			if !ok {
+				request = limit
+			}
+			r.Requests[name] = request
+			limited[name] = limited[name] && limit.Sign() > 0
 		}
-		n.MilliCPURequest += cpu
-		n.MemoryRequestBytes += memory
-		n.MilliCPULimit += cpuLimit
-		n.MemoryLimitBytes += memoryLimit
-		allCPU, allMemory = allCPU && cpuLimit > 0, allMemory && memoryLimit > 0
+		list := &sized.Spec.Containers
+		if c.kind.inOrder() {
+			list = &sized.Spec.InitContainers
+		}
+		*list = append(*list, corev1.Container{Resources: r, RestartPolicy: c.RestartPolicy})
 	}
-	if !allCPU {
-		n.MilliCPULimit = 0
+	requests, limits := resource.PodRequests(sized, resource.PodResourcesOptions{}), resource.PodLimits(sized, resource.PodResourcesOptions{})
+	n := Need{MilliCPURequest: requests.Cpu().MilliValue(), MemoryRequestBytes: requests.Memory().Value()}
+	if limited[corev1.ResourceCPU] {
+		n.MilliCPULimit = limits.Cpu().MilliValue()
 	}
-	if !allMemory {
-		n.MemoryLimitBytes = 0
+	if limited[corev1.ResourceMemory] {
+		n.MemoryLimitBytes = limits.Memory().Value()
 	}
 	return n
 }
@@ -172,9 +228,9 @@ func DefaultPullPolicy(ref string) PullPolicy {
 
 // hostname is the pod's name in its machine: at most 63 bytes, as Linux and DNS have it.
 func hostname(pod *corev1.Pod) string {
-	name := pod.Spec.Hostname
-	if name == "" {
-		name = pod.Name
+	name := cmp.Or(pod.Spec.Hostname, pod.Name)
+	if o := pod.Spec.HostnameOverride; o != nil {
+		name = *o
 	}
 	if len(name) > 63 {
 		name = strings.TrimRight(name[:63], "-.")

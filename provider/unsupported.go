@@ -46,6 +46,13 @@ func (r rule) admits(v any) bool {
 	return false
 }
 
+// Why some of a securityContext is refused.
+const (
+	noAppArmor = "the machine's kernel has no AppArmor profiles; use a seccompProfile"
+	noSELinux  = "the machine's kernel has no SELinux policy"
+	noWindows  = "machines run Linux or macOS"
+)
+
 // rules returns what a pod may have, by JSON path below the spec; "[]" stands for each
 // element. What is accepted here is either enforced, or says something only to
 // others (the scheduler), or is a value that means "as it is anyway".
@@ -58,30 +65,39 @@ func rules() map[string]rule {
 
 		"restartPolicy": anything, "terminationGracePeriodSeconds": anything, "dnsPolicy": anything, "dnsConfig": anything,
 		"serviceAccountName": anything, "imagePullSecrets": anything, "hostname": anything, "subdomain": anything,
-		"setHostnameAsFQDN": anything, "hostAliases": anything, "readinessGates": anything, "enableServiceLinks": anything,
+		"setHostnameAsFQDN": anything, "hostnameOverride": anything,
+		"resources": into(), "resources.requests": into(), "resources.requests.cpu": anything, "resources.requests.memory": anything,
+		"resources.limits": refuse("limit the containers: what they use together is bounded by the machine's shape"),
+		"hostAliases":      anything, "readinessGates": anything, "enableServiceLinks": anything,
 		"shareProcessNamespace": anything,
 		"os":                    into(), "os.name": only("linux"),
-		"hostNetwork":           refuse("a pod has the network of its own machine"),
-		"hostPID":               refuse("a pod has its own machine"),
-		"hostIPC":               refuse("a pod has its own machine"),
-		"hostUsers":             only("true"),
-		"initContainers":        refuse(""),
-		"activeDeadlineSeconds": refuse(""),
+		"hostNetwork": refuse("a pod has the network of its own machine"),
+		"hostPID":     refuse("a pod has its own machine"),
+		"hostIPC":     refuse("a pod has its own machine"),
+		// A machine's users are never the host's, which is what false asks for.
+		"hostUsers":             anything,
+		"initContainers":        into(),
+		"activeDeadlineSeconds": anything,
+		"ephemeralContainers":   anything, // see unsupportedEphemeral
 		"runtimeClassName":      anything, // names a SnapshotTemplate: see template.go
 		"overhead":              anything, // the machine's own part, for the scheduler
 
-		"securityContext":                          into(),
-		"securityContext.runAsUser":                anything,
-		"securityContext.runAsGroup":               anything,
-		"securityContext.runAsNonRoot":             anything,
-		"securityContext.supplementalGroups":       anything,
-		"securityContext.supplementalGroupsPolicy": only("Merge"),
-		"securityContext.fsGroup":                  anything,
-		"securityContext.fsGroupChangePolicy":      anything, // a volume is always new: both policies do the same
-		"securityContext.seccompProfile":           into(),
-		"securityContext.seccompProfile.type":      only("Unconfined"),
-		"securityContext.appArmorProfile":          into(),
-		"securityContext.appArmorProfile.type":     only("Unconfined"),
+		"securityContext":                                  into(),
+		"securityContext.runAsUser":                        anything,
+		"securityContext.runAsGroup":                       anything,
+		"securityContext.runAsNonRoot":                     anything,
+		"securityContext.supplementalGroups":               anything,
+		"securityContext.supplementalGroupsPolicy":         only("Merge", "Strict"),
+		"securityContext.fsGroup":                          anything,
+		"securityContext.fsGroupChangePolicy":              anything, // a volume is always new: both policies do the same
+		"securityContext.seccompProfile":                   anything,
+		"securityContext.sysctls":                          anything, // whether the kernel has them is for the machine to say
+		"securityContext.appArmorProfile":                  into(),
+		"securityContext.appArmorProfile.type":             {only: []string{"Unconfined"}, hint: noAppArmor},
+		"securityContext.appArmorProfile.localhostProfile": anything, // its type is refused
+		"securityContext.seLinuxOptions":                   refuse(noSELinux),
+		"securityContext.seLinuxChangePolicy":              refuse(noSELinux),
+		"securityContext.windowsOptions":                   refuse(noWindows),
 
 		"containers": into(),
 		"volumes":    into(),
@@ -90,46 +106,66 @@ func rules() map[string]rule {
 		"name": anything, "image": anything, "command": anything, "args": anything, "workingDir": anything,
 		"imagePullPolicy": anything, "stdin": anything, "stdinOnce": anything, "tty": anything,
 		"ports": into(), "ports[].name": anything, "ports[].containerPort": anything, "ports[].protocol": anything,
-		"ports[].hostPort": refuse(""), "ports[].hostIP": refuse(""),
+		"ports[].hostPort": anything, "ports[].hostIP": anything, // see hostports.go
 		"envFrom": anything, "env": into(), "env[].name": anything, "env[].value": anything, "env[].valueFrom": into(),
 		"env[].valueFrom.fieldRef": anything, "env[].valueFrom.resourceFieldRef": anything,
 		"env[].valueFrom.configMapKeyRef": anything, "env[].valueFrom.secretKeyRef": anything,
 		"resources": into(), "resources.limits": into(), "resources.requests": into(), "resizePolicy": anything,
-		"resources.limits.cpu": anything, "resources.limits.memory": anything,
+		"resources.limits.cpu": anything, "resources.limits.memory": anything, "resources.limits.ephemeral-storage": anything,
 		"resources.requests.cpu": anything, "resources.requests.memory": anything, "resources.requests.ephemeral-storage": anything,
 		"volumeMounts": into(), "volumeMounts[].name": anything, "volumeMounts[].readOnly": anything,
-		"volumeMounts[].recursiveReadOnly": only("Disabled"), "volumeMounts[].mountPath": anything,
-		"volumeMounts[].subPath": anything, "volumeMounts[].mountPropagation": only("None"),
-		"terminationMessagePath":                   only(corev1.TerminationMessagePathDefault),
-		"terminationMessagePolicy":                 only(string(corev1.TerminationMessageReadFile)),
-		"securityContext":                          into(),
-		"securityContext.privileged":               only("false"),
-		"securityContext.runAsUser":                anything,
-		"securityContext.runAsGroup":               anything,
-		"securityContext.runAsNonRoot":             anything,
-		"securityContext.readOnlyRootFilesystem":   anything,
-		"securityContext.allowPrivilegeEscalation": only("true"),
-		"securityContext.procMount":                only("Default"),
-		"securityContext.seccompProfile":           into(),
-		"securityContext.seccompProfile.type":      only("Unconfined"),
-		"securityContext.appArmorProfile":          into(),
-		"securityContext.appArmorProfile.type":     only("Unconfined"),
-		"securityContext.capabilities":             into(),
+		"volumeMounts[].recursiveReadOnly": anything, "volumeMounts[].mountPath": anything,
+		"volumeMounts[].subPath": anything, "volumeMounts[].subPathExpr": anything,
+		// There are no mounts of a host that could come later: HostToContainer is None.
+		"volumeMounts[].mountPropagation": {only: []string{"None", "HostToContainer"}, hint: "what a container mounts stays in it"},
+		"terminationMessagePath":          anything, "terminationMessagePolicy": anything,
+		"lifecycle": anything, "livenessProbe": anything, "readinessProbe": anything, "startupProbe": anything,
+		"restartPolicy": anything, "restartPolicyRules": into(), "restartPolicyRules[].exitCodes": anything,
+		"restartPolicyRules[].action":                      only(string(corev1.ContainerRestartRuleActionRestart)),
+		"securityContext":                                  into(),
+		"securityContext.privileged":                       anything,
+		"securityContext.runAsUser":                        anything,
+		"securityContext.runAsGroup":                       anything,
+		"securityContext.runAsNonRoot":                     anything,
+		"securityContext.readOnlyRootFilesystem":           anything,
+		"securityContext.allowPrivilegeEscalation":         anything,
+		"securityContext.procMount":                        only("Default", "Unmasked"),
+		"securityContext.seccompProfile":                   anything,
+		"securityContext.appArmorProfile":                  into(),
+		"securityContext.appArmorProfile.type":             {only: []string{"Unconfined"}, hint: noAppArmor},
+		"securityContext.appArmorProfile.localhostProfile": anything, // its type is refused
+		"securityContext.capabilities":                     into(),
+		"securityContext.capabilities.add":                 anything,
+		"securityContext.capabilities.drop":                anything,
+		"securityContext.seLinuxOptions":                   refuse(noSELinux),
+		"securityContext.windowsOptions":                   refuse(noWindows),
 	} {
 		for _, kind := range []string{"containers[].", "initContainers[].", "ephemeralContainers[]."} {
 			r[kind+path] = rule
 		}
 	}
+	r["ephemeralContainers[].targetContainerName"] = anything
 	for path, rule := range map[string]rule{
-		"name": anything, "emptyDir": into(), "emptyDir.medium": only("Memory"), "emptyDir.sizeLimit": anything,
+		"name": anything, "emptyDir": into(), "emptyDir.medium": {only: []string{"Memory"}, hint: "machines have no huge pages"}, "emptyDir.sizeLimit": anything,
 		"configMap": into(), "secret": into(), "downwardAPI": into(), "projected": into(),
 		"projected.defaultMode": anything, "projected.sources": into(),
 		"projected.sources[].serviceAccountToken": into(), "projected.sources[].serviceAccountToken.audience": anything,
 		"projected.sources[].serviceAccountToken.expirationSeconds": anything, "projected.sources[].serviceAccountToken.path": anything,
-		"hostPath":              refuse("the node's own files are not shared with machines"),
-		"persistentVolumeClaim": refuse("the node has no volume plugins"),
+		"projected.sources[].clusterTrustBundle": into(),
+		"projected.sources[].podCertificate":     refuse("the node requests no certificates for pods; put one into a Secret and project that"),
+		"image":                                  into(), "image.reference": anything, "image.pullPolicy": anything,
+		"hostPath":              anything, // see hostPaths
+		"persistentVolumeClaim": refuse(noVolumePlugins), "ephemeral": refuse(noVolumePlugins), "csi": refuse(noVolumePlugins),
+		"gitRepo": refuse("clone into an emptyDir, by a command of the pod"),
 	} {
 		r["volumes[]."+path] = rule
+	}
+	for _, kind := range []string{"gcePersistentDisk", "awsElasticBlockStore", "nfs", "iscsi", "glusterfs", "rbd", "flexVolume", "cinder", "cephfs", "flocker",
+		"fc", "azureFile", "azureDisk", "vsphereVolume", "quobyte", "photonPersistentDisk", "portworxVolume", "scaleIO", "storageos"} {
+		r["volumes[]."+kind] = refuse(noVolumePlugins)
+	}
+	for _, field := range []string{"name", "signerName", "labelSelector", "optional", "path"} {
+		r["volumes[].projected.sources[].clusterTrustBundle."+field] = anything
 	}
 	for _, source := range []string{"", "projected.sources[]."} {
 		for _, kind := range []string{"configMap", "secret", "downwardAPI"} {
@@ -157,9 +193,19 @@ func unsupported(pod *corev1.Pod) []string {
 	default:
 		w.faults = append(w.faults, fmt.Sprintf("metadata.annotations[%s]: %.64q is no way to a machine, only %s and %s may be asked for", AnnotationPath, path, PathRestore, PathCold))
 	}
-	for i := range pod.Spec.Volumes {
-		if e := pod.Spec.Volumes[i].EmptyDir; e != nil && e.Medium == corev1.StorageMediumDefault && e.SizeLimit != nil && !e.SizeLimit.IsZero() {
-			w.faults = append(w.faults, fmt.Sprintf("spec.volumes[%d].emptyDir.sizeLimit: not supported yet on disk, only with medium %s", i, corev1.StorageMediumMemory))
+	return append(w.faults, unsupportedPorts(pod)...)
+}
+
+// noVolumePlugins is why a volume that outlives its pod is refused, and what to do.
+const noVolumePlugins = "a machine's disks are made and deleted with it, and the node has no volume plugins; use an emptyDir, and keep what must last in a service that the pod reaches over the network"
+
+// unsupportedEphemeral returns one sentence for each field of an ephemeral container that
+// asks for what the node cannot give. Such a container is not started; its pod goes on. It is pure.
+func unsupportedEphemeral(pod *corev1.Pod, name string) []string {
+	w := walker{rules: rules()}
+	for i := range pod.Spec.EphemeralContainers {
+		if e := &pod.Spec.EphemeralContainers[i]; e.Name == name {
+			w.fields(reflect.ValueOf(*e), "ephemeralContainers[]", fmt.Sprintf("spec.ephemeralContainers[%d]", i))
 		}
 	}
 	return w.faults
@@ -169,27 +215,49 @@ func unsupported(pod *corev1.Pod) []string {
 // containers are processes of one system, which has neither namespaces nor cgroups. It is
 // pure.
 func unsupportedMacOS(pod *corev1.Pod) []string {
+	const plain = "containers are plain processes of the system"
 	var faults []string
 	refuse := func(asked bool, field, hint string, args ...any) {
 		if asked {
 			faults = append(faults, fmt.Sprintf(field, args...)+": not supported in a macOS guest ("+hint+")")
 		}
 	}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
+	for c := range containersOf(pod) {
 		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
 			_, limited := c.Resources.Limits[name]
-			refuse(limited, "spec.containers[%d].resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", i, name)
+			refuse(limited, "%s.resources.limits.%s", "nothing below the machine's shape is enforced; leave the limit out", c.field, name)
+		}
+		for j := range c.VolumeMounts {
+			mode := c.VolumeMounts[j].RecursiveReadOnly
+			refuse(mode != nil && *mode == corev1.RecursiveReadOnlyEnabled, "%s.volumeMounts[%d].recursiveReadOnly", "volumes are linked, not mounted", c.field, j)
 		}
 		if s := c.SecurityContext; s != nil {
-			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "spec.containers[%d].securityContext.readOnlyRootFilesystem", "containers share the system's disk", i)
+			refuse(s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem, "%s.securityContext.readOnlyRootFilesystem", "containers share the system's disk", c.field)
+			refuse(s.Privileged != nil && *s.Privileged, "%s.securityContext.privileged", plain, c.field)
+			refuse(s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation, "%s.securityContext.allowPrivilegeEscalation", plain, c.field)
+			refuse(s.ProcMount != nil && *s.ProcMount != corev1.DefaultProcMount, "%s.securityContext.procMount", "it has no /proc", c.field)
+			refuse(s.Capabilities != nil && len(s.Capabilities.Add)+len(s.Capabilities.Drop) > 0, "%s.securityContext.capabilities", plain, c.field)
+			refuse(confines(s.SeccompProfile), "%s.securityContext.seccompProfile", plain, c.field)
 		}
+		refuse(c.target != "", "%s.targetContainerName", "containers see each other's processes anyway; leave it out", c.field)
+		refuse(c.TerminationMessagePath != "" && c.TerminationMessagePath != corev1.TerminationMessagePathDefault, "%s.terminationMessagePath",
+			"containers share the system's disk; use terminationMessagePolicy: FallbackToLogsOnError", c.field)
+	}
+	if s := pod.Spec.SecurityContext; s != nil {
+		refuse(confines(s.SeccompProfile), "spec.securityContext.seccompProfile", plain)
+		refuse(len(s.Sysctls) > 0, "spec.securityContext.sysctls", "its kernel has none of Linux's parameters")
 	}
 	for i := range pod.Spec.Volumes {
 		e := pod.Spec.Volumes[i].EmptyDir
+		refuse(pod.Spec.Volumes[i].Image != nil, "spec.volumes[%d].image", "it has no image slots; copy the files into the template", i)
 		refuse(e != nil && e.Medium == corev1.StorageMediumMemory, "spec.volumes[%d].emptyDir.medium", "there is no file system in memory; leave the medium out", i)
 	}
 	return faults
+}
+
+// confines: the profile is more than the wish to have none.
+func confines(p *corev1.SeccompProfile) bool {
+	return p != nil && p.Type != corev1.SeccompProfileTypeUnconfined
 }
 
 type walker struct {

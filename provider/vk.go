@@ -43,7 +43,7 @@ func (l lifecycle) DeletePod(_ context.Context, pod *corev1.Pod) error {
 	if pod.DeletionTimestamp != nil {
 		ok = l.p.end(pod.UID, pod, graceOf(pod))
 	} else {
-		ok = l.p.end(pod.UID, nil, goneGrace)
+		ok = l.p.abandon(pod.UID)
 	}
 	if !ok {
 		return edge(fmt.Errorf("pod %q: %w", pod.Namespace+"/"+pod.Name, ErrNotFound))
@@ -56,10 +56,7 @@ func graceOf(pod *corev1.Pod) time.Duration {
 	if s := pod.DeletionGracePeriodSeconds; s != nil {
 		return seconds(*s)
 	}
-	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		return seconds(*s)
-	}
-	return corev1.DefaultTerminationGracePeriodSeconds * time.Second
+	return graceOfSpec(pod)
 }
 
 // GetPod returns the pod that the API has by this name. An older pod of the same name

@@ -18,20 +18,21 @@ import (
 	"connectrpc.com/connect"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
-// Content of volumes is read again this often, the kubelet's order of magnitude; the
-// spread keeps the pods of a node from asking all at once.
-const (
-	refreshEvery  = 60 * time.Second
-	refreshSpread = 30 * time.Second
-)
+// defaultVolumeRefresh is how often the content of volumes is read again, the kubelet's
+// order of magnitude. Half as much again at most keeps the pods of a node from asking all
+// at once.
+const defaultVolumeRefresh = time.Minute
 
 // volumeKeeper makes a pod's volumes in its machine and keeps their content up to date.
 type volumeKeeper struct {
 	env *environment
 	log *slog.Logger
+	// shape is the machine's.
+	shape vm.Shape
 
 	mu      sync.Mutex
 	volumes map[string]*keptVolume // guarded by mu
@@ -54,8 +55,8 @@ type fetchedContent struct {
 	at     time.Time
 }
 
-func newVolumeKeeper(env *environment, log *slog.Logger) *volumeKeeper {
-	return &volumeKeeper{env: env, log: log, volumes: map[string]*keptVolume{}}
+func newVolumeKeeper(env *environment, log *slog.Logger, shape vm.Shape) *volumeKeeper {
+	return &volumeKeeper{env: env, log: log, shape: shape, volumes: map[string]*keptVolume{}}
 }
 
 func (k *volumeKeeper) volume(name string) *keptVolume {
@@ -94,8 +95,8 @@ func (k *volumeKeeper) prefetch(pod *corev1.Pod) func(context.Context) {
 			f.at = time.Now()
 		})
 	}
-	for i := range pod.Spec.Containers {
-		jobs = append(jobs, k.env.variables.prefetch(pod, &pod.Spec.Containers[i])...)
+	for c := range containersOf(pod) {
+		jobs = append(jobs, k.env.variables.prefetch(pod, c.Container)...)
 	}
 	return func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
@@ -110,13 +111,20 @@ func (k *volumeKeeper) prefetch(pod *corev1.Pod) func(context.Context) {
 
 // put makes a volume and writes its content. It may be repeated.
 func (k *volumeKeeper) put(ctx context.Context, g *Guest, pod *corev1.Pod, v *corev1.Volume) error {
-	if _, err := g.Volumes.PutVolume(ctx, connect.NewRequest(volumeSpec(pod, v))); err != nil {
-		return fmt.Errorf("make volume %q: %w", v.Name, err)
-	}
-	if !hasContent(v) {
+	spec := volumeSpec(pod, v, k.shape)
+	if spec == nil {
 		return nil
 	}
-	return k.write(ctx, g, pod, v)
+	if _, err := g.Volumes.PutVolume(ctx, connect.NewRequest(spec)); err != nil {
+		return fmt.Errorf("make volume %q: %w", v.Name, err)
+	}
+	switch {
+	case v.HostPath != nil:
+		return k.env.copyHostPath(ctx, g, pod, v)
+	case hasContent(v):
+		return k.write(ctx, g, pod, v)
+	}
+	return nil
 }
 
 // write brings a volume's files up to date when they changed.
@@ -167,7 +175,7 @@ func (k *volumeKeeper) refresh(h *machineHold, pod func() *corev1.Pod) {
 	if !any {
 		return
 	}
-	for sleep(h.ctx, refreshEvery+rand.N(refreshSpread)) { //nolint:gosec // spreads load, guards nothing
+	for sleep(h.ctx, k.env.volumeRefresh+rand.N(k.env.volumeRefresh/2+1)) { //nolint:gosec // spreads load, guards nothing
 		p := pod()
 		ctx, cancel := context.WithTimeout(h.ctx, prepareTimeout)
 		for i := range p.Spec.Volumes {

@@ -12,7 +12,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // maxVolumeBytes bounds what one volume's files may hold: a Secret or ConfigMap has
@@ -34,21 +36,45 @@ type cachedToken struct {
 }
 
 // hasContent: the volume's files come from the API.
-func hasContent(v *corev1.Volume) bool { return v.EmptyDir == nil }
+func hasContent(v *corev1.Volume) bool {
+	return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+}
 
-// volumeSpec is how a volume is made in the machine.
-func volumeSpec(pod *corev1.Pod, v *corev1.Volume) *agentv1.PutVolumeRequest {
-	req := &agentv1.PutVolumeRequest{Name: v.Name, Memory: hasContent(v)}
-	if e := v.EmptyDir; e != nil {
-		req.Memory = e.Medium == corev1.StorageMediumMemory
-		if e.SizeLimit != nil {
-			req.SizeLimitBytes = max(0, e.SizeLimit.Value())
-		}
+// volumeSpec is how a volume is made in a machine of the shape; nil for what is no volume
+// of the machine's own.
+func volumeSpec(pod *corev1.Pod, v *corev1.Volume, shape vm.Shape) *agentv1.PutVolumeRequest {
+	req := &agentv1.PutVolumeRequest{Name: v.Name}
+	switch {
+	case v.Image != nil:
+		return nil // a slot of the machine
+	case v.HostPath != nil:
+		return req // a copy has the owners of what was copied
+	case hasContent(v):
+		req.Memory = true
+	case v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory:
+		req.Memory, req.SizeLimitBytes = true, memoryVolumeSize(pod, v.EmptyDir, shape)
 	}
 	if sc := pod.Spec.SecurityContext; sc != nil && sc.FSGroup != nil {
 		req.FsGroup = sc.FSGroup
 	}
 	return req
+}
+
+// memoryVolumeSize is the size of an emptyDir in memory, as the kubelet has it: its limit, but
+// no more than the pod's memory limit or what the machine has for pods. Zero: not known.
+// https://kubernetes.io/docs/concepts/storage/volumes/#emptydir
+func memoryVolumeSize(pod *corev1.Pod, e *corev1.EmptyDirVolumeSource, shape vm.Shape) int64 {
+	size := max(0, shape.MemoryBytes-warmpool.GuestMemoryOverhead)
+	least := func(n int64) {
+		if n > 0 && (size == 0 || n < size) {
+			size = n
+		}
+	}
+	least(needOf(pod).MemoryLimitBytes)
+	if e.SizeLimit != nil {
+		least(e.SizeLimit.Value())
+	}
+	return size
 }
 
 // contentSource fetches what volumes are made of.
@@ -106,6 +132,10 @@ func (b *contentBuilder) volume(ctx context.Context, v *corev1.Volume) error {
 				err = b.downward(s.DownwardAPI.Items, mode)
 			case s.ServiceAccountToken != nil:
 				err = b.token(ctx, s.ServiceAccountToken)
+			case s.ClusterTrustBundle != nil:
+				err = b.trustBundle(ctx, s.ClusterTrustBundle, mode)
+			default:
+				err = errors.New("has a source that this node does not know")
 			}
 			if err != nil {
 				return err

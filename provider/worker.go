@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,6 +60,7 @@ type environment struct {
 	records   records
 	objects   *objects
 	templates Templates // nil: there are none
+	admission *admission
 	puller    puller
 	events    events
 	content   contentSource
@@ -72,7 +74,13 @@ type environment struct {
 	gone func(*worker)
 
 	nodeIP, machineAddress string
-	allocatable            corev1.ResourceList
+	// userAgent is the version that HTTP probes and hooks name.
+	userAgent   string
+	allocatable corev1.ResourceList
+	// volumeRefresh is how often the content of volumes is read again.
+	volumeRefresh time.Duration
+	hostPaths     hostPaths
+	seccompDir    string // profiles that pods name
 	// silence is how long a guest may not answer until its machine is given up.
 	silence time.Duration
 }
@@ -122,15 +130,8 @@ func (w *worker) update(pod *corev1.Pod) {
 		if s.plan == nil {
 			return
 		}
-		faults := unsupported(pod)
-		for i := range s.plan.containers {
-			have := s.plan.containers[i].spec
-			if c := containerNamed(pod, have.Name); c != nil && c.Image != have.Image {
-				faults = append(faults, fmt.Sprintf("spec.containers[%d].image: a running pod's image cannot be changed yet, %q stays", i, have.Image))
-			} else if c != nil {
-				s.plan.containers[i].spec = c
-			}
-		}
+		faults := append(unsupported(pod), w.respecify(pod)...)
+		w.considerResize()
 		if text := strings.Join(faults, "; "); text != w.faults {
 			w.faults = text
 			if text != "" {
@@ -140,15 +141,53 @@ func (w *worker) update(pod *corev1.Pod) {
 	})
 }
 
+// respecify takes in the specifications of the containers as the pod has them now. It
+// returns what cannot be honoured.
+func (w *worker) respecify(pod *corev1.Pod) (faults []string) {
+	p := w.s.plan
+	for c := range containersOf(pod) {
+		i := p.index(c.Name)
+		switch {
+		case i < 0 && c.kind == kindEphemeral: // nothing else can be added to a pod
+			p.add(pod, c)
+			key := p.containers[len(p.containers)-1].image
+			if w.s.images[key] == nil {
+				w.s.images[key] = &imageState{}
+			}
+			w.s.containers = append(w.s.containers, &containerState{name: c.Name})
+		case i < 0:
+		case c.Image != p.containers[i].spec.Image:
+			faults = append(faults, fmt.Sprintf("%s.image: a running pod's image cannot be changed yet, %q stays", c.field, p.containers[i].spec.Image))
+		default:
+			p.containers[i].spec = withResources(c.Container, p.containers[i].spec.Resources)
+		}
+	}
+	return faults
+}
+
 // terminate tells the worker to end the pod. A shorter grace than before replaces it.
 func (w *worker) terminate(grace time.Duration) {
-	now := time.Now()
+	w.bringEnd(ending{since: time.Now(), grace: grace, force: grace <= 0})
+}
+
+// abandon tells the worker to end a pod whose object is gone.
+func (w *worker) abandon() { w.bringEnd(abandoned(time.Now())) }
+
+// abandoned is the end of a pod whose object is gone: nobody waits for it, but its
+// processes may end by themselves.
+func abandoned(now time.Time) ending { return ending{since: now, grace: goneGrace, hookless: true} }
+
+func (w *worker) bringEnd(e ending) {
 	w.post(func(s *state) {
 		switch {
-		case s.deletion == nil:
-			s.deletion = &deletion{since: now, grace: grace}
-		case now.Add(grace).Before(s.deletion.deadline()):
-			s.deletion.grace = now.Add(grace).Sub(s.deletion.since)
+		case s.deletion != nil:
+			s.deletion.shorten(e)
+		case s.kill != nil && !s.kill.settled:
+			s.deletion = &deletion{ending: s.kill.ending}
+			s.deletion.listed, s.deletion.listing = false, false
+			s.deletion.shorten(e)
+		default:
+			s.deletion = &deletion{ending: e}
 		}
 	})
 }
@@ -166,6 +205,7 @@ func (w *worker) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	w.admit()
+	w.considerResize() // what was wanted while no process ran
 	for {
 		if ctx.Err() != nil {
 			return // what failed because of that is no news of the pod
@@ -195,10 +235,17 @@ func (w *worker) run(ctx context.Context) {
 func (w *worker) step(ctx context.Context) decision {
 	for {
 		now := time.Now()
+		if s := &w.s; s.plan != nil && s.machine.step == machineHeld {
+			if n := progress(s); n != s.machine.passed {
+				s.machine.passed, w.dirty = n, true
+			}
+		}
 		d := decide(&w.s, now)
 		again := w.act(ctx, &d, now)
-		for i, key := range imagesOf(&w.s) {
-			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, i), w.s.images[key], now); !at.IsZero() {
+		w.tendProbes()
+		again = w.applyResize(&d, now) || again
+		for _, key := range imagesOf(&w.s) {
+			if at := w.env.puller.backedOff(w.s.pod, key, firstUser(w.s.plan, key), w.s.images[key], now); !at.IsZero() {
 				d.wakeAt(at)
 			}
 		}
@@ -216,13 +263,13 @@ func imagesOf(s *state) []imageKey {
 	if s.plan == nil {
 		return nil
 	}
-	return s.plan.images
+	return slices.Concat(s.plan.images, s.plan.late)
 }
 
-// firstUser is the name of the first container that uses the i-th image.
-func firstUser(p *plan, i int) string {
+// firstUser is the name of the first container that uses an image.
+func firstUser(p *plan, key imageKey) string {
 	for _, c := range p.containers {
-		if c.image == p.images[i] {
+		if c.image == key {
 			return c.spec.Name
 		}
 	}
@@ -236,16 +283,17 @@ func (w *worker) act(ctx context.Context, d *decision, now time.Time) (again boo
 	switch {
 	case d.finish:
 		w.advance(stageFinished)
+		w.stopStart()
 		again = true
 	case d.terminate:
 		w.advance(stageTerminating)
 		w.stopStart()
-		if s.machine.step == machineHeld {
-			for _, c := range s.containers {
-				if c.step == containerRunning {
-					w.env.events.container(s.pod, c.name, false, eventKilling, "Stopping container "+c.name)
-				}
-			}
+		w.sayStopping()
+		again = true
+	case d.kill != nil:
+		w.beginKill(d.kill)
+		if d.kill.reason == reasonDeadlineExceeded {
+			w.env.events.pod(s.pod, false, reasonDeadlineExceeded, deadlineMessage)
 		}
 		again = true
 	}
@@ -269,6 +317,13 @@ func (w *worker) act(ctx context.Context, d *decision, now time.Time) (again boo
 	case d.start >= 0:
 		w.startContainer(d.start)
 	}
+	for _, i := range d.postStart {
+		w.postStart(i)
+		again = true // the status says so
+	}
+	for _, a := range d.preStop {
+		w.preStop(a)
+	}
 	if d.list {
 		w.list(ctx)
 	}
@@ -290,6 +345,12 @@ func (w *worker) advance(to stage) {
 		w.log.Info("Pod enters stage", "stage", to.String())
 		w.s.stage = to
 		w.dirty = true
+		if to == stageFinished { // before anybody hears of it: another pod may be given what this one had
+			if w.hold != nil {
+				w.hold.ports.deafen()
+			}
+			w.env.admission.forget(w.s.pod.UID)
+		}
 	}
 }
 
@@ -302,7 +363,10 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 	}
 	c.last, c.exit = c.exit, nil
 	c.attempt++
-	c.step, c.drained, c.copying, c.stopSent = containerWaiting, false, false, false
+	c.step, c.drained, c.copying = containerWaiting, false, false
+	c.endHook()
+	c.stop, c.stopSent, c.killSent, c.stopAt = nil, false, false, time.Time{}
+	c.postStart, c.preStop = hookNone, hookNone
 	c.reason, c.message, c.failures, c.startedAt = "", "", 0, time.Time{}
 	c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}
 	w.dirty = true

@@ -41,7 +41,7 @@ const nodeName = "node-a"
 
 // world is what is outside of the node process: it outlives it.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	client *fake.Clientset
 	state  string
 	supply *fakeSupply
@@ -52,7 +52,7 @@ type world struct {
 	changes int        // guarded by api
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		t: t, client: fake.NewClientset(), state: t.TempDir(),
@@ -338,7 +338,7 @@ func (e *eventLog) has(parts ...string) bool {
 
 // fakeSupply makes machines of simulated guests. The machines outlive its leases.
 type fakeSupply struct {
-	t *testing.T
+	t testing.TB
 
 	mu       sync.Mutex
 	machines map[string]*fakeMachine

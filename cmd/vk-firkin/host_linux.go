@@ -5,17 +5,46 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/vk-firkin/vk-firkin/provider"
 )
 
 // hostMemory is the memory of the host in bytes.
 func hostMemory() (int64, error) { return meminfo("MemTotal") }
 
+// lowMemory is what must be available on the host, or the node is under pressure: the
+// kubelet's default eviction threshold.
+const lowMemory = 100 << 20
+
 // hostMemoryAvailable is what could be given to programs without swapping.
 func hostMemoryAvailable() (int64, error) { return meminfo("MemAvailable") }
+
+func hostMemoryPressure() (provider.Measured, error) {
+	available, err := hostMemoryAvailable()
+	return provider.Measured{Short: available < lowMemory, Message: fmt.Sprintf("%d MiB of memory available", available>>20)}, err
+}
+
+// identify reads who the host is. Only root may read the hardware's UUID on some hosts.
+func identify(context.Context) hostIdentity {
+	first := func(paths ...string) string {
+		for _, path := range paths {
+			if b, err := os.ReadFile(path); err == nil && len(strings.TrimSpace(string(b))) > 0 {
+				return strings.Trim(string(b), " \n\x00")
+			}
+		}
+		return ""
+	}
+	id := hostIdentity{machine: first("/etc/machine-id", "/var/lib/dbus/machine-id"), boot: first("/proc/sys/kernel/random/boot_id")}
+	if id.system = first("/sys/class/dmi/id/product_uuid", "/proc/device-tree/vm,uuid"); id.system == "" {
+		id.system = id.machine
+	}
+	return id
+}
 
 func meminfo(key string) (int64, error) {
 	f, err := os.Open("/proc/meminfo")
@@ -51,12 +80,18 @@ func hostProcesses() (used, limit int64, err error) {
 	if used, err = strconv.ParseInt(all, 10, 64); err != nil {
 		return 0, 0, fmt.Errorf("count processes: %w", err)
 	}
-	most, err := os.ReadFile("/proc/sys/kernel/pid_max")
-	if err != nil {
-		return 0, 0, fmt.Errorf("count processes: %w", err)
-	}
-	if limit, err = strconv.ParseInt(strings.TrimSpace(string(most)), 10, 64); err != nil {
-		return 0, 0, fmt.Errorf("count processes: %w", err)
+	for _, bound := range []string{"pid_max", "threads-max"} {
+		text, err := os.ReadFile("/proc/sys/kernel/" + bound)
+		if err != nil {
+			return 0, 0, fmt.Errorf("count processes: %w", err)
+		}
+		most, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("count processes: %w", err)
+		}
+		if limit == 0 || most < limit {
+			limit = most
+		}
 	}
 	return used, limit, nil
 }

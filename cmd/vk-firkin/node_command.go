@@ -10,10 +10,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,7 +47,8 @@ func newNodeCommand() *cobra.Command {
 		Long: `Runs this host as a node of a Kubernetes cluster, until it is told to stop.
 
 The pods' machines go on when this process ends, however it ends; the next one takes
-them up again.`,
+them up again. With --drain-on-shutdown all pods are ended first when it is told to stop;
+told a second time, it stops at once.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			settings, err := o.complete()
@@ -78,12 +81,14 @@ type node struct {
 	metrics   *metrics.Metrics
 	provider  *provider.Provider
 	closers   []func() error
+	// pressed holds one when the host's disk is short.
+	pressed chan struct{}
 }
 
 // runNode makes the node and runs it until ctx ends.
 func runNode(ctx context.Context, s *nodeSettings) (err error) {
 	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
-	n := &node{nodeSettings: s}
+	n := &node{nodeSettings: s, pressed: make(chan struct{}, 1)}
 	defer func() {
 		for i := len(n.closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, n.closers[i]())
@@ -143,7 +148,7 @@ func (n *node) makeClient(context.Context) error {
 		}
 	}
 	if n.KubeletAddress == "" {
-		n.KubeletAddress = n.ip
+		n.KubeletAddress, _, _ = strings.Cut(n.ip, ",")
 	}
 	return nil
 }
@@ -205,7 +210,7 @@ func (n *node) makeImages(context.Context) (err error) {
 	return nil
 }
 
-func (n *node) makeProvider(context.Context) (err error) {
+func (n *node) makeProvider(ctx context.Context) (err error) {
 	n.logs = podlog.New(filepath.Join(n.StateDir, "pods"), podlog.Options{
 		Logger:      n.log("podlog"),
 		FirstOutput: func(c provider.ContainerRef, at time.Time) { n.provider.FirstOutput(c, at) },
@@ -214,6 +219,7 @@ func (n *node) makeProvider(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	identity := identify(ctx)
 	n.provider, err = provider.New(provider.Options{
 		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
@@ -221,9 +227,12 @@ func (n *node) makeProvider(context.Context) (err error) {
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
-			Version: "v" + version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest, Measure: n.pressure, Healthy: n.healthy, Examine: n.examination(),
+			KubeletVersion: kubeletVersion(version), Version: version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest,
+			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
+			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
-		DNS:            provider.DNS{Machine: []string{network.Nameserver}},
+		VolumeRefresh: n.VolumeRefresh, HostPaths: n.HostPaths,
+		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
 		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),
 	})
@@ -257,7 +266,19 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("serve the kubelet API: %w", err)
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	told := ctx
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, ctx := errgroup.WithContext(running)
+	group.Go(func() error {
+		defer stop()
+		select {
+		case <-told.Done():
+			n.drain(ctx)
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
@@ -274,11 +295,21 @@ func (n *node) run(ctx context.Context) error {
 	if err := group.Wait(); !errors.Is(err, errStopped) {
 		return err
 	}
-	n.logger.Info("Stopped; machines go on")
+	n.logger.Info("Stopped; what machines are left go on")
 	return nil
 }
 
 var errStopped = errors.New("stopped")
+
+// drain ends all pods when that is asked for, until it is told to stop a second time.
+func (n *node) drain(ctx context.Context) {
+	if !n.DrainOnShutdown {
+		return
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	n.provider.Shutdown(ctx, n.ShutdownGrace, n.ShutdownCritical)
+}
 
 // prepareSnapshots builds the base snapshots that the first pods will want, so that
 // they are restored instead of booted. A failure is tried again by the first pod.
@@ -307,20 +338,25 @@ const (
 	garbageAge = 36 * time.Hour
 )
 
-// collectGarbage removes snapshots and images that nobody uses, until ctx ends.
+// collectGarbage removes snapshots and images that nobody uses, until ctx ends. When the
+// disk is short, it does so at once, and no image is too young: all of them can be pulled
+// again, as the kubelet has it.
 func (n *node) collectGarbage(ctx context.Context) {
 	ticker := time.NewTicker(garbageEvery)
 	defer ticker.Stop()
 	for {
+		images := image.GCOptions{UnusedFor: garbageAge}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-n.pressed:
+			images = image.GCOptions{MaxBytes: 1}
 		}
 		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused snapshots", "error", err)
 		}
-		if _, err := n.images.GC(ctx, image.GCOptions{UnusedFor: garbageAge}); err != nil && ctx.Err() == nil {
+		if _, err := n.images.GC(ctx, images); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused images", "error", err)
 		}
 	}

@@ -10,7 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,31 +51,77 @@ func hostDisk(path string) (size, free int64, err error) {
 	return int64(fs.Blocks * uint64(fs.Bsize)), int64(fs.Bavail * uint64(fs.Bsize)), nil
 }
 
-// healthy fails when the node cannot run pods: its driver does not know its machines.
+// healthy fails when the node cannot run pods: its driver does not know its machines, the
+// guest kit is gone, or nothing can be written where machines, pods and images are kept.
 func (n *node) healthy(ctx context.Context) error {
 	if _, err := n.driver.List(ctx); err != nil {
 		return fmt.Errorf("list machines: %w", err)
 	}
+	for _, file := range []string{n.kit.Kernel, n.kit.Initramfs, n.kit.Scratch} {
+		if file == "" {
+			continue
+		}
+		if _, err := os.Stat(file); err != nil {
+			return fmt.Errorf("look for guest kit: %w", err)
+		}
+	}
+	for _, dir := range []string{n.StateDir, n.CacheDir} {
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil { // EROFS where the kernel gave a broken disk up
+			return fmt.Errorf("write to %s: %w", dir, err)
+		}
+	}
 	return nil
 }
 
-// lowMemory is what must be available on the host, or the node is under pressure: the
+// lowInodes is the part of a file system's inodes that must be free, in percent: the
 // kubelet's default eviction threshold.
-const lowMemory = 100 << 20
+const lowInodes = 5
+
+// diskPressure measures the file systems that hold these folders.
+func diskPressure(dirs []string, floor int64) (provider.Measured, error) {
+	var m provider.Measured
+	var texts []string
+	for _, dir := range dirs {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err != nil {
+			return m, fmt.Errorf("measure the disk of %s: %w", dir, err)
+		}
+		short, text := judgeDisk(int64(fs.Bavail*uint64(fs.Bsize)), floor, int64(fs.Ffree), int64(fs.Files))
+		m.Short = m.Short || short
+		if text = filepath.Base(dir) + ": " + text; !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	m.Message = strings.Join(texts, "; ")
+	return m, nil
+}
+
+// judgeDisk says whether a file system is short of bytes or inodes. It is pure. Some
+// have no fixed number of inodes and say that they have none at all.
+func judgeDisk(free, floor, freeInodes, inodes int64) (short bool, text string) {
+	text = fmt.Sprintf("%d MiB free, %d MiB must be", free>>20, floor>>20)
+	short = free < floor
+	if inodes > 0 && freeInodes < inodes/100*lowInodes {
+		short = true
+		text += fmt.Sprintf("; %d of %d inodes free, %d%% must be", freeInodes, inodes, lowInodes)
+	}
+	return short, text
+}
 
 // pressure measures what the host is short of.
-func (n *node) pressure() (provider.Pressure, error) {
-	var p provider.Pressure
-	_, free, err := hostDisk(n.StateDir)
-	if err != nil {
+func (n *node) pressure() (p provider.Pressure, err error) {
+	if p.Disk, err = diskPressure([]string{n.StateDir, n.CacheDir}, n.minFreeDisk); err != nil {
 		return p, err
 	}
-	p.Disk = provider.Measured{Short: free < n.minFreeDisk, Message: fmt.Sprintf("%d MiB free where machines are kept, %d MiB must be", free>>20, n.minFreeDisk>>20)}
-	available, err := hostMemoryAvailable()
-	if err != nil {
+	if p.Disk.Short {
+		select {
+		case n.pressed <- struct{}{}:
+		default:
+		}
+	}
+	if p.Memory, err = hostMemoryPressure(); err != nil {
 		return p, err
 	}
-	p.Memory = provider.Measured{Short: available < lowMemory, Message: fmt.Sprintf("%d MiB of memory available", available>>20)}
 	used, limit, err := hostProcesses()
 	if err != nil {
 		return p, err
@@ -83,8 +132,29 @@ func (n *node) pressure() (provider.Pressure, error) {
 	return p, nil
 }
 
-// primaryAddress is the address that this host uses towards the API server. Nothing
-// is sent.
+// hostIdentity identifies the host, its hardware, and its last boot; empty is unknown.
+type hostIdentity struct{ machine, system, boot string }
+
+// kubernetesRelease is the release of Kubernetes whose kubelet this node behaves as: that
+// of the control plane it is tested with (hack/controlplane). The control plane's must not be older
+// by the version skew policy.
+const kubernetesRelease = "v1.36.3"
+
+// kubeletVersion is the version that the node shows as its kubelet's: one that compares
+// as Kubernetes' own do, with ours as what it was built from.
+func kubeletVersion(own string) string {
+	build := strings.Map(func(r rune) rune {
+		switch {
+		case r >= '0' && r <= '9', r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r == '.', r == '-':
+			return r
+		}
+		return '-'
+	}, strings.TrimPrefix(own, "v"))
+	return kubernetesRelease + "+firkin." + build
+}
+
+// primaryAddress is the address that this host uses towards the API server; where that is
+// on this host itself, the one that it uses towards the world. Nothing is sent.
 func primaryAddress(server string) (string, error) {
 	u, err := url.Parse(server)
 	if err != nil {
@@ -94,16 +164,31 @@ func primaryAddress(server string) (string, error) {
 	if port == "" {
 		port = "443"
 	}
-	conn, err := net.Dial("udp", net.JoinHostPort(u.Hostname(), port)) //nolint:noctx // connecting a datagram socket does not wait
+	address, err := sourceAddress(net.JoinHostPort(u.Hostname(), port))
+	if err != nil || !address.IsLoopback() {
+		return address.String(), err
+	}
+	// Documentation addresses (RFC 5737, RFC 3849) take the default route.
+	for _, world := range []string{"192.0.2.1:443", "[2001:db8::1]:443"} {
+		if outward, err := sourceAddress(world); err == nil && outward.IsGlobalUnicast() {
+			return outward.String(), nil
+		}
+	}
+	return address.String(), nil
+}
+
+// sourceAddress is what this host would send from.
+func sourceAddress(to string) (net.IP, error) {
+	conn, err := net.Dial("udp", to) //nolint:noctx // connecting a datagram socket does not wait
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer conn.Close()
 	address, ok := conn.LocalAddr().(*net.UDPAddr)
 	if !ok {
-		return "", fmt.Errorf("unexpected address %v", conn.LocalAddr())
+		return nil, fmt.Errorf("unexpected address %v", conn.LocalAddr())
 	}
-	return address.IP.String(), nil
+	return address.IP, nil
 }
 
 // snapshotEvent is called by the snapshot store: operators hear of it by an event on

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/provider"
@@ -106,6 +108,41 @@ func (n *nodeImages) pin(owner types.UID, digest string) error {
 		n.owners[owner] = append(n.owners[owner], digest)
 	}
 	return nil
+}
+
+// shown are the images as the node's status has them: by digest in each of their
+// repositories, then by the names they were asked by.
+func (n *nodeImages) shown() []corev1.ContainerImage {
+	list, err := n.store.List()
+	if err != nil {
+		return nil // the node says what it can
+	}
+	out := make([]corev1.ContainerImage, 0, len(list))
+	for _, i := range list {
+		out = append(out, corev1.ContainerImage{Names: imageNames(i.Refs, i.Digest), SizeBytes: i.SizeBytes})
+	}
+	return out
+}
+
+// imageNames are what an image may be asked by. It is pure.
+func imageNames(refs []string, digest string) []string {
+	var digests, tags []string
+	for _, ref := range refs {
+		repository, _, pinned := strings.Cut(ref, "@")
+		if !pinned {
+			tags = append(tags, ref)
+			if i := strings.LastIndexByte(ref, ':'); i > strings.LastIndexByte(ref, '/') {
+				repository = ref[:i]
+			}
+		}
+		if name := repository + "@" + digest; !slices.Contains(digests, name) {
+			digests = append(digests, name)
+		}
+	}
+	if len(refs) == 0 {
+		return []string{digest}
+	}
+	return append(digests, tags...)
 }
 
 // Unpin is part of provider.Images.

@@ -7,16 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/vk-firkin/vk-firkin/vm"
@@ -45,6 +49,7 @@ type nodeOptions struct {
 
 	InsecureRegistries []string
 	NoTaint            bool
+	NodeLabels         map[string]string
 	MaxPods            int
 	ReservedMemory     string
 	MinFreeDisk        string
@@ -53,6 +58,15 @@ type nodeOptions struct {
 	RefillMinFreeDisk string
 	MaxPending        int
 	PendingTimeout    time.Duration
+
+	VolumeRefresh      time.Duration
+	HostPaths          []string
+	ClusterDNS         []string
+	ClusterDomain      string
+	PressureTransition time.Duration
+	DrainOnShutdown    bool
+	ShutdownGrace      time.Duration
+	ShutdownCritical   time.Duration
 }
 
 // directories are where a node keeps its files; see docs/architecture.md.
@@ -131,7 +145,7 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	hostname, _ := os.Hostname()
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "how to reach the cluster, with a node's identity (KUBECONFIG)")
 	flags.StringVar(&o.NodeName, "node-name", strings.ToLower(hostname), "name of the node; the identity must be system:node:NAME")
-	flags.StringVar(&o.NodeIP, "node-ip", "", "address that the API server reaches this host at (default: the host's primary address)")
+	flags.StringVar(&o.NodeIP, "node-ip", "", "address that the API server reaches this host at, where host ports are listened on; with a second one, of the other family, after a comma (default: the host's primary address)")
 	flags.StringVar(&o.KubeletAddress, "kubelet-address", "", "address to serve the kubelet API on (default: --node-ip)")
 	flags.IntVar(&o.KubeletPort, "kubelet-port", 10250, "port of the kubelet API: logs and exec")
 	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "serving certificate of the kubelet API")
@@ -145,13 +159,22 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&o.Prepare, "prepare", nil, "shapes whose base snapshots are built at start (default: the smallest; \"none\" for none)")
 	flags.StringSliceVar(&o.InsecureRegistries, "insecure-registry", nil, "registry to speak plain HTTP to, as host:port; for tests")
 	flags.BoolVar(&o.NoTaint, "no-taint", false, "do not taint the node with firkin.dev/machine=true:NoSchedule")
+	flags.StringToStringVar(&o.NodeLabels, "node-labels", nil, "labels of the node, as key=value: of those in the kubernetes.io namespaces only what a node may set on itself")
 	flags.IntVar(&o.MaxPods, "max-pods", 0, "how many pods the node takes (default: what fits into memory at the smallest shape, at most 110)")
 	flags.StringVar(&o.ReservedMemory, "reserved-memory", "1Gi", "memory kept from machines, for the host and vk-firkin")
 	flags.StringVar(&o.MinFreeDisk, "min-free-disk", "10Gi", "disk that must stay free to build or restore")
 	flags.IntVar(&o.Refills, "refills", 0, "how many warm machines are restored at once, beside those that pods wait for (default: half the processors)")
 	flags.StringVar(&o.RefillMinFreeDisk, "refill-min-free-disk", "20Gi", "disk that must stay free to fill warm pools; no less than --min-free-disk")
 	flags.IntVar(&o.MaxPending, "max-pending", 64, "how many pods wait for room on the node, in order, before further ones are refused for now; 0 for none")
+	flags.DurationVar(&o.VolumeRefresh, "volume-refresh", time.Minute, "how often ConfigMaps, Secrets and tokens in volumes are read again, up to half as much later")
+	flags.StringSliceVar(&o.HostPaths, "allow-host-path", nil, "directories of this host, as absolute paths, that hostPath volumes may name: the machine gets a copy (default: none)")
 	flags.DurationVar(&o.PendingTimeout, "pending-timeout", 30*time.Second, "how long a pod waits for room before it is refused for now, and tries again")
+	flags.StringSliceVar(&o.ClusterDNS, "cluster-dns", nil, "addresses of the cluster's name servers, which must be reachable from this host (default: none, pods resolve as this host does)")
+	flags.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "domain of the cluster, for pods' names and searches")
+	flags.DurationVar(&o.PressureTransition, "eviction-pressure-transition-period", 5*time.Minute, "how long a pressure must be over until the node says so")
+	flags.BoolVar(&o.DrainOnShutdown, "drain-on-shutdown", false, "end all pods when told to stop, by priority (default: their machines go on)")
+	flags.DurationVar(&o.ShutdownGrace, "shutdown-grace-period", 30*time.Second, "with --drain-on-shutdown: how long all pods have together to end")
+	flags.DurationVar(&o.ShutdownCritical, "shutdown-grace-period-critical-pods", 10*time.Second, "the last part of --shutdown-grace-period, for critical pods alone")
 }
 
 // nodeSettings are options that were understood.
@@ -188,8 +211,23 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	if problems := validation.IsDNS1123Subdomain(o.NodeName); len(problems) > 0 {
 		fault("--node-name %q: %s", o.NodeName, strings.Join(problems, ", "))
 	}
-	if o.NodeIP != "" && net.ParseIP(o.NodeIP) == nil {
-		fault("--node-ip %q is not an address", o.NodeIP)
+	note(checkNodeIP(o.NodeIP))
+	for _, server := range o.ClusterDNS {
+		if net.ParseIP(server) == nil {
+			fault("--cluster-dns %q is not an address", server)
+		}
+	}
+	if problems := validation.IsDNS1123Subdomain(o.ClusterDomain); o.ClusterDomain != "" && len(problems) > 0 {
+		fault("--cluster-domain %q: %s", o.ClusterDomain, strings.Join(problems, ", "))
+	}
+	for _, key := range slices.Sorted(maps.Keys(o.NodeLabels)) {
+		note(checkNodeLabel(key, o.NodeLabels[key]))
+	}
+	if o.PressureTransition < 0 {
+		fault("--eviction-pressure-transition-period %s: want 0 or more", o.PressureTransition)
+	}
+	if o.ShutdownCritical < 0 || o.ShutdownGrace < o.ShutdownCritical || o.ShutdownGrace > maxShutdownGrace {
+		fault("--shutdown-grace-period %s with %s for critical pods: want at most %s, and no less than the latter", o.ShutdownGrace, o.ShutdownCritical, maxShutdownGrace)
 	}
 	for flag, path := range map[string]string{"--tls-cert-file": o.TLSCert, "--tls-private-key-file": o.TLSKey, "--client-ca-file": o.ClientCA} {
 		if path == "" {
@@ -230,10 +268,64 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	if o.MaxPending < 0 || o.MaxPending > 10000 {
 		fault("--max-pending %d: want 0 to 10000", o.MaxPending)
 	}
+	if o.VolumeRefresh < time.Second || o.VolumeRefresh > time.Hour {
+		fault("--volume-refresh %s: want 1s to 1h", o.VolumeRefresh)
+	}
+	for _, path := range o.HostPaths {
+		if !filepath.IsAbs(path) {
+			fault("--allow-host-path %q: want an absolute path", path)
+		}
+	}
 	if o.PendingTimeout <= 0 || o.PendingTimeout > time.Hour {
 		fault("--pending-timeout %s: want more than 0 and at most 1h", o.PendingTimeout)
 	}
 	return s, errors.Join(errs...)
+}
+
+// maxShutdownGrace bounds how long a host may be kept from its shutdown.
+const maxShutdownGrace = time.Hour
+
+// checkNodeIP wants one address, or two of different families.
+func checkNodeIP(text string) error {
+	if text == "" {
+		return nil
+	}
+	families := map[bool]bool{}
+	for part := range strings.SplitSeq(text, ",") {
+		ip := net.ParseIP(part)
+		if ip == nil {
+			return fmt.Errorf("--node-ip %q is not an address", part)
+		}
+		four := ip.To4() != nil
+		if families[four] {
+			return fmt.Errorf("--node-ip %q: want one address, or one of each family", text)
+		}
+		families[four] = true
+	}
+	return nil
+}
+
+// checkNodeLabel refuses what the API server would: NodeRestriction lets a node set few
+// labels of Kubernetes' own namespaces on itself.
+func checkNodeLabel(key, value string) error {
+	problems := append(content.IsLabelKey(key), content.IsLabelValue(value)...)
+	if len(problems) > 0 {
+		return fmt.Errorf("--node-labels %s=%s: %s", key, value, strings.Join(problems, ", "))
+	}
+	namespace, _, ok := strings.Cut(key, "/")
+	within := func(domain string) bool { return namespace == domain || strings.HasSuffix(namespace, "."+domain) }
+	if !ok || !within("kubernetes.io") && !within("k8s.io") {
+		return nil
+	}
+	switch key {
+	case corev1.LabelTopologyZone, corev1.LabelTopologyRegion, corev1.LabelInstanceTypeStable,
+		corev1.LabelFailureDomainBetaZone, corev1.LabelFailureDomainBetaRegion, corev1.LabelInstanceType:
+		return nil
+	}
+	if within("kubelet.kubernetes.io") || within("node.kubernetes.io") {
+		return nil
+	}
+	return fmt.Errorf("--node-labels %s: a node may not set this label on itself", key)
 }
 
 func parseBytes(flag, text string) (int64, error) {

@@ -6,6 +6,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
@@ -46,6 +47,17 @@ func TestNodeOptions(t *testing.T) {
 	}
 }
 
+func TestNodeOptionsOfTheNode(t *testing.T) {
+	s, err := parseNode(t, append(complete, "--node-ip", "192.0.2.1,2001:db8::1", "--cluster-dns", "192.0.2.53",
+		"--node-labels", "team=a,topology.kubernetes.io/zone=z,node.kubernetes.io/instance-type=mac2,example.test/x=y")...).complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.DrainOnShutdown || s.ClusterDomain != "cluster.local" || s.ShutdownGrace != 30*time.Second || s.ShutdownCritical != 10*time.Second || len(s.NodeLabels) != 4 {
+		t.Errorf("settings are %+v", s.nodeOptions)
+	}
+}
+
 // Filling pools never leaves less free than what pods need.
 func TestRefillFloor(t *testing.T) {
 	s, err := parseNode(t, append(complete, "--min-free-disk", "30Gi", "--refill-min-free-disk", "1Gi")...).complete()
@@ -66,7 +78,12 @@ func TestNodeOptionFaults(t *testing.T) {
 		{"metrics on the network", append(complete, "--metrics-address", "0.0.0.0:1"), []string{"--metrics-address"}},
 		{"shapes", append(complete, "--shapes", "big,1x1Mi"), []string{`"big"`, `"1x1Mi"`}},
 		{"sizes", append(complete, "--reserved-memory", "-1", "--min-free-disk", "lots"), []string{"--reserved-memory", "--min-free-disk"}},
+		{"volumes", append(complete, "--volume-refresh", "1ms", "--allow-host-path", "/ok,relative"), []string{"--volume-refresh", "--allow-host-path \"relative\""}},
 		{"pools", append(complete, "--refills", "-1", "--refill-min-free-disk", "some", "--max-pending", "-1", "--pending-timeout", "0s"), []string{"--refills", "--refill-min-free-disk", "--max-pending", "--pending-timeout"}},
+		{"two addresses of one family", append(complete, "--node-ip", "192.0.2.1,192.0.2.2"), []string{"--node-ip"}},
+		{"labels", append(complete, "--node-labels", "a b=c,node-role.kubernetes.io/control-plane=,kubernetes.io/os=linux"), []string{"a b", "node-role", "kubernetes.io/os"}},
+		{"name servers", append(complete, "--cluster-dns", "dns.example.test", "--cluster-domain", "No_domain"), []string{"--cluster-dns", "--cluster-domain"}},
+		{"shutdown", append(complete, "--shutdown-grace-period", "5s", "--shutdown-grace-period-critical-pods", "6s", "--eviction-pressure-transition-period", "-1s"), []string{"--shutdown-grace-period", "--eviction-pressure-transition-period"}},
 		{"logs", append(complete, "--log-level", "loud"), []string{"--log-level"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

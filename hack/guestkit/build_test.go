@@ -26,7 +26,7 @@ func TestReproducible(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			packages := debs(filepath.Join(cache, arch))
+			downloads := append(debs(filepath.Join(cache, arch)), packages(filepath.Join(cache, arch), seccompPackageName)...)
 			var digests [2]string
 			for i := range digests {
 				out := filepath.Join(t.TempDir(), "kit")
@@ -46,7 +46,7 @@ func TestReproducible(t *testing.T) {
 				if err := os.MkdirAll(filepath.Join(cache, arch), 0o755); err != nil {
 					t.Fatal(err)
 				}
-				for _, pkg := range packages {
+				for _, pkg := range downloads {
 					if err := os.Symlink(pkg, filepath.Join(cache, arch, filepath.Base(pkg))); err != nil {
 						t.Fatal(err)
 					}

@@ -5,7 +5,8 @@
 //
 //	go run ./hack/guestkit --arch amd64 --out bin/guest/amd64
 //
-// The kernel and its modules are Debian's linux-image-cloud package, the initramfs
+// The agent is linked with Debian's static libseccomp, which is fetched for the kit's
+// architecture. The kernel and its modules are Debian's linux-image-cloud package, the initramfs
 // holds the agent and the modules it loads, and nothing else. The same inputs (the
 // kernel package, the agent, this program) give the same bytes. When the kit in the
 // output directory was built from the same inputs nothing is done.
@@ -99,7 +100,11 @@ func build(ctx context.Context, o options) error {
 		return err
 	}
 	agentPath := filepath.Join(cache, "firkin-agent")
-	if err := buildAgent(ctx, o.arch, agentPath); err != nil {
+	seccomp, err := seccompLibrary(ctx, o.arch, cache, o.update)
+	if err != nil {
+		return err
+	}
+	if err := buildAgent(ctx, o.arch, agentPath, seccomp); err != nil {
 		return err
 	}
 	agent, err := os.ReadFile(agentPath)

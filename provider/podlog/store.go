@@ -118,6 +118,33 @@ func (s *Store) RemoveAttempt(c provider.ContainerRef) error {
 	return errors.Join(errs...)
 }
 
+// Usage is what the log files of each container of a pod take on disk.
+func (s *Store) Usage(uid types.UID) (map[string]provider.LogUsage, error) {
+	if !isName(string(uid)) {
+		return nil, fmt.Errorf("measure logs of pod: %q is not a pod UID", uid)
+	}
+	root := filepath.Join(s.dir, string(uid), "logs")
+	containers, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("measure logs of pod: %w", err)
+	}
+	usage := make(map[string]provider.LogUsage, len(containers))
+	for _, c := range containers {
+		files, err := os.ReadDir(filepath.Join(root, c.Name()))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("measure logs of pod: %w", err)
+		}
+		var sum provider.LogUsage
+		for _, f := range files {
+			if info, err := f.Info(); err == nil { // else it was rotated away meanwhile
+				sum.Bytes, sum.Files = sum.Bytes+info.Size(), sum.Files+1
+			}
+		}
+		usage[c.Name()] = sum
+	}
+	return usage, nil
+}
+
 // RemovePod deletes all log files of a pod. Idempotent. No Copy of the pod may be
 // under way.
 func (s *Store) RemovePod(uid types.UID) error {

@@ -34,8 +34,9 @@ type Options struct {
 	Machines func() []provider.PodMachine
 	// Host measures the node itself; nil, or an error, leaves that out.
 	Host func() (Host, error)
-	// LogUsage is what a container's log takes on disk; nil leaves that out.
-	LogUsage func(provider.ContainerRef) (bytes, files int64)
+	// LogUsage is what the log of each container of a pod takes on disk; nil, or an error,
+	// leaves that out.
+	LogUsage func(types.UID) (map[string]provider.LogUsage, error)
 	// Fresh is how old a measurement may be to be told again. Zero: 1 s.
 	Fresh time.Duration
 	// Patience is how long an answer waits for a machine, and Timeout how long a machine

@@ -78,7 +78,9 @@ func TestSummary(t *testing.T) {
 	noMachine := provider.PodMachine{Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "waiting"}}}
 	c := collector(t, stats.Options{
 		Machines: func() []provider.PodMachine { return []provider.PodMachine{m, noMachine} },
-		LogUsage: func(provider.ContainerRef) (int64, int64) { return 1234, 2 },
+		LogUsage: func(types.UID) (map[string]provider.LogUsage, error) {
+			return map[string]provider.LogUsage{"c": {Bytes: 1234, Files: 2}}, nil
+		},
 		Host: func() (stats.Host, error) {
 			return stats.Host{
 				CPUTime: time.Hour, MemoryTotalBytes: 8 << 30, MemoryAvailableBytes: 3 << 30, MemoryUsedBytes: 6 << 30, WorkingSetBytes: 5 << 30,

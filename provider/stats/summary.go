@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/vk-firkin/vk-firkin/provider"
@@ -66,7 +67,7 @@ func counter(n uint64) *uint64 {
 }
 
 // podStats is what one pod uses. m is nil when that is not known.
-func podStats(p provider.PodMachine, m *measurement, logUsage func(provider.ContainerRef) (bytes, files int64)) statsv1alpha1.PodStats {
+func podStats(p provider.PodMachine, m *measurement, logUsage func(types.UID) (map[string]provider.LogUsage, error)) statsv1alpha1.PodStats {
 	out := statsv1alpha1.PodStats{
 		PodRef:     statsv1alpha1.PodReference{Name: p.Pod.Name, Namespace: p.Pod.Namespace, UID: string(p.Pod.UID)},
 		Containers: []statsv1alpha1.ContainerStats{},
@@ -98,6 +99,10 @@ func podStats(p provider.PodMachine, m *measurement, logUsage func(provider.Cont
 		}
 		byID[c.GetId()] = c
 	}
+	var logs map[string]provider.LogUsage
+	if logUsage != nil {
+		logs, _ = logUsage(p.Pod.UID) // what cannot be measured is left out
+	}
 	var ephemeral, pids int64
 	for _, t := range p.Targets {
 		c := byID[t.ID]
@@ -107,10 +112,9 @@ func podStats(p provider.PodMachine, m *measurement, logUsage func(provider.Cont
 		cs := containerStats(at, t, c, s, m.rates)
 		ephemeral = plus(ephemeral, c.GetWritableBytes())
 		pids = plus(pids, c.GetPids())
-		if logUsage != nil {
-			bytes, files := logUsage(t.ContainerRef)
-			cs.Logs = &statsv1alpha1.FsStats{Time: at, UsedBytes: number(bytes), InodesUsed: number(files)}
-			ephemeral = plus(ephemeral, bytes)
+		if log, ok := logs[t.Container]; ok {
+			cs.Logs = &statsv1alpha1.FsStats{Time: at, UsedBytes: number(log.Bytes), InodesUsed: number(log.Files)}
+			ephemeral = plus(ephemeral, log.Bytes)
 		}
 		for _, c := range p.Pod.Spec.Containers {
 			if c.Name == t.Container {

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
@@ -77,7 +78,9 @@ func FuzzPodStats(f *testing.F) {
 		if proto.Unmarshal(data, &m) != nil {
 			return
 		}
-		out := podStats(p, measured(&m, time.Now(), map[string]sample{}), func(provider.ContainerRef) (int64, int64) { return math.MaxInt64, 1 })
+		out := podStats(p, measured(&m, time.Now(), map[string]sample{}), func(types.UID) (map[string]provider.LogUsage, error) {
+			return map[string]provider.LogUsage{"c": {Bytes: math.MaxInt64, Files: 1}}, nil
+		})
 		if len(out.Containers) > 1 || len(out.VolumeStats) > 1 {
 			t.Errorf("%d containers, %d volumes", len(out.Containers), len(out.VolumeStats))
 		}

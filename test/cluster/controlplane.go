@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cluster starts what the end-to-end tests and the demo run on: the embedded
-// control plane and node processes of this host. Everything listens on loopback.
+// control plane and node processes of this host. Everything listens on loopback, but for a
+// node that is given another address.
 package cluster
 
 import (
@@ -97,7 +98,11 @@ func (c *ControlPlane) Stop() {
 
 // Credentials writes what a node with this name needs to join, to out.
 func (c *ControlPlane) Credentials(ctx context.Context, name, out string) error {
-	cmd := exec.CommandContext(ctx, c.binary, "node-credentials", "--dir", c.Dir, "--name", name, "--ip", "127.0.0.1", "--out", out)
+	return c.credentials(ctx, name, "127.0.0.1", out)
+}
+
+func (c *ControlPlane) credentials(ctx context.Context, name, ip, out string) error {
+	cmd := exec.CommandContext(ctx, c.binary, "node-credentials", "--dir", c.Dir, "--name", name, "--ip", ip, "--out", out)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("credentials for node %q: %w: %s", name, err, b)
 	}

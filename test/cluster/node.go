@@ -34,6 +34,8 @@ type NodeOptions struct {
 	StateDir string
 	// InsecureRegistries are registries on loopback that speak plain HTTP.
 	InsecureRegistries []string
+	// IP is the node's address, 127.0.0.1 by default. The API server's proxy wants another one.
+	IP string
 	// Args are further flags, Env further environment of the process and of what it starts.
 	Args, Env []string
 }
@@ -65,7 +67,10 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return nil, err
 	}
-	if err := c.Credentials(ctx, o.Name, base); err != nil {
+	if o.IP == "" {
+		o.IP = "127.0.0.1"
+	}
+	if err := c.credentials(ctx, o.Name, o.IP, base); err != nil {
 		return nil, err
 	}
 	kubelet, err := freePort()
@@ -81,7 +86,7 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 		"node",
 		"--kubeconfig", filepath.Join(base, "kubeconfig"),
 		"--node-name", o.Name,
-		"--node-ip", "127.0.0.1",
+		"--node-ip", o.IP,
 		"--kubelet-port", strconv.Itoa(kubelet),
 		"--tls-cert-file", filepath.Join(base, "kubelet.crt"),
 		"--tls-private-key-file", filepath.Join(base, "kubelet.key"),

@@ -52,6 +52,36 @@ func TestChurnLeavesNothing(t *testing.T) {
 	})
 }
 
+// Pods are deleted in every phase of their start and end, with grace and by force: nothing
+// of them is left, and none sticks. (200 of them do so on simulated machines: TestChurn of the provider.)
+func TestDeletedInAnyPhase(t *testing.T) {
+	ns := namespace(t)
+	const pods = 12
+	var manifests strings.Builder
+	for i := range pods {
+		program := []string{"echo here; exec sleep 3600", "exit 3", "trap '' TERM; while true; do sleep 1; done"}[i%3]
+		manifests.WriteString(podManifest(ns, fmt.Sprintf("any-%d", i), served.Busybox, "sh", "-c", program) + "---\n")
+	}
+	apply(t, manifests.String())
+	for i := range pods { // each deletion is a process of its own: by the last one, the first machines run
+		args := []string{"delete", "pod", "-n", ns, fmt.Sprintf("any-%d", i), "--wait=false", "--grace-period=1"}
+		if i%4 == 3 {
+			args = append(args[:len(args)-1], "--grace-period=0", "--force")
+		}
+		kubectl(t, args...)
+	}
+	eventually(t, time.Minute, "nothing is left", func() error {
+		out, err := tryKubectl(t, "get", "pods", "-n", ns, "-o", "name")
+		if err == nil && out != "" {
+			err = fmt.Errorf("pods are left: %s", out)
+		}
+		if pids := node.MachinePIDs(); err == nil && len(pids) > 0 {
+			err = fmt.Errorf("machines %v run", pids)
+		}
+		return err
+	})
+}
+
 // churn makes pods at once, waits for their output, deletes them and waits until
 // they are gone.
 func churn(t *testing.T, ns, prefix string, count int) {

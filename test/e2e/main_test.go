@@ -69,7 +69,7 @@ func run(m *testing.M) (code int) {
 			return
 		}},
 		{"node", func(ctx context.Context, dir string) (err error) {
-			node, err = startNode(ctx, dir, cluster.NodeOptions{Name: "mac-1"})
+			node, err = startNode(ctx, dir, cluster.NodeOptions{Name: "mac-1", Args: volumeFlags(dir)})
 			return
 		}},
 	}

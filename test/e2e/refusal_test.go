@@ -74,7 +74,7 @@ func TestUnsupportedFields(t *testing.T) {
 	for _, tt := range []struct{ pod, patch, field string }{
 		{"host-network", "  hostNetwork: true\n", "spec.hostNetwork"},
 		{"host-path", "  volumes: [{name: v, hostPath: {path: /etc}}]\n", "spec.volumes[0].hostPath"},
-		{"init", "  initContainers: [{name: i, image: " + served.Busybox + "}]\n", "spec.initContainers"},
+		{"host-pid", "  hostPID: true\n", "spec.hostPID"},
 	} {
 		t.Run(tt.pod, func(t *testing.T) {
 			apply(t, strings.Replace(podManifest(ns, tt.pod, served.Busybox, "true"), "spec:\n", "spec:\n"+tt.patch, 1))

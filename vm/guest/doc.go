@@ -51,6 +51,9 @@ const (
 // but snapshots of an older kit may still be on disk.
 const ProtocolVersion = 1
 
+// ProbePlainHTTP is the message of a probe over TLS that was answered in plain HTTP.
+const ProbePlainHTTP = "the server answered a request over HTTPS in plain HTTP"
+
 // Header names of the process service.
 const (
 	// HeaderContainer names the container that a process is started in.

@@ -187,12 +187,13 @@ func TestUsage(t *testing.T) {
 	}
 	data := bytes.Repeat([]byte("x"), 1<<20)
 	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "a/b"), 0o700), os.WriteFile(filepath.Join(dir, "a/b/f"), data, 0o600),
-		os.Link(filepath.Join(dir, "a/b/f"), filepath.Join(dir, "again")), os.Symlink("/", filepath.Join(dir, "root"))); err != nil {
+		os.Link(filepath.Join(dir, "a/b/f"), filepath.Join(dir, "again")), os.Symlink("/", filepath.Join(dir, "root")),
+		os.Mkdir(filepath.Join(dir, "\xff"), 0o700), os.WriteFile(filepath.Join(dir, "\xff/f"), data, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	b, n := usage(dir)
-	if b < 1<<20 || b > 1<<20+64<<10 || n != 4 {
-		t.Errorf("%d bytes, %d inodes; want about 1 MiB in 4", b, n)
+	if b < 2<<20 || b > 2<<20+64<<10 || n != 6 {
+		t.Errorf("%d bytes, %d inodes; want about 2 MiB in 6", b, n)
 	}
 	if b, n := usage(filepath.Join(dir, "none")); b != 0 || n != 0 {
 		t.Errorf("what does not exist has %d bytes, %d inodes", b, n)

@@ -5,7 +5,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -40,6 +42,7 @@ type container struct {
 	id    string
 	tty   bool
 	spool *spool
+	words lastWords
 
 	lifecycle sync.Mutex // held by create, start and remove
 
@@ -52,6 +55,7 @@ type container struct {
 	exit       Exit
 	reason     string
 	message    string
+	last       []byte // its termination message
 
 	taps      taps          // of those who are attached
 	inputTurn chan struct{} // capacity 1; full while one of them sends input
@@ -76,6 +80,7 @@ func (c *container) status() *agentv1.ContainerStatus {
 	case c.state == agentv1.ContainerState_CONTAINER_STATE_EXITED:
 		st.FinishedUnixNano = c.exit.Time.UnixNano()
 		st.ExitCode, st.Signal = int32(c.exit.Code), int32(c.exit.Signal)
+		st.TerminationMessage = c.last
 	case c.run != nil:
 		st.Pid = int32(c.run.Pid())
 	}
@@ -116,7 +121,7 @@ func (c *container) runtime() Container {
 }
 
 // watch captures the output and waits for the exit; changed is told of it.
-func (c *container) watch(run Container, changed func()) {
+func (c *container) watch(run Container, changed func(), log *slog.Logger) {
 	captured := make(chan struct{})
 	c.work.Go(func() {
 		defer close(captured)
@@ -130,6 +135,10 @@ func (c *container) watch(run Container, changed func()) {
 	})
 	c.work.Go(func() {
 		exit := run.Wait()
+		last, err := c.words.read()
+		if err != nil {
+			log.Warn("Reading a termination message failed", "container", c.id, "error", err)
+		}
 		timer := time.NewTimer(drainTimeout)
 		defer timer.Stop()
 		select {
@@ -137,7 +146,7 @@ func (c *container) watch(run Container, changed func()) {
 		case <-timer.C:
 		}
 		if c.advance(agentv1.ContainerState_CONTAINER_STATE_EXITED, func() {
-			c.exit = exit
+			c.exit, c.last = exit, last
 			c.reason = reasonOf(exit)
 		}) {
 			changed()
@@ -194,5 +203,5 @@ func (c *container) remove(ctx context.Context) error {
 	// Ends the captures that wait for room.
 	err := c.spool.close()
 	c.work.Wait()
-	return err
+	return errors.Join(err, c.words.remove())
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,6 +40,7 @@ type containersOptions struct {
 	layers     *layers
 	log        *slog.Logger
 	spoolDir   string
+	wordsDir   string // of termination messages
 	spoolBytes int64
 }
 
@@ -150,7 +152,16 @@ func (cs *containers) CreateContainer(ctx context.Context, req *connect.Request[
 func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1.CreateContainerRequest) (_ *container, err error) {
 	doing := fmt.Sprintf("create container %q", spec.ID)
 	for i, mount := range m.GetMounts() {
-		if spec.Mounts[i].Dir, err = cs.volumes.dirOf(mount.GetVolume()); err != nil {
+		if spec.Mounts[i].Dir, err = cs.mountDir(ctx, mount); err != nil {
+			return nil, err
+		}
+	}
+	if target := m.GetTargetContainer(); target != "" {
+		c, err := cs.get(target)
+		if err != nil {
+			return nil, err
+		}
+		if spec.Target, err = c.running(); err != nil {
 			return nil, err
 		}
 	}
@@ -165,6 +176,18 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 			cs.layers.release(spec.ID)
 		}
 	}()
+	var words lastWords
+	if target := m.GetTerminationMessagePath(); target != "" {
+		if words, err = newLastWords(filepath.Join(cs.wordsDir, spec.ID)); err != nil {
+			return nil, internal(doing, err)
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, words.remove())
+			}
+		}()
+		spec.Mounts = append(spec.Mounts, Mount{Dir: words.file, Target: path.Clean(target)})
+	}
 	spoolBytes := cs.spoolBytes
 	if m.GetLossyOutput() {
 		spoolBytes = min(spoolBytes, lossySpoolBytes)
@@ -175,7 +198,7 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 	}
 	output.lossy = m.GetLossyOutput()
 	c := &container{
-		id: spec.ID, tty: spec.TTY, spool: output,
+		id: spec.ID, tty: spec.TTY, spool: output, words: words,
 		state: agentv1.ContainerState_CONTAINER_STATE_CREATED, created: time.Now(), exited: make(chan struct{}),
 		inputTurn: make(chan struct{}, 1),
 	}
@@ -192,7 +215,7 @@ func (cs *containers) create(ctx context.Context, spec ContainerSpec, m *agentv1
 		return nil, errors.Join(runtimeError(doing, err), output.close())
 	}
 	c.run = run
-	c.watch(run, func() { cs.changed(c.id) })
+	c.watch(run, func() { cs.changed(c.id) }, cs.log)
 	return c, nil
 }
 

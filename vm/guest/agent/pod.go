@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -24,18 +25,28 @@ func (cs *containers) SetupPod(_ context.Context, req *connect.Request[agentv1.S
 	if n := max(len(m.GetHosts()), len(m.GetResolvConf())); n > maxPodFileBytes {
 		return nil, invalid("hosts or resolv_conf has %d bytes, at most %d are allowed", n, maxPodFileBytes)
 	}
-	pod := &Pod{Hostname: m.GetHostname(), Hosts: m.GetHosts(), ResolvConf: m.GetResolvConf(), SharePIDs: m.GetShareProcessNamespace()}
+	sysctls, err := sysctlsOf(m.GetSysctls())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	pod := &Pod{Hostname: m.GetHostname(), Hosts: m.GetHosts(), ResolvConf: m.GetResolvConf(), SharePIDs: m.GetShareProcessNamespace(), Sysctls: sysctls}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if cs.pod != nil && cs.podContainersLocked() > 0 && !samePod(cs.pod, pod) {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("the pod is set up otherwise and has containers"))
+	}
+	if cs.pod == nil || !slices.Equal(cs.pod.Sysctls, sysctls) {
+		if err := setSysctls(cs.system, sysctls); err != nil {
+			return nil, runtimeError("set up the pod", err)
+		}
 	}
 	cs.pod = pod
 	return connect.NewResponse(&agentv1.SetupPodResponse{}), nil
 }
 
 func samePod(a, b *Pod) bool {
-	return a.Hostname == b.Hostname && a.SharePIDs == b.SharePIDs && bytes.Equal(a.Hosts, b.Hosts) && bytes.Equal(a.ResolvConf, b.ResolvConf)
+	return a.Hostname == b.Hostname && a.SharePIDs == b.SharePIDs && bytes.Equal(a.Hosts, b.Hosts) && bytes.Equal(a.ResolvConf, b.ResolvConf) &&
+		slices.Equal(a.Sysctls, b.Sysctls)
 }
 
 // podContainers is the number of containers that are the pod's.

@@ -4,12 +4,15 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"connectrpc.com/connect"
 
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
@@ -19,6 +22,11 @@ const (
 	maxNameBytes    = 128
 	maxPodFileBytes = 64 << 10
 	maxMounts       = 256
+	maxPathBytes    = 4095  // PATH_MAX less the zero byte
+	maxGroups       = 65536 // NGROUPS_MAX
+	maxMemoryBytes  = 1 << 50
+	maxQuotaUs      = 1 << 30
+	maxPIDs         = 1 << 22 // PID_MAX_LIMIT of linux/threads.h
 )
 
 // checkName checks the name of a container or a volume, which become names of
@@ -81,17 +89,16 @@ func containerSpec(m *agentv1.CreateContainerRequest) (ContainerSpec, error) {
 	}
 	var mounts []Mount
 	for i, mount := range m.GetMounts() {
-		if err := checkName(fmt.Sprintf("mounts[%d].volume", i), mount.GetVolume()); err != nil {
+		decoded, err := mountOf(fmt.Sprintf("mounts[%d]", i), mount)
+		if err != nil {
 			errs = append(errs, err)
 		}
-		if sub := mount.GetSubPath(); sub != "" && !filepath.IsLocal(sub) || strings.ContainsRune(sub, 0) {
-			fault("mounts[%d].sub_path is %q, want a path inside the volume", i, sub)
+		mounts = append(mounts, decoded)
+	}
+	if target := m.GetTerminationMessagePath(); target != "" {
+		if err := checkTarget("termination_message_path", target); err != nil {
+			errs = append(errs, err)
 		}
-		target := path.Clean(mount.GetTarget())
-		if !path.IsAbs(mount.GetTarget()) || target == "/" || strings.ContainsRune(target, 0) {
-			fault("mounts[%d].target is %q, want an absolute path below the root", i, mount.GetTarget())
-		}
-		mounts = append(mounts, Mount{SubPath: mount.GetSubPath(), Target: target, ReadOnly: mount.GetReadOnly()})
 	}
 	if err := checkLayers(m.GetWritableLayer(), m.GetLowerLayers()); err != nil {
 		errs = append(errs, err)
@@ -105,26 +112,77 @@ func containerSpec(m *agentv1.CreateContainerRequest) (ContainerSpec, error) {
 	if u != nil {
 		checkID("uid", u.Uid)
 		checkID("gid", u.Gid)
+		if len(u.GetImageUser()) > maxNameBytes*2 {
+			fault("user.image_user has %d bytes, at most %d are allowed", len(u.GetImageUser()), maxNameBytes*2)
+		}
+		if len(u.GetSupplementalGroups()) > maxGroups {
+			fault("user.supplemental_groups has %d entries, at most %d are allowed", len(u.GetSupplementalGroups()), maxGroups)
+		}
 		for i, g := range u.GetSupplementalGroups() {
 			checkID(fmt.Sprintf("supplemental_groups[%d]", i), &g)
 		}
 	}
-	r := m.GetResources()
-	if r.GetMemoryMaxBytes() < 0 || r.GetCpuQuotaUs() < 0 || r.GetCpuWeight() < 0 || r.GetCpuWeight() > 10000 {
-		fault("resources is %v, want no negative values and a cpu_weight up to 10000", r)
+	resources, err := resourcesOf(m.GetResources())
+	if err != nil {
+		errs = append(errs, err)
+	}
+	security, err := securityOf(m.GetSecurity())
+	if err != nil {
+		errs = append(errs, err)
+	}
+	if target := m.GetTargetContainer(); target != "" {
+		if err := checkName("target_container", target); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	spec := ContainerSpec{
 		ID: m.GetId(), Args: m.GetArgs(), Env: m.GetEnv(), WorkingDir: path.Clean(wd), Mounts: mounts,
 		User: User{
-			Image: u.GetImageUser(), Groups: u.GetSupplementalGroups(), RequireNonRoot: u.GetRequireNonRoot(),
+			Image: u.GetImageUser(), Groups: u.GetSupplementalGroups(), RequireNonRoot: u.GetRequireNonRoot(), StrictGroups: u.GetStrictGroups(),
 		},
 		TTY: m.GetTty(), Stdin: m.GetStdin(), ReadOnlyRoot: m.GetReadOnlyRoot(),
-		Resources: Resources{
-			MemoryMaxBytes: r.GetMemoryMaxBytes(), CPUQuota: time.Duration(r.GetCpuQuotaUs()) * time.Microsecond, CPUWeight: r.GetCpuWeight(),
-		},
+		Resources: resources, Security: security,
 	}
 	if u != nil {
 		spec.User.UID, spec.User.GID = u.Uid, u.Gid
 	}
 	return spec, errors.Join(errs...)
 }
+
+// mountOf decodes a mount. Where the volume or the image is, is filled in later.
+func mountOf(field string, m *agentv1.Mount) (Mount, error) {
+	var errs []error
+	switch {
+	case m.ImageSlot == nil:
+		errs = append(errs, checkName(field+".volume", m.GetVolume()))
+	case m.GetVolume() != "":
+		errs = append(errs, fmt.Errorf("%s has both a volume and an image_slot", field))
+	case m.GetImageSlot() < 0:
+		errs = append(errs, fmt.Errorf("%s.image_slot is %d", field, m.GetImageSlot()))
+	}
+	if sub := m.GetSubPath(); sub != "" && !filepath.IsLocal(sub) || strings.ContainsRune(sub, 0) || len(sub) > maxPathBytes {
+		errs = append(errs, fmt.Errorf("%s.sub_path is %.128q, want a path inside the volume", field, sub))
+	}
+	if m.GetRecursiveReadOnly() && !m.GetReadOnly() && m.ImageSlot == nil {
+		errs = append(errs, fmt.Errorf("%s.recursive_read_only: the mount is not read_only", field))
+	}
+	errs = append(errs, checkTarget(field+".target", m.GetTarget()))
+	return Mount{
+		SubPath: m.GetSubPath(), Target: path.Clean(m.GetTarget()), Image: m.ImageSlot != nil,
+		ReadOnly: m.GetReadOnly() || m.ImageSlot != nil, RecursiveReadOnly: m.GetRecursiveReadOnly(),
+	}, errors.Join(errs...)
+}
+
+// mountDir is the directory of what is to be mounted.
+func (cs *containers) mountDir(ctx context.Context, m *agentv1.Mount) (string, error) {
+	if m.ImageSlot == nil {
+		return cs.volumes.dirOf(m.GetVolume())
+	}
+	dir, err := cs.system.MountImage(ctx, int(m.GetImageSlot()))
+	if err != nil {
+		return "", connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("mount image slot %d: %w", m.GetImageSlot(), err))
+	}
+	return dir, nil
+}
+
+func microseconds(n int64) time.Duration { return time.Duration(n) * time.Microsecond }

@@ -61,6 +61,10 @@ type Container interface {
 	SignalAll(signal int) error
 	// Stats measures the container.
 	Stats() (ContainerStats, error)
+	// Update sets the limits, all of them or none; OOMScoreAdj stays what it was.
+	// Errors: ErrPrecondition when the container uses more memory than it may have then, or
+	// has ended.
+	Update(ctx context.Context, r Resources) error
 	// Remove kills every process of the container, waits for them and releases
 	// everything that Create made, on disk as well. Idempotent; after an error it
 	// may be called again.
@@ -123,6 +127,10 @@ type ContainerSpec struct {
 	Stdin        bool
 	ReadOnlyRoot bool
 	Resources    Resources
+	Security     Security
+	// Target is a running container whose processes this one sees and is seen by; nil for
+	// none but its own, or the pod's.
+	Target Container
 }
 
 // PreparedSpec is what a container has before it is known what it runs.
@@ -138,6 +146,8 @@ type Pod struct {
 	Hosts      []byte
 	ResolvConf []byte
 	SharePIDs  bool
+	// Sysctls are in force: the server has set them.
+	Sysctls []Sysctl
 }
 
 // User as the image writes it, with the pod's numeric overrides.
@@ -146,6 +156,8 @@ type User struct {
 	UID, GID       *int64
 	Groups         []int64
 	RequireNonRoot bool
+	// StrictGroups: only Groups, none that the image's files name.
+	StrictGroups bool
 }
 
 // Mount puts a volume, or a part of it, into a container.
@@ -157,6 +169,11 @@ type Mount struct {
 	SubPath  string
 	Target   string
 	ReadOnly bool
+	// RecursiveReadOnly: what is mounted below is read-only as well.
+	RecursiveReadOnly bool
+	// Image: Dir is an image's, whose files are read and not executed, as the API says of
+	// image volumes. It is ReadOnly too.
+	Image bool
 }
 
 // Resources are cgroup v2 values; zero is unset.
@@ -164,6 +181,9 @@ type Resources struct {
 	MemoryMaxBytes int64
 	CPUQuota       time.Duration // of processor time per 100 ms
 	CPUWeight      int64
+	PIDsMax        int64
+	// OOMScoreAdj is whom the kernel kills first for want of memory, -1000 to 1000.
+	OOMScoreAdj int
 }
 
 // ExecSpec is a further process in a container. User and environment are those of

@@ -106,7 +106,7 @@ func NewServer(o Options) (*Server, error) {
 	}
 	s.containers = newContainers(containersOptions{
 		system: o.System, runtime: o.Runtime, volumes: s.volumes, layers: layers, log: o.Logger,
-		spoolDir: filepath.Join(scratch, "output"), spoolBytes: o.SpoolBytes,
+		spoolDir: filepath.Join(scratch, "output"), wordsDir: filepath.Join(scratch, "messages"), spoolBytes: o.SpoolBytes,
 	})
 	s.processes = newProcesses(s.containers, o.Logger)
 

@@ -5,8 +5,8 @@ package agent
 
 import (
 	"cmp"
-	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -43,28 +43,47 @@ func usage(dir string) (bytes, inodes int64) {
 	}
 	defer func() { _ = root.Close() }()
 	linked := map[uint64]bool{}
-	walked := 0
-	_ = fs.WalkDir(root.FS(), ".", func(path string, d fs.DirEntry, err error) error {
-		if walked++; walked > maxUsageWalk {
-			return fs.SkipAll
-		}
-		if err != nil || path == "." {
-			return nil //nolint:nilerr // it was deleted meanwhile
-		}
-		info, err := d.Info()
+	// Not fs.WalkDir, which does not enter a directory whose name is no UTF-8.
+	for dirs := []string{"."}; len(dirs) > 0; {
+		dir := dirs[len(dirs)-1]
+		dirs = dirs[:len(dirs)-1]
+		d, err := root.Open(dir)
 		if err != nil {
-			return nil //nolint:nilerr // it was deleted meanwhile
+			continue // it was deleted meanwhile
 		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok || st.Nlink > 1 && !d.IsDir() && linked[st.Ino] {
-			return nil
+		for {
+			entries, err := d.ReadDir(usageBatch)
+			for _, e := range entries {
+				if inodes >= maxUsageWalk {
+					_ = d.Close()
+					return bytes, inodes
+				}
+				info, err := e.Info()
+				if err != nil {
+					continue // it was deleted meanwhile
+				}
+				if e.IsDir() {
+					dirs = append(dirs, filepath.Join(dir, e.Name()))
+				}
+				st, ok := info.Sys().(*syscall.Stat_t)
+				if !ok || linked[st.Ino] {
+					continue
+				}
+				if st.Nlink > 1 && !e.IsDir() {
+					linked[st.Ino] = true
+				}
+				bytes += st.Blocks * 512
+				inodes++
+			}
+			if err != nil || len(entries) == 0 {
+				break
+			}
 		}
-		if st.Nlink > 1 && !d.IsDir() {
-			linked[st.Ino] = true
-		}
-		bytes += st.Blocks * 512
-		inodes++
-		return nil
-	})
+		_ = d.Close()
+	}
 	return bytes, inodes
 }
+
+// usageBatch is how many entries of a directory are read at once: a container may have made
+// any number.
+const usageBatch = 512

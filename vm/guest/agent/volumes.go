@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 
@@ -154,7 +155,7 @@ func checkFiles(files []*agentv1.File) error {
 	for i, f := range files {
 		p := f.GetPath()
 		switch {
-		case !filepath.IsLocal(p) || filepath.Clean(p) != p || p == "." || strings.ContainsRune(p, 0):
+		case !filepath.IsLocal(p) || filepath.Clean(p) != p || p == "." || strings.ContainsRune(p, 0) || !utf8.ValidString(p):
 			return fmt.Errorf("files[%d].path is %q, want a clean relative path", i, p)
 		case strings.HasPrefix(p, ".."):
 			return fmt.Errorf("files[%d].path is %q: names that begin with two dots are the volume's own", i, p)

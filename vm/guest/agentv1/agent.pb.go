@@ -1962,7 +1962,8 @@ type SetupPodRequest struct {
 	// The containers see each other's processes.
 	ShareProcessNamespace bool `protobuf:"varint,4,opt,name=share_process_namespace,json=shareProcessNamespace,proto3" json:"share_process_namespace,omitempty"`
 	// Kernel parameters of the machine, at most 256, set before the first container.
-	// invalid_argument names one that the kernel does not have or does not take.
+	// invalid_argument names one that the kernel does not have or does not take, or that would
+	// run programs outside of every container or end the machine for a container's fault.
 	Sysctls       []*Sysctl `protobuf:"bytes,5,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2035,7 +2036,7 @@ func (x *SetupPodRequest) GetSysctls() []*Sysctl {
 
 type Sysctl struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// With dots, for example net.ipv4.tcp_syncookies.
+	// With dots, for example net.ipv4.tcp_syncookies; a slash stands for a dot within a name.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2407,7 +2408,8 @@ type Security struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All capabilities and devices, nothing masked, no seccomp filter.
 	Privileged bool `protobuf:"varint,1,opt,name=privileged,proto3" json:"privileged,omitempty"`
-	// Names with or without CAP_, or ALL; drop comes first, then add.
+	// Names with or without CAP_, or ALL. ALL comes before names, adding before dropping: who
+	// both adds and drops a name does not have it. invalid_argument for one that does not exist.
 	AddCapabilities  []string `protobuf:"bytes,2,rep,name=add_capabilities,json=addCapabilities,proto3" json:"add_capabilities,omitempty"`
 	DropCapabilities []string `protobuf:"bytes,3,rep,name=drop_capabilities,json=dropCapabilities,proto3" json:"drop_capabilities,omitempty"`
 	// A program gains nothing by set-user-ID or file capabilities.
@@ -2644,7 +2646,8 @@ type Mount struct {
 	ReadOnly bool   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	// What is mounted below is read-only as well.
 	RecursiveReadOnly bool `protobuf:"varint,5,opt,name=recursive_read_only,json=recursiveReadOnly,proto3" json:"recursive_read_only,omitempty"`
-	// Instead of a volume, the file system of the image in this slot, read-only.
+	// Instead of a volume, the file system of the image in this slot, read-only and without
+	// the right to execute. failed_precondition for a sub_path that it does not have.
 	ImageSlot     *int32 `protobuf:"varint,6,opt,name=image_slot,json=imageSlot,proto3,oneof" json:"image_slot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2730,7 +2733,7 @@ type Resources struct {
 	CpuQuotaUs int64 `protobuf:"varint,2,opt,name=cpu_quota_us,json=cpuQuotaUs,proto3" json:"cpu_quota_us,omitempty"`
 	CpuWeight  int64 `protobuf:"varint,3,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`
 	PidsMax    int64 `protobuf:"varint,4,opt,name=pids_max,json=pidsMax,proto3" json:"pids_max,omitempty"`
-	// -1000 to 1000: whom the kernel kills first for want of memory.
+	// -1000 to 1000: whom the kernel kills first for want of memory. Not changed by UpdateContainer.
 	OomScoreAdj   int32 `protobuf:"varint,5,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -106,6 +106,9 @@ func (c *simContainer) Exec(_ context.Context, spec agent.ExecSpec) (agent.Proce
 	return p, nil
 }
 
+// Update does nothing: programs that are goroutines have no limits.
+func (c *simContainer) Update(context.Context, agent.Resources) error { return nil }
+
 func (c *simContainer) SignalAll(signal int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -26,6 +26,7 @@ func Run(t *testing.T, s *Subject) {
 		{"StartErrors", startErrors},
 		{"Users", users},
 		{"Exits", exits},
+		{"LastWords", lastWords},
 		{"Created", created},
 		{"Together", together},
 		{"Refused", refused},
@@ -39,6 +40,11 @@ func Run(t *testing.T, s *Subject) {
 		{"Volumes", volumes},
 		{"SubPaths", subPaths},
 		{"Layers", layers},
+		{"Security", security},
+		{"Privileged", privileged},
+		{"Targets", targets},
+		{"Images", images},
+		{"Updates", updates},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, s) })
 	}
@@ -111,12 +117,14 @@ func startErrors(t *testing.T, s *Subject) {
 	}
 }
 
+// user is somebody by numbers.
+func user(uid, gid int64) *agentv1.User { return &agentv1.User{Uid: &uid, Gid: &gid} }
+
 func users(t *testing.T, s *Subject) {
-	uid := int64(12345)
 	if s.Features.Users {
 		m := Sh(`id -u; id -g; id -G`)
-		gid := int64(54321)
-		m.User = &agentv1.User{Uid: &uid, Gid: &gid, SupplementalGroups: []int64{777}, RequireNonRoot: true}
+		m.User = user(12345, 54321)
+		m.User.SupplementalGroups, m.User.RequireNonRoot = []int64{777}, true
 		r, err := s.Try(t, m)
 		if err != nil || !strings.HasPrefix(r.Out, "12345\n54321\n") || !strings.Contains(r.Out, "777") {
 			t.Errorf("%q %q %v", r.Out, r.Err, err)

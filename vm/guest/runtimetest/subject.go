@@ -36,6 +36,9 @@ type Features struct {
 	MemoryVolumes bool
 	// Users: a process may run as any number, known or not.
 	Users bool
+	// Security: capabilities, filters, privileges and PID namespaces are a container's own, and
+	// images can be mounted beside its own.
+	Security bool
 }
 
 // Subject is a runtime under test.
@@ -166,6 +169,29 @@ func (s *Subject) firstLine(t *testing.T, id string) string {
 		}
 	}
 	t.Fatalf("%s printed nothing: %v", id, stream.Err())
+	return ""
+}
+
+// outputUntil waits for a line and returns what was printed before it, of both streams.
+func (s *Subject) outputUntil(t *testing.T, id, line string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), s.patience())
+	defer cancel()
+	stream, err := s.Containers.ReadOutput(ctx, connect.NewRequest(&agentv1.ReadOutputRequest{Id: id, Follow: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stream.Close() }()
+	var out strings.Builder
+	for stream.Receive() {
+		for _, rec := range stream.Msg().GetRecords() {
+			if string(rec.GetData()) == line {
+				return out.String()
+			}
+			out.Write(append(rec.GetData(), '\n'))
+		}
+	}
+	t.Fatalf("%s did not print %q but %q: %v", id, line, out.String(), stream.Err())
 	return ""
 }
 

@@ -137,7 +137,7 @@ func (m *Mac) Host(ctx context.Context) (framework.Host, error) {
 	}
 	// saveMachineStateTo(url:) is API_AVAILABLE(macos(14.0)) and not there on Intel.
 	h.SaveRestore = silicon && version.AtLeast(14)
-	hardware, err := m.hardwareUUID(ctx)
+	hardware, err := m.HardwareUUID(ctx)
 	if err != nil {
 		return h, err
 	}
@@ -205,7 +205,8 @@ func (m *Mac) State(ctx context.Context) State {
 	return s
 }
 
-func (m *Mac) hardwareUUID(ctx context.Context) (string, error) {
+// HardwareUUID identifies the Mac. It is asked for once.
+func (m *Mac) HardwareUUID(ctx context.Context) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.hardware == "" {

@@ -60,6 +60,9 @@ func (a account) resolve(u agent.User) (account, error) {
 		out.gid = int(*u.GID)
 		out.groups = append([]int{out.gid}, out.groups...)
 	}
+	if u.StrictGroups {
+		out.groups = []int{out.gid}
+	}
 	for _, g := range u.Groups {
 		if !slices.Contains(out.groups, int(g)) {
 			out.groups = append(out.groups, int(g))

@@ -285,6 +285,12 @@ func (c *container) Stats() (agent.ContainerStats, error) {
 	return out, nil
 }
 
+// Update refuses every limit, as Create does; what only weighs containers against each other
+// does nothing here.
+func (c *container) Update(_ context.Context, limits agent.Resources) error {
+	return c.r.refuse(agent.ContainerSpec{Lower: c.r.opts.Root, Resources: limits})
+}
+
 func (c *container) Remove(ctx context.Context) error {
 	c.removing.Lock()
 	defer c.removing.Unlock()

@@ -87,6 +87,9 @@ func boot(t *testing.T) *mac {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil { // containers of other users lead through it
+		t.Fatal(err)
+	}
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +170,7 @@ func TestConformance(t *testing.T) {
 	if got := left(t, s.Dir); got != "data left made" {
 		t.Errorf("left behind: %s", got)
 	}
-	if got := left(t, filepath.Join(m.dir, "scratch", "volumes")) + left(t, filepath.Join(m.dir, "scratch", "output")); got != "" {
+	if got := left(t, filepath.Join(m.dir, "scratch", "volumes")) + left(t, filepath.Join(m.dir, "scratch", "output")) + left(t, filepath.Join(m.dir, "scratch", "messages")); got != "" {
 		t.Errorf("left in the scratch directory: %s", got)
 	}
 	if hosts, err := os.ReadFile(filepath.Join(m.dir, "hosts")); err != nil || string(hosts) != "127.0.0.1 localhost the-pod\n" {

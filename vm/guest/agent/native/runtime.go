@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 
@@ -107,14 +108,22 @@ func (r *Runtime) Create(ctx context.Context, spec agent.ContainerSpec) (_ agent
 // refuse names everything that this runtime cannot do for a container.
 func (r *Runtime) refuse(spec agent.ContainerSpec) error {
 	var faults []string
+	limits, security := spec.Resources, spec.Security
+	images := slices.ContainsFunc(spec.Mounts, func(m agent.Mount) bool { return m.Image })
 	for _, f := range []struct {
 		wanted bool
 		name   string
 	}{
-		{spec.Lower != r.opts.Root, "an image beside the machine's own system"},
+		{spec.Lower != r.opts.Root || images, "an image beside the machine's own system"},
 		{spec.ReadOnlyRoot, "a read-only root file system"},
-		{spec.Resources.MemoryMaxBytes > 0, "a memory limit"},
-		{spec.Resources.CPUQuota > 0, "a CPU limit"},
+		{limits.MemoryMaxBytes > 0, "a memory limit"},
+		{limits.CPUQuota > 0, "a CPU limit"},
+		{limits.PIDsMax > 0, "a limit of processes"},
+		{security.Privileged, "privileges of their own"},
+		{len(security.Add)+len(security.Drop) > 0, "capabilities"},
+		{security.NoNewPrivileges, "no_new_privs"},
+		{security.Seccomp != nil, "a seccomp filter"},
+		{spec.Target != nil, "a PID namespace"},
 	} {
 		if f.wanted {
 			faults = append(faults, f.name)

@@ -47,7 +47,10 @@ func attachHere(namespace string, mounts []*configs.Mount) (err error) {
 		trees, dirs = append(trees, fd), append(dirs, st.IsDir())
 		attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 		if m.Flags&unix.MS_RDONLY != 0 {
-			attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+		}
+		if m.Flags&unix.MS_NOEXEC != 0 {
+			attr.Attr_set |= unix.MOUNT_ATTR_NOEXEC
 		}
 		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 			return &os.PathError{Op: "mount_setattr", Path: m.Source, Err: err}

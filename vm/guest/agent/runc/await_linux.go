@@ -15,6 +15,9 @@ import (
 	"strings"
 	"syscall"
 
+	libcaps "github.com/opencontainers/runc/libcontainer/capabilities"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/seccomp"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,6 +48,10 @@ type order struct {
 	UID    int      `json:"uid"`
 	GID    int      `json:"gid"`
 	Groups []int    `json:"groups"`
+	// Capabilities are all that the program may have.
+	Capabilities    []string         `json:"capabilities"`
+	NoNewPrivileges bool             `json:"noNewPrivileges"`
+	Seccomp         *configs.Seccomp `json:"seccomp"` // nil: none
 }
 
 // await is the first process of a prepared container until it is released. It does not
@@ -121,14 +128,8 @@ func (o order) execute(streams []int) error {
 	if inside != nil && !errors.Is(inside, unix.EACCES) {
 		return fmt.Errorf("enter working directory %q: %w", o.Dir, inside)
 	}
-	if err := unix.Setgroups(o.Groups); err != nil {
-		return fmt.Errorf("set groups: %w", err)
-	}
-	if err := unix.Setgid(o.GID); err != nil {
-		return fmt.Errorf("set group: %w", err)
-	}
-	if err := unix.Setuid(o.UID); err != nil {
-		return fmt.Errorf("set user: %w", err)
+	if err := o.becomeUser(); err != nil {
+		return err
 	}
 	if inside != nil {
 		if err := unix.Chdir(o.Dir); err != nil {
@@ -146,8 +147,56 @@ func (o order) execute(streams []int) error {
 	if err != nil {
 		return err
 	}
+	// With no_new_privs anybody may set a filter, and the later it is the fewer calls it has to allow.
+	if o.Seccomp != nil && o.NoNewPrivileges {
+		if _, err := seccomp.InitSeccomp(o.Seccomp); err != nil {
+			return fmt.Errorf("set seccomp filter: %w", err)
+		}
+	}
 	if err := syscall.Exec(name, o.Args, o.Env); err != nil {
 		return &os.PathError{Op: "exec", Path: name, Err: err}
+	}
+	return nil
+}
+
+// becomeUser gives up all that the program must not have. Each step needs what a later one
+// takes away.
+func (o order) becomeUser() error {
+	if o.NoNewPrivileges {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("set no_new_privs: %w", err)
+		}
+	}
+	if o.Seccomp != nil && !o.NoNewPrivileges {
+		if _, err := seccomp.InitSeccomp(o.Seccomp); err != nil {
+			return fmt.Errorf("set seccomp filter: %w", err)
+		}
+	}
+	caps, err := libcaps.New(capabilities(o.Capabilities))
+	if err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if err := caps.ApplyBoundingSet(); err != nil {
+		return fmt.Errorf("bound capabilities: %w", err)
+	}
+	// A change of the user takes capabilities away, and the next step sets them.
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	if err := unix.Setgroups(o.Groups); err != nil {
+		return fmt.Errorf("set groups: %w", err)
+	}
+	if err := unix.Setgid(o.GID); err != nil {
+		return fmt.Errorf("set group: %w", err)
+	}
+	if err := unix.Setuid(o.UID); err != nil {
+		return fmt.Errorf("set user: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	if err := caps.ApplyCaps(); err != nil {
+		return fmt.Errorf("set capabilities: %w", err)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
+	sysdevices "github.com/moby/sys/devices"
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules of cgroup v2
 	devices "github.com/opencontainers/cgroups/devices/config"
@@ -29,14 +30,19 @@ const cpuPeriod = 100000 // microseconds; the kernel's default and the protocol'
 // volumes that the container gets.
 func (c *container) config() (*configs.Config, error) {
 	const plain = unix.MS_NOEXEC | unix.MS_NOSUID | unix.MS_NODEV
+	security := c.spec.Security
+	readOnly := unix.MS_RDONLY
+	if security.Privileged {
+		readOnly = 0
+	}
 	mounts := []*configs.Mount{
 		{Source: "proc", Destination: "/proc", Device: "proc", Flags: plain},
 		{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=65536k"},
 		{Source: "devpts", Destination: "/dev/pts", Device: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620,gid=5"},
 		{Source: "mqueue", Destination: "/dev/mqueue", Device: "mqueue", Flags: plain},
 		bind(c.r.shmDir(), "/dev/shm", false, unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV),
-		{Source: "sysfs", Destination: "/sys", Device: "sysfs", Flags: plain | unix.MS_RDONLY},
-		{Source: "cgroup", Destination: "/sys/fs/cgroup", Device: "cgroup", Flags: plain | unix.MS_RDONLY},
+		{Source: "sysfs", Destination: "/sys", Device: "sysfs", Flags: plain | readOnly},
+		{Source: "cgroup", Destination: "/sys/fs/cgroup", Device: "cgroup", Flags: plain | readOnly},
 	}
 	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
 		mounts = append(mounts, bind(c.r.podFile(name), "/etc/"+name, c.spec.ReadOnlyRoot, 0))
@@ -45,42 +51,54 @@ func (c *container) config() (*configs.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-
+	nodes := defaultDevices()
+	if security.Privileged {
+		if nodes, err = machineDevices(); err != nil {
+			return nil, fmt.Errorf("list the machine's devices: %w", err)
+		}
+	}
 	pids := configs.Namespace{Type: configs.NEWPID}
-	if c.spec.Pod.SharePIDs {
+	switch {
+	case c.spec.Target != nil:
+		pids.Path = fmt.Sprintf("/proc/%d/ns/pid", c.spec.Target.Pid())
+	case c.spec.Pod.SharePIDs:
 		pids.Path = c.r.pidNamespace()
 	}
-	caps := defaultCapabilities()
-	return &configs.Config{
+	cfg := &configs.Config{
 		Rootfs:       c.root(),
 		Readonlyfs:   c.spec.ReadOnlyRoot,
 		Mounts:       append(mounts, volumes...),
-		Devices:      defaultDevices(),
+		Devices:      nodes,
 		Namespaces:   configs.Namespaces{{Type: configs.NEWNS}, pids, {Type: configs.NEWCGROUP}},
-		Capabilities: &configs.Capabilities{Bounding: caps, Effective: caps, Permitted: caps},
-		Cgroups:      &cgroups.Cgroup{Path: path.Join(c.r.opts.CgroupParent, c.name), Resources: c.resources()},
-		MaskPaths: []string{
+		Cgroups:      &cgroups.Cgroup{Path: path.Join(c.r.opts.CgroupParent, c.name), Resources: c.resources(c.spec.Resources)},
+		NoNewKeyring: true, // one pod is one machine: there is no other's to keep out of
+		Version:      "1.2.0",
+	}
+	if !security.Privileged && !security.UnmaskedProc {
+		cfg.MaskPaths = []string{
 			"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
 			"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-		},
-		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-		NoNewKeyring:  true, // one pod is one machine: there is no other's to keep out of
-		Version:       "1.2.0",
-	}, nil
+		}
+		cfg.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+	}
+	return cfg, c.secure(cfg)
 }
 
 // resources are the container's limits.
-func (c *container) resources() *cgroups.Resources {
-	resources := &cgroups.Resources{Devices: deviceRules()}
-	if m := c.spec.Resources.MemoryMaxBytes; m > 0 {
+func (c *container) resources(r agent.Resources) *cgroups.Resources {
+	resources := &cgroups.Resources{Devices: deviceRules(c.spec.Security.Privileged)}
+	if m := r.MemoryMaxBytes; m > 0 {
 		resources.Memory, resources.MemorySwap = m, m
 		// As the kubelet does on cgroup v2: a container dies whole, not piece by piece.
 		resources.Unified = map[string]string{"memory.oom.group": "1"}
 	}
-	if q := c.spec.Resources.CPUQuota; q > 0 {
+	if q := r.CPUQuota; q > 0 {
 		resources.CpuQuota, resources.CpuPeriod = q.Microseconds(), cpuPeriod
 	}
-	resources.CpuWeight = uint64(c.spec.Resources.CPUWeight)
+	resources.CpuWeight = uint64(r.CPUWeight)
+	if n := r.PIDsMax; n > 0 {
+		resources.PidsLimit = &n
+	}
 	return resources
 }
 
@@ -105,7 +123,15 @@ func (c *container) volumeMounts() ([]*configs.Mount, error) {
 			}
 			c.mounted = append(c.mounted, source)
 		}
-		out = append(out, bind(source, m.Target, m.ReadOnly, 0))
+		flags := 0
+		if m.Image {
+			flags = unix.MS_NOEXEC
+		}
+		mnt := bind(source, m.Target, m.ReadOnly, flags)
+		if m.RecursiveReadOnly {
+			mnt.RecAttr = &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		}
+		out = append(out, mnt)
 	}
 	// What lies in another mount comes after it.
 	slices.SortStableFunc(out, func(a, b *configs.Mount) int {
@@ -123,7 +149,10 @@ func (c *container) mountSubPath(m agent.Mount, target string) error {
 	}
 	defer func() { _ = root.Close() }()
 	f, err := pathrs.OpenatInRoot(root, m.SubPath)
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist) && m.Image:
+		err = fmt.Errorf("%w: the image has no such path", agent.ErrPrecondition)
+	case errors.Is(err, os.ErrNotExist):
 		f, err = pathrs.MkdirAllHandle(root, m.SubPath, 0o750)
 	}
 	if err != nil {
@@ -148,14 +177,6 @@ func (c *container) mountSubPath(m agent.Mount, target string) error {
 	return mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), target, "", unix.MS_BIND, "")
 }
 
-// defaultCapabilities are those that containerd gives a container.
-func defaultCapabilities() []string {
-	return []string{
-		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
-		"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
-	}
-}
-
 // defaultDevices are the device files that the OCI runtime specification demands.
 func defaultDevices() []*devices.Device {
 	var out []*devices.Device
@@ -178,9 +199,27 @@ func defaultDevices() []*devices.Device {
 	return out
 }
 
+// machineDevices are the default ones and all others that the machine has.
+func machineDevices() ([]*devices.Device, error) {
+	out := defaultDevices()
+	all, err := sysdevices.HostDevices()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range all {
+		if !slices.ContainsFunc(out, func(o *devices.Device) bool { return o.Path == d.Path }) {
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
 // deviceRules let a container make any device file and open only the default ones and
-// terminals: never the machine's disks.
-func deviceRules() []*devices.Rule {
+// terminals: never the machine's disks, unless it is privileged.
+func deviceRules(privileged bool) []*devices.Rule {
+	if privileged {
+		return []*devices.Rule{{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm", Allow: true}}
+	}
 	rules := []*devices.Rule{
 		{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm", Allow: false},
 		{Type: devices.CharDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "m", Allow: true},

@@ -164,11 +164,10 @@ func (c *container) Stats() (agent.ContainerStats, error) {
 	}
 	var out agent.ContainerStats
 	if cg := st.CgroupStats; cg != nil {
-		usage := int64(cg.MemoryStats.Usage.Usage)
 		out = agent.ContainerStats{
 			CPUTime:         time.Duration(cg.CpuStats.CpuUsage.TotalUsage),
-			MemoryBytes:     usage,
-			WorkingSetBytes: max(usage-int64(cg.MemoryStats.Stats["inactive_file"]), 0),
+			MemoryBytes:     int64(cg.MemoryStats.Usage.Usage),
+			WorkingSetBytes: workingSet(cg),
 			PIDs:            int64(cg.PidsStats.Current),
 			RSSBytes:        int64(cg.MemoryStats.Stats["anon"]),
 			PageFaults:      int64(cg.MemoryStats.Stats["pgfault"]),

@@ -13,9 +13,14 @@
 // holds: the machine's own is not theirs, for the agent is in it.
 //
 // The root file system is an overlay: the image below, read-only, and a directory of
-// the scratch disk above. The rest is what containerd gives an unprivileged
-// container: default devices, capabilities, masked and read-only paths; no seccomp
-// profile (the kubelet's default is Unconfined) and no AppArmor.
+// the scratch disk above. The rest is what containerd gives a container that asks for
+// nothing: default devices, capabilities, masked and read-only paths, no seccomp filter (the
+// kubelet's default is Unconfined) and no AppArmor. agent.Security changes that, up to a
+// privileged container, which has the machine's devices and may do to the machine what root
+// may: the pod is alone in it, and the host takes the whole machine for hostile anyway.
+//
+// Filters are compiled by libseccomp in the copy of this program that becomes the container's
+// process, be it libcontainer's or the one that waits in a prepared container.
 //
 // # Children
 //

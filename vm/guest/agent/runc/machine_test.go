@@ -69,6 +69,7 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 			{user: &agentv1.User{ImageUser: "app"}, want: "uid=1000(app) gid=1001(app) groups=1001(app),2000(extra)"},
 			{user: &agentv1.User{ImageUser: "app:extra"}, want: "uid=1000(app) gid=2000(extra) groups=2000(extra)"},
 			{user: &agentv1.User{ImageUser: "app", Uid: i64(7), SupplementalGroups: []int64{55}}, want: "uid=7 gid=0(root) groups=0(root),55"},
+			{user: &agentv1.User{ImageUser: "app", SupplementalGroups: []int64{55}, StrictGroups: true}, want: "uid=1000(app) gid=1001(app) groups=55,1001(app)\n"},
 			{user: &agentv1.User{Uid: i64(1000), RequireNonRoot: true}, want: "uid=1000(app) gid=1001(app)"},
 		} {
 			r, err := p.try(t, &agentv1.CreateContainerRequest{Args: []string{"id"}, User: test.user})
@@ -155,14 +156,39 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 		}
 	})
 
+	t.Run("Sysctls", func(t *testing.T) {
+		setup := func(all ...*agentv1.Sysctl) error {
+			_, err := p.Containers.SetupPod(t.Context(), connect.NewRequest(&agentv1.SetupPodRequest{Hostname: "sysctls", Sysctls: all}))
+			return err
+		}
+		if err := setup(&agentv1.Sysctl{Name: "net.ipv4.ip_local_port_range", Value: "1111 2222"}, &agentv1.Sysctl{Name: "kernel.shm_rmid_forced", Value: "1"}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := p.try(t, runtimetest.Sh(`cat /proc/sys/net/ipv4/ip_local_port_range /proc/sys/kernel/shm_rmid_forced`))
+		if err != nil || r.Out != "1111\t2222\n1\n" {
+			t.Errorf("%q %v", r.Out, err)
+		}
+		for name, value := range map[string]string{"kernel.no_such": "1", "net.ipv4.ip_local_port_range": "x", "kernel.modprobe": "/x"} {
+			if err := setup(&agentv1.Sysctl{Name: name, Value: value}); connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s=%s: %v", name, value, err)
+			}
+		}
+	})
+
 	t.Run("HowLong", func(t *testing.T) {
 		if _, err := p.Containers.SetupPod(t.Context(), connect.NewRequest(&agentv1.SetupPodRequest{Hostname: "the-pod"})); err != nil {
 			t.Fatal(err)
 		}
 		var creates, starts, execs []time.Duration
 		for range 5 {
+			m := &agentv1.CreateContainerRequest{Id: "main", Args: []string{"sleep", "100"}}
+			if s.BeforeCreate != nil {
+				if err := s.BeforeCreate(t.Context(), m); err != nil {
+					t.Fatal(err)
+				}
+			}
 			before := time.Now()
-			if err := s.Create(t.Context(), &agentv1.CreateContainerRequest{Id: "main", Args: []string{"sleep", "100"}}); err != nil {
+			if _, err := p.Containers.CreateContainer(t.Context(), connect.NewRequest(m)); err != nil {
 				t.Fatal(err)
 			}
 			created := time.Now()
@@ -214,8 +240,10 @@ grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Sig(Blk|Ign))' /proc/self/statu
 		}
 	}
 	for name, m := range map[string]*agentv1.CreateContainerRequest{
-		"root":    {Env: []string{"A=1", "A=2"}, WorkingDir: "/made/here"},
-		"user":    {User: &agentv1.User{ImageUser: "app", SupplementalGroups: []int64{77}}, Stdin: true},
+		"root": {Env: []string{"A=1", "A=2"}, WorkingDir: "/made/here"},
+		"user": {User: &agentv1.User{ImageUser: "app", SupplementalGroups: []int64{77}}, Stdin: true},
+		"restricted": {User: &agentv1.User{ImageUser: "app"}, Resources: &agentv1.Resources{OomScoreAdj: 500, MemoryMaxBytes: 32 << 20, PidsMax: 50}, TerminationMessagePath: "/dev/termination-log",
+			Security: &agentv1.Security{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE"}, NoNewPrivileges: true, Seccomp: &agentv1.Seccomp{Type: agentv1.SeccompType_SECCOMP_TYPE_RUNTIME_DEFAULT}}},
 		"volumes": {Mounts: []*agentv1.Mount{{Volume: "disk", Target: "/a/b"}, {Volume: "cfg", Target: "/a/b/c", ReadOnly: true}}},
 	} {
 		m.Args = []string{"/bin/sh", "-c", look}

@@ -42,11 +42,12 @@ type pod struct {
 func (p *pod) subject() *runtimetest.Subject {
 	s := &runtimetest.Subject{
 		Client: p.Client, Patience: patience,
-		Features: runtimetest.Features{OwnRoot: true, ReadOnly: true, Limits: true, MemoryVolumes: true, Users: true},
+		Features: runtimetest.Features{OwnRoot: true, ReadOnly: true, Limits: true, MemoryVolumes: true, Users: true, Security: true},
 	}
 	if p.prepared {
 		s.BeforeCreate = func(ctx context.Context, m *agentv1.CreateContainerRequest) error {
-			if m.GetTty() || m.GetReadOnlyRoot() || m.GetWritableLayer() != "" { // those take none
+			sec := m.GetSecurity()
+			if m.GetTty() || m.GetReadOnlyRoot() || m.GetWritableLayer() != "" || m.GetTargetContainer() != "" || sec.GetPrivileged() || sec.GetUnmaskedProc() { // those take none
 				return nil
 			}
 			_, err := p.Containers.PrepareContainer(ctx, connect.NewRequest(&agentv1.PrepareContainerRequest{ImageSlot: m.GetImageSlot(), LowerLayers: m.GetLowerLayers()}))
@@ -136,7 +137,7 @@ func busyboxImage(t *testing.T, dir string, size int64) string {
 		t.Fatalf("busybox is missing: install the Debian package busybox-static: %v", err)
 	}
 	run(t, "cp", busybox, filepath.Join(root, "bin/busybox"))
-	for _, name := range strings.Fields("sh cat echo id ls mount env pwd sleep true false dd hostname readlink mknod touch wc sort sed awk cut stty tty ps kill tail head grep yes chmod mkdir nslookup") {
+	for _, name := range strings.Fields("sh cat echo id ls mount env pwd sleep true false dd hostname readlink mknod touch wc sort sed awk cut stty tty ps kill tail head grep yes chmod mkdir nslookup tr rm") {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}

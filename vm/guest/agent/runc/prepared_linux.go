@@ -14,10 +14,12 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 
@@ -35,9 +37,9 @@ import (
 // directory and environment, and executes the pod's program. It stays the process that
 // libcontainer made, so everything else about the container is as always.
 //
-// The waiting process has the capabilities that every container begins with, no more;
-// as with any process that changes its user and executes a program, the kernel takes
-// away what that user does not have.
+// The waiting process has all capabilities: which of them the pod's program may have, and the
+// seccomp filter that only an administrator may set, are part of the order. There is nothing of
+// the image's in it before it has given them up.
 
 // releaseTimeout bounds each exchange with a waiting process, which only has to read
 // and to execute.
@@ -83,6 +85,7 @@ func (r *Runtime) Prepare(_ context.Context, spec agent.PreparedSpec) (err error
 	if err != nil {
 		return err
 	}
+	cfg.Capabilities = capabilities(agent.KnownCapabilities())
 	if p.lib, err = libcontainer.Create(filepath.Join(r.opts.StateDir, "runc"), id, cfg); err != nil {
 		return fmt.Errorf("create with libcontainer: %w", err)
 	}
@@ -143,16 +146,17 @@ func (r *Runtime) Prepared() int {
 }
 
 // bindable tells whether a prepared container can become what spec says. Terminals,
-// read-only roots and shared PID namespaces are decided earlier in a container's life than
+// read-only roots, shared PID namespaces, and what is masked and mounted for all but the privileged are decided earlier in a container's life than
 // where a prepared one stands, and what lies over the kernel's own file systems is left
-// to libcontainer's judgement. Pure.
+// to libcontainer's judgement; files below /dev, where a container's last words go, are as
+// any other. Pure.
 func bindable(spec agent.ContainerSpec) bool {
-	if spec.TTY || spec.ReadOnlyRoot || spec.Pod.SharePIDs || spec.Upper != "" {
+	if spec.TTY || spec.ReadOnlyRoot || spec.Pod.SharePIDs || spec.Target != nil || spec.Upper != "" || spec.Security.Privileged || spec.Security.UnmaskedProc {
 		return false
 	}
 	for _, m := range spec.Mounts {
-		top, _, _ := strings.Cut(strings.TrimPrefix(path.Clean(m.Target), "/"), "/")
-		if slices.Contains([]string{"", "proc", "sys", "dev"}, top) {
+		top, below, _ := strings.Cut(strings.TrimPrefix(path.Clean(m.Target), "/"), "/")
+		if slices.Contains([]string{"", "proc", "sys"}, top) || top == "dev" && below == "" {
 			return false
 		}
 	}
@@ -201,18 +205,25 @@ func (p *prepared) bind(spec agent.ContainerSpec, u user) (_ *container, err err
 			return nil, fmt.Errorf("mount volumes: %w", err)
 		}
 	}
-	if spec.Resources != (agent.Resources{}) {
-		cfg := c.lib.Config()
-		cfg.Cgroups.Resources = c.resources()
-		if err := c.lib.Set(cfg); err != nil {
-			return nil, fmt.Errorf("set limits: %w", err)
+	// Whatever is executed in it later gets the same.
+	cfg := c.lib.Config()
+	if err := c.secure(&cfg); err != nil {
+		return nil, err
+	}
+	cfg.Cgroups.Resources = c.resources(spec.Resources)
+	if err := c.lib.Set(cfg); err != nil {
+		return nil, fmt.Errorf("set limits: %w", err)
+	}
+	if cfg.OomScoreAdj != nil {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.pid), []byte(strconv.Itoa(*cfg.OomScoreAdj)), 0); err != nil {
+			return nil, fmt.Errorf("set oom_score_adj: %w", err)
 		}
 	}
 	theirs, err := c.openStreams(spec.Stdin)
 	if err != nil {
 		return nil, err
 	}
-	c.waiting = &waiting{socket: p.socket, streams: theirs}
+	c.waiting = &waiting{socket: p.socket, streams: theirs, seccomp: cfg.Seccomp}
 	return c, nil
 }
 
@@ -232,6 +243,7 @@ func (p *prepared) discard() error {
 type waiting struct {
 	socket  *os.File
 	streams [3]*os.File // standard input, output and error of the process
+	seccomp *configs.Seccomp
 }
 
 func (w *waiting) close() {
@@ -256,6 +268,7 @@ func (c *container) release() error {
 	data, err := json.Marshal(order{
 		Args: c.spec.Args, Env: withHome(c.env(nil, false), c.user.home), Dir: c.spec.WorkingDir,
 		UID: c.user.uid, GID: c.user.gid, Groups: c.user.groups,
+		Capabilities: c.spec.Security.Capabilities(), NoNewPrivileges: c.spec.Security.NoNewPrivileges, Seccomp: w.seccomp,
 	})
 	if err != nil {
 		return fmt.Errorf("encode order: %w", err)

@@ -64,7 +64,8 @@ func readInRoots(roots []string, name string) (string, error) {
 
 // lookUpUser decides by the two files of the image. The pod's numbers win over the
 // image's user; a group goes with the user that was meant, unless the pod says
-// otherwise. The supplemental groups are the image's for that user, and the pod's.
+// otherwise. The supplemental groups are the image's for that user, unless it is strict about
+// them, and the pod's.
 func lookUpUser(u agent.User, passwd, group string) (user, error) {
 	spec := u.Image
 	if u.UID != nil {
@@ -80,7 +81,10 @@ func lookUpUser(u agent.User, passwd, group string) (user, error) {
 	}
 	// The primary group is among them, as containerd does it: a program that drops
 	// groups must not gain what the group was denied (CVE-2022-2995).
-	out.groups = append([]int{out.gid}, found.Sgids...)
+	out.groups = []int{out.gid}
+	if !u.StrictGroups {
+		out.groups = append(out.groups, found.Sgids...)
+	}
 	for _, g := range u.Groups {
 		out.groups = append(out.groups, int(g))
 	}
