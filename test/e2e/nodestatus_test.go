@@ -323,6 +323,7 @@ spec: {minAvailable: 1, selector: {matchLabels: {app: service}}}
 	kubectl(t, "uncordon", n.Name)
 
 	on := func(manifest, spec string) string {
+		manifest = strings.Replace(manifest, "terminationGracePeriodSeconds: 2", "terminationGracePeriodSeconds: 20", 1)
 		return strings.Replace(manifest, "spec:\n", "spec:\n  nodeName: "+n.Name+"\n"+spec, 1)
 	}
 	last := `trap 'echo told; sleep 1; exit 0' TERM; while true; do sleep 0.1; done`
