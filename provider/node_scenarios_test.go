@@ -113,6 +113,47 @@ func TestHostPortsOfPods(t *testing.T) {
 	w.awaitPhase("seventh", corev1.PodSucceeded)
 }
 
+// Datagrams reach a program in the machine, and its answers come back.
+func TestHostPortUDP(t *testing.T) {
+	w := newWorld(t)
+	inside, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inside.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := inside.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = inside.WriteTo(append([]byte("re: "), buf[:n]...), from)
+		}
+	}()
+	outside := unused(t)
+	w.run(onLoopback)
+	p := pod("udp", []string{"do", "sleep 1h"})
+	p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: int32(inside.LocalAddr().(*net.UDPAddr).Port), HostPort: outside, HostIP: "127.0.0.1", Protocol: corev1.ProtocolUDP}}
+	w.create(p)
+	w.awaitPhase("udp", corev1.PodRunning)
+	c, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", outside))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, word := range []string{"one", "two"} {
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := c.Write([]byte(word)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		if n, err := c.Read(buf); err != nil || string(buf[:n]) != "re: "+word {
+			t.Fatalf("answer is %q, %v", buf[:n], err)
+		}
+	}
+}
+
 // What something else on the host listens on keeps the pod waiting, says so, and is
 // tried again.
 func TestHostPortTakenByOthers(t *testing.T) {

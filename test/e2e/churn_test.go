@@ -63,10 +63,15 @@ func TestDeletedInAnyPhase(t *testing.T) {
 		manifests.WriteString(podManifest(ns, fmt.Sprintf("any-%d", i), served.Busybox, "sh", "-c", program) + "---\n")
 	}
 	apply(t, manifests.String())
-	for i := range pods { // each deletion is a process of its own: by the last one, the first machines run
-		args := []string{"delete", "pod", "-n", ns, fmt.Sprintf("any-%d", i), "--wait=false", "--grace-period=1"}
-		if i%4 == 3 {
-			args = append(args[:len(args)-1], "--grace-period=0", "--force")
+	for i := 0; i < pods; i += 3 { // by the last of these commands, the first machines run
+		args := []string{"delete", "pod", "-n", ns, "--wait=false"}
+		for j := range 3 {
+			args = append(args, fmt.Sprintf("any-%d", i+j))
+		}
+		if i == 6 {
+			args = append(args, "--grace-period=0", "--force")
+		} else {
+			args = append(args, "--grace-period=1")
 		}
 		kubectl(t, args...)
 	}
