@@ -54,6 +54,27 @@ func startStage(ctx context.Context, p paths, registry string, nodeArgs []string
 	return s, nil
 }
 
+// warmUp runs a pod of every image, and so has the node pull them and build the snapshot that
+// machines are restored from: specs that give a pod 30 s to start are not about either.
+func (s *stage) warmUp(ctx context.Context, refs []string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	if _, err := s.plane.Output(ctx, "wait", "--for=create", "serviceaccount/default", "--timeout=60s"); err != nil {
+		return err
+	}
+	for i, ref := range refs {
+		if _, err := s.plane.Output(ctx, "run", fmt.Sprintf("warm-up-%d", i), "--image", ref, "--restart=Never", "--labels=warm-up=",
+			"--command", "--", "true"); err != nil {
+			return err
+		}
+	}
+	if _, err := s.plane.Output(ctx, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod", "--selector=warm-up", "--timeout=5m"); err != nil {
+		return err
+	}
+	_, err := s.plane.Output(ctx, "delete", "pod", "--selector=warm-up")
+	return err
+}
+
 // stop ends both; the logs stay in dir.
 func (s *stage) stop() {
 	s.node.Stop()

@@ -200,7 +200,8 @@ func (o options) execute(ctx context.Context, chosen []spec, progress io.Writer)
 		return nil, err
 	}
 	environment := append(os.Environ(), "KUBE_TEST_REPO_LIST="+repositoryFile)
-	if err := o.serveImages(ctx, registry, environment, say); err != nil {
+	served, err := o.serveImages(ctx, registry, environment, say)
+	if err != nil {
 		return nil, err
 	}
 	say("starting a control plane and a node")
@@ -211,6 +212,9 @@ func (o options) execute(ctx context.Context, chosen []spec, progress io.Writer)
 	defer o.keepLogs(s, say)
 	defer s.stop()
 
+	if err := s.warmUp(ctx, served); err != nil {
+		return nil, fmt.Errorf("run a pod of every image: %w; the logs are in %s", err, o.out)
+	}
 	say("running %d specs, %d at a time; the log is %s", len(chosen), o.procs, filepath.Join(o.out, "e2e.log"))
 	report := filepath.Join(o.out, "report.json")
 	if err := os.Remove(report); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -228,25 +232,33 @@ func (o options) execute(ctx context.Context, chosen []spec, progress io.Writer)
 	return parsed.results(chosen)
 }
 
-// serveImages puts the images that the release's specs name into the registry.
-func (o options) serveImages(ctx context.Context, registry *images.Registry, environment []string, say func(string, ...any)) error {
+// serveImages puts the images that the release's specs name into the registry, and returns
+// their references.
+func (o options) serveImages(ctx context.Context, registry *images.Registry, environment []string, say func(string, ...any)) ([]string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(o.programs, "e2e.test"), "--list-images")
 	cmd.Env = environment
 	listed, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("list the images: %w", err)
+		return nil, fmt.Errorf("list the images: %w", err)
 	}
 	makers, err := imageMakers(ctx, o.programs, filepath.Join(o.out, "images"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	served, missing, err := wanted(string(listed), registry.Addr(), makers)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	say("serving %s", strings.Join(served, " "))
 	say("not served: %s", strings.Join(missing, " "))
-	return serve(registry, served, makers)
+	if err := serve(registry, served, makers); err != nil {
+		return nil, err
+	}
+	refs := make([]string, 0, len(served))
+	for _, s := range served {
+		refs = append(refs, registry.Addr()+"/"+s)
+	}
+	return refs, nil
 }
 
 // ginkgo runs the suite. That specs failed is an error, too: the report tells which.

@@ -20,6 +20,7 @@ import (
 // agent decides by the devices it finds. What they depend on is added.
 var modules = []string{
 	"button", // ACPI's power key
+	"dummy",  // interfaces that a privileged container makes
 	"evdev",  // which is read through it
 	"ext4",
 	"overlay",

@@ -28,7 +28,7 @@ done
 inputs=$(
 	{
 		printf '%s\n' "$(go version)" "$(go env GOOS GOARCH)" "$stamps"
-		cksum build.sh go.mod go.sum ../sh/*.go
+		cksum build.sh go.mod go.sum ../sh/sh.c
 	} | cksum
 )
 if [ "$(cat "$out/inputs" 2>/dev/null || true)" = "$inputs" ]; then
@@ -46,7 +46,7 @@ go build -trimpath -ldflags "-s -w" -o "$new/ginkgo" github.com/onsi/ginkgo/v2/g
 sources=$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/test/images
 go build -trimpath -ldflags "-s -w -X main.Version=$(cat "$sources/agnhost/VERSION")" -o "$new/agnhost" k8s.io/kubernetes/test/images/agnhost
 go build -trimpath -ldflags "-s -w" -o "$new/nonewprivs" k8s.io/kubernetes/test/images/nonewprivs
-(cd ../sh && go build -trimpath -ldflags "-s -w" -o "$new/sh" .)
+gcc -static -Os -s -o "$new/sh" ../sh/sh.c
 install -D -m 0644 -t "$new/agnhost-files" "$sources/agnhost/porter/localhost.crt" "$sources/agnhost/porter/localhost.key"
 install -D -m 0644 -t "$new/kitten-files" "$sources"/kitten/html/*
 rm -rf "$out"/*

@@ -154,7 +154,7 @@ func loadModules() error {
 			return err
 		}
 		for _, name := range order {
-			if err := loadModule(filepath.Join(layout.Modules, name+".ko")); err != nil {
+			if err := loadModule(filepath.Join(layout.Modules, name+".ko"), moduleParameters[name]); err != nil {
 				return err
 			}
 			loaded[name] = true
@@ -187,13 +187,13 @@ func loadModules() error {
 	return nil
 }
 
-func loadModule(path string) error {
+func loadModule(path, parameters string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := unix.FinitModule(int(f.Fd()), parameters, 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("load %s: %w", path, err)
 	}
 	return nil

@@ -69,6 +69,7 @@ func runInGuest(t *testing.T) {
 		{"Quiesce", guestQuiesce},
 		{"Reaper", guestReaper},
 		{"Listeners", guestListeners},
+		{"Interfaces", guestInterfaces},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, inGuest) })
 	}
@@ -313,6 +314,26 @@ func guestListeners(t *testing.T, _ *linux.System) {
 }
 
 // drain reads until it cannot.
+// A privileged container may make interfaces; none is there that nobody made.
+func guestInterfaces(t *testing.T, _ *linux.System) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Type() == "dummy" {
+			t.Errorf("interface %s is there already", l.Attrs().Name)
+		}
+	}
+	made := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "made"}}
+	if err := netlink.LinkAdd(made); err != nil {
+		t.Fatalf("make an interface: %v", err)
+	}
+	if err := netlink.LinkDel(made); err != nil {
+		t.Error(err)
+	}
+}
+
 func drain(c net.Conn) error {
 	buf := make([]byte, 64)
 	for {

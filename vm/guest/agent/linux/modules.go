@@ -11,8 +11,13 @@ import (
 // busModules are loaded first: they make the devices appear.
 var busModules = []string{"virtio_pci"}
 
-// alwaysModules are loaded whatever the devices.
-var alwaysModules = []string{"overlay", "button", "evdev"}
+// alwaysModules are loaded whatever the devices. dummy is what a privileged container can make
+// network interfaces of: elsewhere the kernel has modprobe load it then, here there is none.
+var alwaysModules = []string{"overlay", "button", "evdev", "dummy"}
+
+// moduleParameters are the parameters that modules are loaded with. dummy would make an
+// interface of its own.
+var moduleParameters = map[string]string{"dummy": "numdummies=0"}
 
 // deviceModules are the modules for virtio devices, by the device id of the virtio
 // specification, section 5.
