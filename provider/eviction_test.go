@@ -98,7 +98,7 @@ func TestWatchUsage(t *testing.T) {
 		t.Helper()
 		m := &measuredMachine{}
 		w := newWorker(&environment{log: slog.New(slog.DiscardHandler), logs: noLogs{}}, state{pod: podOf(t, spec)})
-		h := &machineHold{lease: volumesLease{guest: &Guest{Agent: m}}}
+		h := &machineHold{lease: guestLease{guest: &Guest{Agent: m}}}
 		h.ctx, h.stop = context.WithCancel(t.Context())
 		h.wg.Go(func() { w.watchUsage(h) })
 		during(m)

@@ -184,13 +184,13 @@ func (r *recordedVolumes) take() []string {
 	return got
 }
 
-// volumesLease is a lease of a machine that is only a connection.
-type volumesLease struct {
+// guestLease is a lease of a machine that is only a connection.
+type guestLease struct {
 	Lease
 	guest *Guest
 }
 
-func (l volumesLease) Guest(context.Context) (*Guest, error) { return l.guest, nil }
+func (l guestLease) Guest(context.Context) (*Guest, error) { return l.guest, nil }
 
 // What changed reaches the machine within a minute and a half, a token before it expires, and
 // what did not change is not sent.
@@ -203,11 +203,11 @@ func TestVolumesAreRefreshed(t *testing.T) {
 		env := &environment{content: contentSource{objects: newObjects(client)}, volumeRefresh: defaultVolumeRefresh}
 		k := newVolumeKeeper(env, slog.New(slog.DiscardHandler), vm.Shape{})
 		machine := &recordedVolumes{}
-		h := &machineHold{lease: volumesLease{guest: &Guest{Volumes: machine}}}
+		h := &machineHold{lease: guestLease{guest: &Guest{Volumes: machine}}}
 		h.ctx, h.stop = context.WithCancel(t.Context())
 		for i := range pod.Spec.Volumes {
 			if v := &pod.Spec.Volumes[i]; hasContent(v) {
-				if err := k.write(t.Context(), h.lease.(volumesLease).guest, pod, v); err != nil {
+				if err := k.write(t.Context(), h.lease.(guestLease).guest, pod, v); err != nil {
 					t.Fatal(err)
 				}
 			}
