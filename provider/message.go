@@ -19,6 +19,20 @@ const (
 	maxTailBytes, maxTailLines = 2048, 80
 )
 
+// messagePath is the file that a container's last words are read from; empty for none. macOS
+// has nothing below /dev but devices, so that what the API server gives every container is
+// not there.
+func messagePath(j startJob) string {
+	switch path := j.plan.spec.TerminationMessagePath; {
+	case j.macOS:
+		return ""
+	case path == "":
+		return corev1.TerminationMessagePathDefault
+	default:
+		return path
+	}
+}
+
 // fallsBack: the end of the log stands in for a message when the container failed without one.
 func fallsBack(c *corev1.Container) bool {
 	return c.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError
