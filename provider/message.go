@@ -19,15 +19,18 @@ const (
 	maxTailBytes, maxTailLines = 2048, 80
 )
 
-// messagePath is the file that a container's last words are read from; empty for none.
+// messagePath is the file that a container's last words are read from; empty for none. macOS
+// has nothing below /dev but devices, so that what the API server gives every container is
+// not there.
 func messagePath(j startJob) string {
-	if j.macOS { // its containers have no file system of their own to put it in
+	switch path := j.plan.spec.TerminationMessagePath; {
+	case j.macOS:
 		return ""
+	case path == "":
+		return corev1.TerminationMessagePathDefault
+	default:
+		return path
 	}
-	if p := j.plan.spec.TerminationMessagePath; p != "" {
-		return p
-	}
-	return corev1.TerminationMessagePathDefault
 }
 
 // fallsBack: the end of the log stands in for a message when the container failed without one.

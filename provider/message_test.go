@@ -59,6 +59,21 @@ func TestTerminationMessages(t *testing.T) {
 	}
 }
 
+// The machine is told where a container's last words are, and whose processes it shares.
+func TestCreateRequestOfMessageAndTarget(t *testing.T) {
+	for path, want := range map[string]string{"": "/dev/termination-log", "/tmp/x": "/tmp/x"} {
+		j := startJob{pod: &corev1.Pod{}, image: &Image{}, target: "t", plan: containerPlan{spec: &corev1.Container{Command: []string{"x"}, TerminationMessagePath: path}}}
+		req, err := createRequest(j, &variables{})
+		if err != nil || req.GetTerminationMessagePath() != want || req.GetTargetContainer() != "t" {
+			t.Errorf("%q gives %+v, %v", path, req, err)
+		}
+		j.macOS = true
+		if req, err = createRequest(j, &variables{}); err != nil || req.GetTerminationMessagePath() != "" {
+			t.Errorf("in a macOS guest: %+v, %v", req, err)
+		}
+	}
+}
+
 // FuzzPlan: no specification of a pod breaks its translation.
 func FuzzPlan(f *testing.F) {
 	f.Add([]byte(`{"containers":[{"name":"a","image":"i"}]}`))

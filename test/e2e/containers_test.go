@@ -72,9 +72,9 @@ func TestContainers(t *testing.T) {
   - {name: file, IMAGE, command: [sh, -c, "echo -n from the file > /dev/termination-log; exit 3"]}
   - {name: path, IMAGE, command: [sh, -c, "echo -n elsewhere > /tmp/words"], terminationMessagePath: /tmp/words}
   - {name: log, IMAGE, command: [sh, -c, "echo from the log; exit 4"], terminationMessagePolicy: FallbackToLogsOnError}`) +
-		// The deadline ends it as a deletion would, and what its containers say can be read after.
+		// Its deadline, set below, ends it as a deletion would, and what its containers say can
+		// be read after.
 		containersPod(ns, "hooks", `
-  activeDeadlineSeconds: 15
   containers:
   - {name: main, IMAGE, command: [sh, -c, "trap 'cat /w/pre > /dev/termination-log; exit 0' TERM; while :; do sleep 0.1; done"],
      lifecycle: {postStart: {exec: {command: [sh, -c, "sleep 1; echo up > /w/post"]}}, preStop: {exec: {command: [sh, -c, "echo stopping > /w/pre"]}}}}
@@ -142,6 +142,8 @@ func TestContainers(t *testing.T) {
 		}
 	})
 	t.Run("DeadlineAndHooks", func(t *testing.T) {
+		waitPod(t, ns, "hooks", "has run its second container", func(p *corev1.Pod) bool { return containerIn(p, "second").State.Terminated != nil })
+		kubectl(t, "patch", "pod", "-n", ns, "hooks", "-p", `{"spec":{"activeDeadlineSeconds":1}}`)
 		p := waitPod(t, ns, "hooks", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 		if p.Status.Reason != "DeadlineExceeded" {
 			t.Errorf("status is %+v", p.Status)
