@@ -128,7 +128,7 @@ func createRequest(j startJob, vars *variables) (*agentv1.CreateContainerRequest
 	req := &agentv1.CreateContainerRequest{
 		Id: j.ref.ID, ImageSlot: int32(j.slot), Args: args, Env: vars.list(), //nolint:gosec // slots are few
 		WorkingDir: img.WorkingDir, User: user, Tty: c.TTY, Stdin: c.Stdin, Resources: resourcesOf(c), LowerLayers: j.lower,
-		TargetContainer: j.target,
+		TerminationMessagePath: terminationMessagePath(c, j.macOS), TargetContainer: j.target,
 	}
 	if c.WorkingDir != "" {
 		req.WorkingDir = c.WorkingDir

@@ -66,6 +66,18 @@ func capabilityNames(in []corev1.Capability) []string {
 	return out
 }
 
+// terminationMessagePath is the file that a container's last words are read from; empty for none.
+// A macOS guest's containers share the system's disk, and have no such file: see unsupportedMacOS.
+func terminationMessagePath(c *corev1.Container, macOS bool) string {
+	switch {
+	case macOS:
+		return ""
+	case c.TerminationMessagePath == "": // of a pod that the API server did not complete
+		return corev1.TerminationMessagePathDefault
+	}
+	return c.TerminationMessagePath
+}
+
 // maxSeccompProfile is the protocol's bound.
 const maxSeccompProfile = 1 << 20
 
