@@ -116,7 +116,7 @@ func (e *environment) copyHostPath(ctx context.Context, g *Guest, pod *corev1.Po
 	}
 	res, err := stream.CloseAndReceive()
 	if err != nil && connect.CodeOf(err) == connect.CodeAlreadyExists {
-		return nil //nolint:nilerr // it was filled before, and set-up is repeated
+		return nil // it was filled before, and set-up is repeated
 	}
 	if err != nil {
 		return fmt.Errorf("volume %q: copy host path %q: %w", v.Name, v.HostPath.Path, err)

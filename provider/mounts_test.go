@@ -6,8 +6,6 @@ package provider
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -178,33 +176,4 @@ func TestHostPathFaults(t *testing.T) {
 			t.Errorf("%s on a node without the flag: %q", spec, got)
 		}
 	}
-}
-
-// hostTree is a directory of a host, with what must not be followed, beside a secret.
-func hostTree(t *testing.T) (prefix string) {
-	t.Helper()
-	base := t.TempDir()
-	prefix = filepath.Join(base, "allowed")
-	write := func(name, data string) {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(base, name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(base, name), []byte(data), 0o640); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link := func(target, name string) {
-		if err := os.Symlink(target, filepath.Join(base, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("secret/key", "secret")
-	write("allowed/file", "one")
-	write("allowed/dir/f", "two")
-	write("allowed/dir/sub/\xff/g", "three")
-	link("../../secret/key", "allowed/dir/out")
-	link("f", "allowed/dir/in")
-	link("dir", "allowed/inside")
-	link("../secret", "allowed/outside")
-	return prefix
 }

@@ -16,12 +16,12 @@ func TestPressureHold(t *testing.T) {
 	h := pressureHold{period: time.Minute}
 	begin := time.Unix(1000, 0)
 	for _, tt := range []struct {
-		at         time.Duration
+		at         int // s
 		disk, want bool
 	}{
 		{0, false, false}, {1, true, true}, {30, false, true}, {40, true, true}, {99, false, true}, {100, false, false}, {101, false, false}, {102, true, true},
 	} {
-		p := h.settle(Pressure{Disk: Measured{Short: tt.disk}}, begin.Add(tt.at*time.Second))
+		p := h.settle(Pressure{Disk: Measured{Short: tt.disk}}, begin.Add(time.Duration(tt.at)*time.Second))
 		if p.Disk.Short != tt.want || p.Memory.Short || p.PID.Short {
 			t.Errorf("after %ds: %+v, want %v", tt.at, p, tt.want)
 		}

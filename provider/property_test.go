@@ -146,7 +146,7 @@ func (m *simulation) starts(i int) {
 	}
 	for j := range i {
 		before, k := s.containers[j], s.plan.containers[j].kind
-		if k == kindInit && kind != kindEphemeral && !(kind == kindSidecar && i < s.machine.passed) && !m.inMachine[before.name] {
+		if k == kindInit && kind != kindEphemeral && (kind != kindSidecar || i >= s.machine.passed) && !m.inMachine[before.name] {
 			m.fail("%s starts before %s", c.name, before.name)
 		}
 	}

@@ -261,7 +261,7 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 	switch {
 	case over == reasonPodCompleted:
 		set(corev1.PodInitialized, true, over, "")
-	case len(incomplete) > 0 && !(over != "" && wasTrue(previous, corev1.PodInitialized)):
+	case len(incomplete) > 0 && (over == "" || !wasTrue(previous, corev1.PodInitialized)):
 		set(corev1.PodInitialized, false, reasonNotInitialized, fmt.Sprintf("containers with incomplete status: [%s]", strings.Join(incomplete, " ")))
 	default:
 		set(corev1.PodInitialized, true, "", "")

@@ -39,7 +39,8 @@ func (n *node) measureHost() (stats.Host, error) {
 	if h.Images, err = diskOf(n.CacheDir); err != nil {
 		return h, err
 	}
-	return h, hostUsage(&h)
+	err = hostUsage(&h)
+	return h, err
 }
 
 func diskOf(path string) (stats.Disk, error) {

@@ -44,7 +44,7 @@ func (r *Runner) Run(ctx, vital context.Context) {
 	vital, cancel := context.WithCancel(vital)
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
-	if r.Startup != nil && !(r.Resumed && r.Started) && !r.ask(vital, Startup, r.Startup, false) {
+	if r.Startup != nil && (!r.Resumed || !r.Started) && !r.ask(vital, Startup, r.Startup, false) {
 		return
 	}
 	var wg sync.WaitGroup

@@ -65,7 +65,7 @@ func FuzzPodStats(f *testing.F) {
 		Containers: []*agentv1.ContainerStats{{Id: "c-0", CpuNano: -5, MemoryBytes: math.MinInt64, WritableBytes: math.MaxInt64, Pids: math.MaxInt64}, {Id: "other"}},
 		Volumes:    []*agentv1.VolumeStats{{Name: "v", UsedBytes: math.MaxInt64, InodesUsed: -1}, {Name: "other"}},
 	})
-	printable := regexp.MustCompile(`^[!-~]{1,15}$`)
+	printable := regexp.MustCompile(`^[[:graph:]]{1,15}$`)
 	p := provider.PodMachine{
 		Pod: &corev1.Pod{Spec: corev1.PodSpec{
 			Containers: []corev1.Container{{Name: "c"}},

@@ -125,10 +125,11 @@ spec:
 			return err
 		}
 		defer resp.Body.Close()
-		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "on 127.0.0.1 of 127.0.0.1\n" {
-			return fmt.Errorf("it served %q, %v", body, err)
+		body, err := io.ReadAll(resp.Body)
+		if err == nil && string(body) != "on 127.0.0.1 of 127.0.0.1\n" {
+			err = fmt.Errorf("it served %q", body)
 		}
-		return nil
+		return err
 	})
 	eventually(t, waitShort, "the UDP server at the host's port", func() error {
 		c, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", udp))
@@ -142,8 +143,12 @@ spec:
 				return err
 			}
 			buf := make([]byte, 100)
-			if n, err := c.Read(buf); err != nil || string(buf[:n]) != "you said "+word {
-				return fmt.Errorf("it answered %q, %v", buf[:n], err)
+			n, err := c.Read(buf)
+			if err == nil && string(buf[:n]) != "you said "+word {
+				err = fmt.Errorf("it answered %q", buf[:n])
+			}
+			if err != nil {
+				return err
 			}
 		}
 		return nil
