@@ -19,10 +19,10 @@ import (
 
 	"golang.org/x/net/websocket"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream" //nolint:staticcheck // what the dialers of client-go return
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
-	"k8s.io/apimachinery/pkg/util/httpstream" //nolint:staticcheck // what the dialers of client-go return
 
 	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
 )
