@@ -28,15 +28,22 @@ const (
 // which the agent has for its own services, speaks gRPC too: gRPC's own client would add
 // megabytes to every guest kit for two messages of one field each, which are written here by hand.
 func probeGRPC(ctx context.Context, address, service string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	transport := &http2.Transport{
 		AllowHTTP:         true,
 		MaxHeaderListSize: maxProbeHeaderBytes,
-		DialTLSContext: func(ctx context.Context, network, _ string, _ *tls.Config) (net.Conn, error) {
+		DialTLSContext: func(_ context.Context, network, _ string, _ *tls.Config) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, network, address)
+			conn, err := d.DialContext(ctx, network, address)
+			if err == nil {
+				// CloseIdleConnections would pass over it while the call that timed out is being
+				// cleared away, and then nobody ever closes it.
+				context.AfterFunc(ctx, func() { _ = conn.Close() })
+			}
+			return conn, err
 		},
 	}
-	defer transport.CloseIdleConnections()
 	client := connect.NewClient[healthRequest, healthResponse](&http.Client{Transport: transport}, "http://"+address+healthCheck,
 		connect.WithGRPC(), connect.WithCodec(healthCodec{}), connect.WithReadMaxBytes(maxHealthAnswer), connect.WithAcceptCompression("gzip", nil, nil))
 	res, err := client.CallUnary(ctx, connect.NewRequest(&healthRequest{service: service}))

@@ -95,3 +95,43 @@ func FuzzProbeAnswer(f *testing.F) {
 		}
 	})
 }
+
+// A probe leaves no connection behind: a container is asked every few seconds, also one
+// whose server accepts and never answers.
+func TestProbeGRPCHangsUp(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	const probes = 20
+	ended := make(chan struct{}, probes)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(io.Discard, conn)
+				_ = conn.Close()
+				ended <- struct{}{}
+			}()
+		}
+	}()
+	for range probes {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if err := probeGRPC(ctx, l.Addr().String(), ""); err == nil {
+			t.Error("nobody answered")
+		}
+		cancel()
+	}
+	timeout := time.After(5 * time.Second)
+	for i := range probes {
+		select {
+		case <-ended:
+		case <-timeout:
+			t.Fatalf("%d of %d connections are still open", probes-i, probes)
+		}
+	}
+}
