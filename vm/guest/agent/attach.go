@@ -22,6 +22,9 @@ const (
 	// maxTapBytes is the output kept for one who does not take it. What comes then is
 	// dropped: the container must not wait for whoever looks at it.
 	maxTapBytes = 1 << 20
+	// tappedBytes is what a piece takes beside its data: one that writes a byte at a time
+	// must not make a million of them.
+	tappedBytes = 64
 )
 
 // taps give a container's output, as it is captured, to those who are attached.
@@ -71,14 +74,14 @@ func (ts *taps) give(stream agentv1.OutputStream, data []byte) {
 	defer ts.mu.Unlock()
 	var shared []byte
 	for t := range ts.all {
-		if !t.streams[stream] || t.size+len(data) > maxTapBytes {
+		if !t.streams[stream] || t.size+len(data)+tappedBytes > maxTapBytes {
 			continue
 		}
 		if shared == nil {
 			shared = append([]byte(nil), data...)
 		}
 		t.pending = append(t.pending, tapped{stream: stream, data: shared})
-		t.size += len(data)
+		t.size += len(data) + tappedBytes
 		select {
 		case t.wake <- struct{}{}:
 		default:
@@ -108,7 +111,7 @@ func (t *tap) take() (tapped, bool) {
 	}
 	clear(t.pending[:n])
 	t.pending = t.pending[n:]
-	t.size -= len(out.data)
+	t.size -= len(out.data) + n*tappedBytes
 	return out, true
 }
 
