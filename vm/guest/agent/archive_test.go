@@ -182,7 +182,7 @@ func FuzzWriteFiles(f *testing.F) {
 
 func TestUsage(t *testing.T) {
 	dir := t.TempDir()
-	if b, n := usage(dir); b != 0 || n != 0 {
+	if b, n := DiskUsage(dir, maxUsageWalk); b != 0 || n != 0 {
 		t.Errorf("an empty volume has %d bytes, %d inodes", b, n)
 	}
 	data := bytes.Repeat([]byte("x"), 1<<20)
@@ -191,11 +191,11 @@ func TestUsage(t *testing.T) {
 		os.Mkdir(filepath.Join(dir, "\xff"), 0o700), os.WriteFile(filepath.Join(dir, "\xff/f"), data, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	b, n := usage(dir)
+	b, n := DiskUsage(dir, maxUsageWalk)
 	if b < 2<<20 || b > 2<<20+64<<10 || n != 6 {
 		t.Errorf("%d bytes, %d inodes; want about 2 MiB in 6", b, n)
 	}
-	if b, n := usage(filepath.Join(dir, "none")); b != 0 || n != 0 {
+	if b, n := DiskUsage(filepath.Join(dir, "none"), maxUsageWalk); b != 0 || n != 0 {
 		t.Errorf("what does not exist has %d bytes, %d inodes", b, n)
 	}
 }

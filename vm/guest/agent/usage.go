@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
@@ -16,6 +17,10 @@ import (
 // maxUsageWalk bounds the files that are counted of one volume: what one has beyond is
 // not seen, and a count of a hundred thousand takes a small guest about a second.
 const maxUsageWalk = 100_000
+
+// maxUsageSteps bounds the directories that are opened on the way to what is counted: to
+// open one costs as many steps as it is deep, and a container may nest them as it likes.
+const maxUsageSteps = 3 * maxUsageWalk
 
 // stats measures every volume, in the order of their names.
 func (vs *volumes) stats() []*agentv1.VolumeStats {
@@ -27,34 +32,39 @@ func (vs *volumes) stats() []*agentv1.VolumeStats {
 	vs.mu.Unlock()
 	out := make([]*agentv1.VolumeStats, 0, len(dirs))
 	for name, dir := range dirs {
-		bytes, inodes := usage(dir)
+		bytes, inodes := DiskUsage(dir, maxUsageWalk)
 		out = append(out, &agentv1.VolumeStats{Name: name, UsedBytes: bytes, InodesUsed: inodes})
 	}
 	slices.SortFunc(out, func(a, b *agentv1.VolumeStats) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	return out
 }
 
-// usage is what the files below dir allocate, and how many there are, the directory itself
-// left out. A file of several names counts once, as for du.
-func usage(dir string) (bytes, inodes int64) {
+// DiskUsage is what the files below dir allocate, and how many there are, the directory itself
+// left out, as far as most of them tell. A file of several names counts once, as for du. A
+// container may change whatever is below dir meanwhile.
+func DiskUsage(dir string, most int64) (bytes, inodes int64) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return 0, 0 // it was removed meanwhile
 	}
 	defer func() { _ = root.Close() }()
 	linked := map[uint64]bool{}
+	steps := 0
 	// Not fs.WalkDir, which does not enter a directory whose name is no UTF-8.
 	for dirs := []string{"."}; len(dirs) > 0; {
 		dir := dirs[len(dirs)-1]
 		dirs = dirs[:len(dirs)-1]
-		d, err := root.Open(dir)
+		if steps += 1 + strings.Count(dir, "/"); steps > maxUsageSteps {
+			return bytes, inodes
+		}
+		d, err := openDirectory(root, dir)
 		if err != nil {
 			continue // it was deleted meanwhile
 		}
 		for {
 			entries, err := d.ReadDir(usageBatch)
 			for _, e := range entries {
-				if inodes >= maxUsageWalk {
+				if inodes >= most {
 					_ = d.Close()
 					return bytes, inodes
 				}
@@ -82,6 +92,12 @@ func usage(dir string) (bytes, inodes int64) {
 		_ = d.Close()
 	}
 	return bytes, inodes
+}
+
+// openDirectory opens a directory and nothing else: what has its name by now may be a pipe,
+// which would block, or a device.
+func openDirectory(root *os.Root, name string) (*os.File, error) {
+	return root.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0)
 }
 
 // usageBatch is how many entries of a directory are read at once: a container may have made

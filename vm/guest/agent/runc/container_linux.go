@@ -174,31 +174,8 @@ func (c *container) Stats() (agent.ContainerStats, error) {
 			MajorPageFaults: int64(cg.MemoryStats.Stats["pgmajfault"]),
 		}
 	}
-	out.WritableLayerBytes = diskUsage(filepath.Join(c.dir, "upper"))
+	out.WritableLayerBytes, _ = agent.DiskUsage(filepath.Join(c.dir, "upper"), maxWalk)
 	return out, nil
-}
-
-// diskUsage is what a directory allocates, as far as maxWalk files tell.
-func diskUsage(dir string) int64 {
-	var total int64
-	n := 0
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if n++; n > maxWalk {
-			return fs.SkipAll
-		}
-		if err != nil {
-			return nil //nolint:nilerr // it was deleted meanwhile
-		}
-		info, err := d.Info()
-		if err != nil {
-			return nil //nolint:nilerr // it was deleted meanwhile
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			total += st.Blocks * 512
-		}
-		return nil
-	})
-	return total
 }
 
 func (c *container) Remove(ctx context.Context) error {
