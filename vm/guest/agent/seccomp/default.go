@@ -13,7 +13,8 @@ import "strings"
 // What is left out on purpose, as there: the kernel's keyring (which no namespace
 // separates), loading and replacing kernels, swap, NFS's server, what user namespaces
 // open up (clone with namespaces, unshare, setns), userfaultfd, io_uring, and sockets of
-// AF_VSOCK, which lead to the host.
+// AF_ALG, the kernel's cryptography, and of AF_VSOCK, which lead to the host. What 32-bit
+// programs make by socketcall lies in memory, where no filter looks.
 func Default() *Profile {
 	eperm, enosys := uint(1), uint(38)
 	p := &Profile{
@@ -42,7 +43,13 @@ func Default() *Profile {
 	for _, persona := range []uint64{0x0, 0x8, 0x20000, 0x20008, 0xffffffff} {
 		allow(Rule{Names: []string{"personality"}, Args: []Arg{{Index: 0, Value: persona, Op: "SCMP_CMP_EQ"}}})
 	}
-	allow(Rule{Names: []string{"socket"}, Args: []Arg{{Index: 0, Value: afVsock, Op: "SCMP_CMP_NE"}}})
+	// The families below AF_ALG, AF_NFC, and those from AF_KCM to AF_MCTP, the last that there is.
+	// Not "all but these two": a filter compares 64 bits, of which the kernel takes 32, and
+	// AF_VSOCK with another bit set is AF_VSOCK.
+	allow(Rule{Names: []string{"socket"}, Args: []Arg{{Index: 0, Value: afAlg, Op: "SCMP_CMP_LT"}}})
+	for _, family := range []uint64{39, 41, 42, 43, 44, 45} {
+		allow(Rule{Names: []string{"socket"}, Args: []Arg{{Index: 0, Value: family, Op: "SCMP_CMP_EQ"}}})
+	}
 	// Without CAP_SYS_ADMIN no clone makes namespaces. What clone3 would make lies in memory,
 	// where no filter looks: programs that are told it does not exist use clone.
 	plain := Condition{Caps: []string{"CAP_SYS_ADMIN"}}
@@ -52,7 +59,7 @@ func Default() *Profile {
 }
 
 const (
-	afVsock = 40
+	afAlg = 38
 	// cloneNamespaces is CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET of
 	// linux/sched.h.
 	cloneNamespaces = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000

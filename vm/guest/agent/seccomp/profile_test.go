@@ -100,6 +100,36 @@ func TestDefault(t *testing.T) {
 	}
 }
 
+// Families of sockets are compared in 64 bits, and the kernel takes 32.
+func TestDefaultSockets(t *testing.T) {
+	may := func(family uint64) bool {
+		return slices.ContainsFunc(Default().For(Target{Arch: "amd64", Kernel: "6.1.0"}).Syscalls, func(r Rule) bool {
+			return slices.Contains(r.Names, "socket") && !slices.ContainsFunc(r.Args, func(a Arg) bool {
+				switch a.Op {
+				case "SCMP_CMP_EQ":
+					return family != a.Value
+				case "SCMP_CMP_NE":
+					return family == a.Value
+				case "SCMP_CMP_LT":
+					return family >= a.Value
+				}
+				t.Fatalf("the test does not know %s", a.Op)
+				return true
+			})
+		})
+	}
+	for _, family := range []uint64{1, 2, 10, 16, 17, 29, 39, 44, 45} {
+		if !may(family) {
+			t.Errorf("family %d is not allowed", family)
+		}
+	}
+	for _, family := range []uint64{38, 40, 1<<32 | 40, 1<<32 | 38, 1<<63 | 40} {
+		if may(family) {
+			t.Errorf("family %#x is allowed", family)
+		}
+	}
+}
+
 func TestConditions(t *testing.T) {
 	target := Target{Arch: "amd64", Capabilities: []string{"A", "B"}, Kernel: "6.1.0-5-cloud"}
 	for _, tt := range []struct {
