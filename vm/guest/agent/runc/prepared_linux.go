@@ -41,9 +41,13 @@ import (
 // seccomp filter that only an administrator may set, are part of the order. There is nothing of
 // the image's in it before it has given them up.
 
-// releaseTimeout bounds each exchange with a waiting process, which only has to read
-// and to execute.
-const releaseTimeout = 20 * time.Second
+const (
+	// releaseTimeout bounds each exchange with a waiting process that has no limits yet.
+	releaseTimeout = 20 * time.Second
+	// executeTimeout bounds what it does with its order. It has the container's limits by
+	// then, and may have to make a seccomp filter with a hundredth of a processor.
+	executeTimeout = 100 * time.Second
+)
 
 // prepared is a container that waits for what it is to run.
 type prepared struct {
@@ -280,6 +284,10 @@ func (c *container) release() error {
 	}
 	if _, err := w.socket.Write(data); err != nil {
 		return fmt.Errorf("send order: %w", err)
+	}
+	timeout := unix.NsecToTimeval(executeTimeout.Nanoseconds())
+	if err := unix.SetsockoptTimeval(int(w.socket.Fd()), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		return fmt.Errorf("bound socket: %w", err)
 	}
 	// The other end is closed when the program is executed, or says why it cannot be.
 	fault, err := io.ReadAll(io.LimitReader(w.socket, maxFault))
