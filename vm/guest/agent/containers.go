@@ -438,10 +438,13 @@ func (cs *containers) AckOutput(_ context.Context, req *connect.Request[agentv1.
 	return connect.NewResponse(&agentv1.AckOutputResponse{}), nil
 }
 
-// stats measures all containers that run.
-func (cs *containers) stats() []*agentv1.ContainerStats {
+// stats measures all containers that run, as long as somebody waits for it.
+func (cs *containers) stats(ctx context.Context) []*agentv1.ContainerStats {
 	var out []*agentv1.ContainerStats
 	for _, c := range cs.all() {
+		if ctx.Err() != nil {
+			break
+		}
 		run, err := c.running()
 		if err != nil {
 			continue

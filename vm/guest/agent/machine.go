@@ -181,7 +181,7 @@ func (s *machineService) PowerOff(context.Context, *connect.Request[agentv1.Powe
 	return connect.NewResponse(&agentv1.PowerOffResponse{}), nil
 }
 
-func (s *machineService) Stats(context.Context, *connect.Request[agentv1.StatsRequest]) (*connect.Response[agentv1.StatsResponse], error) {
+func (s *machineService) Stats(ctx context.Context, _ *connect.Request[agentv1.StatsRequest]) (*connect.Response[agentv1.StatsResponse], error) {
 	m, err := s.system.Stats()
 	if err != nil {
 		return nil, internal("measure machine", err)
@@ -195,8 +195,8 @@ func (s *machineService) Stats(context.Context, *connect.Request[agentv1.StatsRe
 		ScratchUsedBytes:     m.ScratchUsedBytes,
 		ScratchInodesTotal:   m.ScratchInodesTotal,
 		ScratchInodesUsed:    m.ScratchInodesUsed,
-		Containers:           s.containers.stats(),
-		Volumes:              s.volumes.stats(),
+		Containers:           s.containers.stats(ctx),
+		Volumes:              s.volumes.stats(ctx),
 
 		MemoryWorkingSetBytes: m.MemoryWorkingSetBytes,
 	}

@@ -5,6 +5,7 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +23,9 @@ const maxUsageWalk = 100_000
 // open one costs as many steps as it is deep, and a container may nest them as it likes.
 const maxUsageSteps = 3 * maxUsageWalk
 
-// stats measures every volume, in the order of their names.
-func (vs *volumes) stats() []*agentv1.VolumeStats {
+// stats measures every volume, in the order of their names. It ends early when nobody waits
+// for it any more: those who gave up ask again soon.
+func (vs *volumes) stats(ctx context.Context) []*agentv1.VolumeStats {
 	vs.mu.Lock()
 	dirs := make(map[string]string, len(vs.table))
 	for name, v := range vs.table {
@@ -32,6 +34,9 @@ func (vs *volumes) stats() []*agentv1.VolumeStats {
 	vs.mu.Unlock()
 	out := make([]*agentv1.VolumeStats, 0, len(dirs))
 	for name, dir := range dirs {
+		if ctx.Err() != nil {
+			break
+		}
 		bytes, inodes := DiskUsage(dir, maxUsageWalk)
 		out = append(out, &agentv1.VolumeStats{Name: name, UsedBytes: bytes, InodesUsed: inodes})
 	}

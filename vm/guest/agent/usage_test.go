@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,5 +53,21 @@ func TestDiskUsageOfDeepDirectories(t *testing.T) {
 	_, inodes := DiskUsage(dir, maxUsageWalk)
 	if inodes > 800 || inodes < 500 {
 		t.Errorf("%d of 1000 were counted", inodes)
+	}
+}
+
+// Whoever gave up asks again: what was begun for them must not go on beside it.
+func TestStatsEndWithTheirCaller(t *testing.T) {
+	vs := newVolumes(t.TempDir(), nil)
+	for _, name := range []string{"a", "b"} {
+		vs.table[name] = &volume{volumeSpec: volumeSpec{dir: t.TempDir()}}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if n := len(vs.stats(ctx)); n != 2 {
+		t.Errorf("%d of 2 volumes", n)
+	}
+	cancel()
+	if n := len(vs.stats(ctx)); n != 0 {
+		t.Errorf("%d volumes were measured for nobody", n)
 	}
 }
