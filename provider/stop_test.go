@@ -5,8 +5,10 @@ package provider
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,4 +86,36 @@ func TestNothingIsTakenInAtTheEnd(t *testing.T) {
 	cancel()
 	w.post(func(*state) { t.Error("it was taken in") })
 	w.run(ctx)
+}
+
+type deafLease struct{ Lease }
+
+func (deafLease) Guest(context.Context) (*Guest, error) { return nil, errors.New("no answer") }
+
+// A SIGKILL that does not arrive is sent again: nothing else ends a container whose pod goes on.
+func TestSIGKILLIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := steps(testState(corev1.RestartPolicyAlways, 1), "r")
+		w := newWorker(&environment{log: slog.New(slog.DiscardHandler)}, *s)
+		w.hold = &machineHold{lease: deafLease{}}
+		w.s.containers[0].stop = &containerStop{}
+		for i := range 3 {
+			d := decide(&w.s, time.Now())
+			if len(d.signals) != 1 || d.signals[0].signal != syscall.SIGKILL {
+				t.Fatalf("try %d: %+v", i, d)
+			}
+			began := time.Now()
+			w.signal(t.Context(), d.signals)
+			if d := decide(&w.s, time.Now()); len(d.signals) != 0 {
+				t.Fatalf("try %d is under way: %+v", i, d)
+			}
+			w.acts.Wait()
+			if took := time.Since(began); took < killRetry {
+				t.Errorf("it is tried again after %s", took)
+			}
+			for _, f := range w.take() {
+				f(&w.s)
+			}
+		}
+	})
 }
