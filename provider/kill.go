@@ -30,6 +30,11 @@ type podKill struct {
 	reason, message string
 }
 
+// disrupts: the pod ends for what happens on its node, and not for what it is itself.
+func (k *podKill) disrupts() bool {
+	return !k.settled && k.reason != reasonDeadlineExceeded && k.reason != reasonSysctlForbidden
+}
+
 // What the kubelet says about a pod that exceeds its activeDeadlineSeconds.
 const (
 	reasonDeadlineExceeded = "DeadlineExceeded"
