@@ -5,7 +5,6 @@ package provider
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -30,17 +29,22 @@ const (
 )
 
 // list asks the machine what containers it has, now that all starts have ended.
-func (w *worker) list(ctx context.Context) {
+func (w *worker) list(loop context.Context) {
 	h, end := w.hold, w.s.end()
 	end.listing = true
+	until := end.deadline()
 	w.acts.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, stopCallTimeout)
+		ctx, cancel := context.WithTimeout(loop, stopCallTimeout)
 		defer cancel()
 		list, err := listContainers(ctx, h)
+		// A connection that broke a moment ago is no reason to end them without their grace.
+		for failures := 1; err != nil && time.Now().Before(until) && sleep(ctx, retryDelay(failures, connectionRetry, time.Second)); failures++ {
+			list, err = listContainers(ctx, h)
+		}
 		w.here(h, func(s *state) {
 			end.listing, end.listed = false, true
 			if err != nil {
-				if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				if loop.Err() == nil {
 					w.lose(reasonMachineSilent, "the machine's agent did not answer when the pod was to end: "+err.Error())
 				}
 				return

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	kuberecord "k8s.io/client-go/tools/record"
 )
 
 type reaper struct{ Supply }
@@ -118,4 +119,53 @@ func TestSIGKILLIsTriedAgain(t *testing.T) {
 			}
 		}
 	})
+}
+
+// brokenLease is one whose connection breaks some times.
+type brokenLease struct {
+	Lease
+	breaks atomic.Int32
+}
+
+func (l *brokenLease) Guest(ctx context.Context) (*Guest, error) {
+	if l.breaks.Add(-1) >= 0 {
+		return nil, errors.New("connection reset")
+	}
+	return l.Lease.Guest(ctx)
+}
+
+// A connection that breaks when a pod is to end does not cost it its grace period. A machine
+// that does not answer within that is given up, and one that is lost is not waited for.
+func TestBrokenConnectionAtTheEnd(t *testing.T) {
+	_, _, target := newTarget(t)
+	for _, tt := range []struct {
+		breaks int32
+		grace  time.Duration
+		lost   bool
+	}{{0, time.Minute, false}, {2, time.Minute, false}, {1000, 300 * time.Millisecond, true}, {1, 0, true}} {
+		s := steps(testState(corev1.RestartPolicyAlways, 1), "r")
+		term(s, tt.grace, false)
+		s.deletion.since = time.Now()
+		w := newWorker(&environment{log: slog.New(slog.DiscardHandler), events: events{kuberecord.NewFakeRecorder(10)}}, *s)
+		lease := &brokenLease{Lease: target.hold.lease}
+		lease.breaks.Store(tt.breaks)
+		w.hold = &machineHold{lease: lease}
+		w.list(t.Context())
+		if d := decide(&w.s, time.Now()); d.release {
+			t.Errorf("%+v: released before it is known what runs", tt)
+		}
+		w.acts.Wait()
+		for _, f := range w.take() {
+			f(&w.s)
+		}
+		if got := w.s.machine.lost != nil; got != tt.lost || !w.s.deletion.listed || w.s.deletion.listing {
+			t.Errorf("%+v: lost %v, deletion %+v", tt, got, w.s.deletion)
+		}
+	}
+	s := steps(testState(corev1.RestartPolicyAlways, 1), "1")
+	term(s, time.Minute, false)
+	s.deletion.listing, s.machine.lost = true, &loss{reason: reasonMachineDied}
+	if d := decide(s, t0); !d.release {
+		t.Errorf("a lost machine is waited for: %+v", d)
+	}
 }
