@@ -49,6 +49,7 @@ func (w *worker) stopContainer(c *containerState, message string, grace time.Dur
 		return
 	}
 	now := time.Now()
+	w.dirty = true
 	if c.stop != nil {
 		if now.Add(grace).Before(c.stop.deadline()) {
 			*c.stop = containerStop{since: now, grace: grace, message: message, again: c.stop.again}
@@ -64,7 +65,7 @@ func (w *worker) stopContainer(c *containerState, message string, grace time.Dur
 func (w *worker) restartContainer(c *containerState, message string, grace time.Duration) {
 	w.stopContainer(c, message, grace)
 	if c.stop != nil {
-		c.stop.again = true
+		c.stop.again, w.dirty = true, true
 	}
 }
 

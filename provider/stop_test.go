@@ -15,6 +15,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	kuberecord "k8s.io/client-go/tools/record"
+
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
 type reaper struct{ Supply }
@@ -167,5 +169,35 @@ func TestBrokenConnectionAtTheEnd(t *testing.T) {
 	s.deletion.listing, s.machine.lost = true, &loss{reason: reasonMachineDied}
 	if d := decide(s, t0); !d.release {
 		t.Errorf("a lost machine is waited for: %+v", d)
+	}
+}
+
+// A run that was told to end for another is followed by it although the process that said so
+// does not see its end, nor is its hook run again.
+func TestRecordKeepsStop(t *testing.T) {
+	r := records{dir: t.TempDir()}
+	s := steps(testState(corev1.RestartPolicyOnFailure, 2), "rr")
+	s.pod.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+	s.pod.Spec.Containers = []corev1.Container{{Name: "a", Image: "i"}, {Name: "b", Image: "i"}}
+	w := newWorker(&environment{log: slog.New(slog.DiscardHandler), events: events{kuberecord.NewFakeRecorder(10)}, records: r}, *s)
+	w.restartContainer(w.s.containers[0], "probe", time.Minute)
+	w.stopContainer(w.s.containers[0], "sooner", time.Second)
+	if !w.dirty {
+		t.Fatal("it is not written down")
+	}
+	w.save()
+	recs, faults := r.load()
+	if len(recs) != 1 || len(faults) > 0 {
+		t.Fatal(recs, faults)
+	}
+	recs[0].Images = nil
+	got := w.env.restoreState(t.Context(), recs[0], t0)
+	a, b := got.containers[0], got.containers[1]
+	if b.stop != nil || a.stop == nil || a.stop.grace != time.Second || !a.stop.since.Equal(w.s.containers[0].stop.since) {
+		t.Fatalf("stops are %+v, %+v", a.stop, b.stop)
+	}
+	exit := terminationOf(a, &got, &agentv1.ContainerStatus{State: agentv1.ContainerState_CONTAINER_STATE_EXITED}, t0)
+	if !restarts(got.plan.restartPolicy, &got.plan.containers[0], exit) {
+		t.Errorf("nothing follows %+v", exit)
 	}
 }
