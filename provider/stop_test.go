@@ -201,3 +201,16 @@ func TestRecordKeepsStop(t *testing.T) {
 		t.Errorf("nothing follows %+v", exit)
 	}
 }
+
+// A pull, which may take as long as it likes, does not keep a pod from another machine; at the
+// end it is waited for, as nothing may be pinned then any more.
+func TestLostMachineDoesNotWaitForPulls(t *testing.T) {
+	for stage, release := range map[stage]bool{stageSyncing: true, stageFinished: false} {
+		s := steps(testState(corev1.RestartPolicyAlways, 1), "1")
+		s.stage, s.machine.lost = stage, &loss{reason: reasonMachineDied}
+		s.images[imageKey{ref: "debug"}] = &imageState{pulling: true}
+		if d := decide(s, t0); d.release != release {
+			t.Errorf("%s: %+v", stage, d)
+		}
+	}
+}
