@@ -235,7 +235,8 @@ func decideSync(s *state, now time.Time, d *decision) {
 
 // decideRelease gives the machine back, whatever it is doing, when no start is under way in it.
 func decideRelease(s *state, now time.Time, d *decision) {
-	if busy(s) {
+	// A pod that goes on keeps its images, and need not wait for a pull to get another machine.
+	if occupied(s) || s.stage != stageSyncing && busy(s) {
 		return
 	}
 	m := &s.machine
@@ -249,18 +250,26 @@ func decideRelease(s *state, now time.Time, d *decision) {
 	d.release = true
 }
 
-// busy: something is under way that may still change what the machine holds.
+// busy: something is under way that may still change what the machine, or the pod, holds.
 func busy(s *state) bool {
+	if occupied(s) {
+		return true
+	}
+	for _, i := range s.images {
+		if i.pulling {
+			return true
+		}
+	}
+	return false
+}
+
+// occupied: something is under way that may still change what the machine holds.
+func occupied(s *state) bool {
 	if s.machine.step == machineAcquiring || s.machine.step == machineAdopting || s.machine.step == machineReleasing || s.machine.preparing {
 		return true
 	}
 	for _, c := range s.containers {
 		if c.step == containerStarting {
-			return true
-		}
-	}
-	for _, i := range s.images {
-		if i.pulling {
 			return true
 		}
 	}

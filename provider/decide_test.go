@@ -155,6 +155,10 @@ func TestBackoff(t *testing.T) {
 		b = b.next(now, at)
 		now = at.Add(time.Second)
 	}
+	// A guest says when a run ended: it cannot be before it began.
+	if got, want := b.wait(time.Unix(1, 0)), b.Since.Add(backoffMax); got != want {
+		t.Errorf("a run that ended before it began is followed at %s, want %s", got, want)
+	}
 	late := now.Add(backoffReset + time.Second)
 	if got := b.wait(late); got != late {
 		t.Errorf("a run of more than %s does not reset the back-off", backoffReset)

@@ -78,7 +78,7 @@ type hookAct struct {
 // can be done about it, and says what to do until then.
 func bringDown(s *state, e *ending, now time.Time, d *decision) bool {
 	// 1. Everything that was being started was cancelled: wait until it has ended.
-	if busy(s) || e.listing {
+	if busy(s) || e.listing && s.machine.lost == nil {
 		return false
 	}
 	// 2. A machine with containers: end them first.

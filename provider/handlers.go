@@ -216,7 +216,8 @@ func (e *environment) httpGet(t handlerTarget, a *corev1.HTTPGetAction, componen
 	if !acceptSet {
 		p.Headers = append(p.Headers, &agentv1.HTTPHeader{Name: "Accept", Value: "*/*"})
 	}
-	if host := cmp.Or(a.Host, e.nodeIP); p.Host == "" && host != "" { // the pod's address, as its status shows it
+	primary, _, _ := strings.Cut(e.nodeIP, ",")
+	if host := cmp.Or(a.Host, primary); p.Host == "" && host != "" { // the pod's address, as its status shows it
 		p.Host = net.JoinHostPort(host, strconv.Itoa(int(port)))
 	}
 	return p, nil

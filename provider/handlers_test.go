@@ -125,7 +125,7 @@ func TestCommandOutputIsBounded(t *testing.T) {
 }
 
 func TestHTTPGet(t *testing.T) {
-	env := &environment{nodeIP: "192.0.2.1", userAgent: "1"}
+	env := &environment{nodeIP: "192.0.2.1,2001:db8::1", userAgent: "1"}
 	target := handlerTarget{container: &corev1.Container{Name: "c", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 80}, {Name: "8080", ContainerPort: 81}}}}
 	headers := func(pairs ...string) (hs []corev1.HTTPHeader) {
 		for i := 0; i < len(pairs); i += 2 {

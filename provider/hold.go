@@ -281,6 +281,7 @@ func terminationOf(c *containerState, s *state, st *agentv1.ContainerStatus, now
 		Attempt: c.attempt, ID: c.id(s), ExitCode: st.GetExitCode(), Signal: st.GetSignal(),
 		Message:   lastWords(st.GetTerminationMessage(), st.GetMessage()),
 		StartedAt: c.startedAt, FinishedAt: guestTime(st.GetFinishedUnixNano(), now),
+		Again: c.stop != nil && c.stop.again,
 	}
 	switch r := st.GetReason(); r {
 	case reasonCompleted, reasonError, reasonStartError, "OOMKilled":

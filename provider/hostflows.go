@@ -85,6 +85,8 @@ func (f *portForwarder) serveUDP(conn net.PacketConn, p hostPort) {
 // take gives a datagram to its flow. It is dropped when the machine does not keep up, as
 // any network does.
 func (u *udpPort) take(peer netip.AddrPort, data []byte) {
+	u.mu.Lock()
+	defer u.mu.Unlock() // to the end: the flow does not end in between
 	x := u.flow(peer)
 	x.touch()
 	if u.queued.Add(int64(len(data))) > maxQueued {
@@ -98,10 +100,8 @@ func (u *udpPort) take(peer netip.AddrPort, data []byte) {
 	}
 }
 
-// flow finds the peer's flow, or begins one.
+// flow finds the peer's flow, or begins one; u.mu is held.
 func (u *udpPort) flow(peer netip.AddrPort) *flow {
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	if x := u.flows[peer]; x != nil {
 		return x
 	}
@@ -130,7 +130,7 @@ func (u *udpPort) carry(x *flow) {
 			delete(u.flows, x.peer)
 		}
 		u.mu.Unlock()
-		for { // nobody puts anything in any more but a take that found it a moment ago
+		for { // nobody puts anything in any more
 			select {
 			case data := <-x.in:
 				u.queued.Add(-int64(len(data)))

@@ -7,6 +7,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -97,4 +98,21 @@ func TestFlowsEnd(t *testing.T) {
 		_ = s.Close()
 		f.close()
 	})
+}
+
+// A datagram that comes while its flow ends is not counted for ever: else the port would be
+// deaf in the end.
+func TestEndedFlowsLeaveNothingQueued(t *testing.T) {
+	dial := func(context.Context, int, bool) (net.Conn, error) { return nil, net.ErrClosed }
+	f := newPortForwarder(portPod(corev1.ContainerPort{ContainerPort: 53, HostPort: 53, Protocol: corev1.ProtocolUDP}), "192.0.2.1", dial, slog.New(slog.DiscardHandler))
+	defer f.close()
+	u := &udpPort{f: f, port: f.ports[0], flows: map[netip.AddrPort]*flow{}}
+	peer := netip.MustParseAddrPort("192.0.2.7:7")
+	for range 100_000 {
+		u.take(peer, []byte("x"))
+	}
+	u.work.Wait()
+	if n := u.queued.Load(); n != 0 {
+		t.Errorf("%d bytes are queued", n)
+	}
 }

@@ -15,6 +15,8 @@ type containerStop struct {
 	since   time.Time
 	grace   time.Duration
 	message string
+	// again: another run is to follow, whatever the exit code, where the policy has any.
+	again bool
 }
 
 func (s *containerStop) deadline() time.Time { return s.since.Add(s.grace) }
@@ -26,6 +28,11 @@ type podKill struct {
 	// what serves them is still to be stopped. Else it is Failed for the reason below.
 	settled         bool
 	reason, message string
+}
+
+// disrupts: the pod ends for what happens on its node, and not for what it is itself.
+func (k *podKill) disrupts() bool {
+	return !k.settled && k.reason != reasonDeadlineExceeded && k.reason != reasonSysctlForbidden
 }
 
 // What the kubelet says about a pod that exceeds its activeDeadlineSeconds.
@@ -42,14 +49,24 @@ func (w *worker) stopContainer(c *containerState, message string, grace time.Dur
 		return
 	}
 	now := time.Now()
+	w.dirty = true
 	if c.stop != nil {
 		if now.Add(grace).Before(c.stop.deadline()) {
-			*c.stop = containerStop{since: now, grace: grace, message: message}
+			*c.stop = containerStop{since: now, grace: grace, message: message, again: c.stop.again}
 		}
 		return
 	}
 	c.stop = &containerStop{since: now, grace: grace, message: message}
 	w.env.events.container(w.s.pod, c.name, false, eventKilling, message)
+}
+
+// restartContainer ends the current run of a container for another to follow, also when it
+// ends well: that it obeyed its stop signal does not say that its work is done.
+func (w *worker) restartContainer(c *containerState, message string, grace time.Duration) {
+	w.stopContainer(c, message, grace)
+	if c.stop != nil {
+		c.stop.again, w.dirty = true, true
+	}
 }
 
 // evict ends the pod as Failed within grace, its status says why. The first reason stays.

@@ -96,7 +96,13 @@ func restarts(policy corev1.RestartPolicy, p *containerPlan, t *termination) boo
 		}
 	case kindMain:
 	}
-	if own := p.spec.RestartPolicy; own != nil {
+	own := p.spec.RestartPolicy
+	if t.Again { // rules are about runs that ended by themselves
+		if own != nil && *own != corev1.ContainerRestartPolicyNever || own == nil && policy != corev1.RestartPolicyNever {
+			return true
+		}
+	}
+	if own != nil {
 		for i := range p.spec.RestartPolicyRules {
 			if matches(&p.spec.RestartPolicyRules[i], t.ExitCode) {
 				return true

@@ -5,6 +5,7 @@ package provider
 
 import (
 	"reflect"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -265,6 +266,20 @@ func TestStatusOfKinds(t *testing.T) {
 				t.Errorf("reason %q, conditions %+v", st.Reason, st.Conditions)
 			}
 		})
+	}
+}
+
+// A pod is disrupted by what happens to its node, not by what it asks for: a Job may be told
+// not to count the one.
+func TestDisruption(t *testing.T) {
+	for reason, want := range map[string]bool{reasonEvicted: true, reasonTerminated: true, reasonDeadlineExceeded: false, reasonSysctlForbidden: false} {
+		s := steps(testState("Never", 1), "w")
+		s.stage, s.kill = stageFinished, &podKill{reason: reason}
+		st := podStatus(s, &corev1.PodStatus{}, "", t0)
+		got := slices.ContainsFunc(st.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget })
+		if got != want || st.Reason != reason {
+			t.Errorf("%s: reason %q, disrupted %v", reason, st.Reason, got)
+		}
 	}
 }
 

@@ -181,10 +181,10 @@ func (w *worker) probed(i int, c *containerState, spec *corev1.Probe, r probe.Re
 			grace = seconds(*g)
 		}
 		message := "Container " + c.name + " failed " + probeName(r.Kind) + " probe"
-		if restarts(s.plan.restartPolicy, &s.plan.containers[i], &termination{ExitCode: 137}) {
+		if restarts(s.plan.restartPolicy, &s.plan.containers[i], &termination{ExitCode: 137, Again: true}) {
 			message += ", will be restarted"
 		}
-		w.stopContainer(c, message, grace)
+		w.restartContainer(c, message, grace)
 	}
 }
 

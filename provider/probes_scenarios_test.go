@@ -198,6 +198,33 @@ func TestLiveness(t *testing.T) {
 	w.awaitGone("web")
 }
 
+// TestLivenessOfAWellBehavedContainer: one that fails its probe and ends well when it is told
+// to has not done its work: it runs again, unless nothing in the pod ever does.
+func TestLivenessOfAWellBehavedContainer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := serveApp(t)
+	a.set("/live", 503)
+	w.run()
+	for name, policy := range map[string]corev1.RestartPolicy{"job": corev1.RestartPolicyOnFailure, "once": corev1.RestartPolicyNever} {
+		p := pod(name, []string{"graceful", "0"})
+		p.Spec.RestartPolicy = policy
+		p.Spec.Containers[0].LivenessProbe = a.probe("/live")
+		w.create(p)
+	}
+	got := w.await("job", "runs again", func(p *corev1.Pod) bool {
+		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodRunning && status(p, "c0").RestartCount == 1
+	})
+	if x := status(got, "c0").LastTerminationState.Terminated; got.Status.Phase != corev1.PodRunning || x == nil || x.ExitCode != 0 {
+		t.Errorf("status is %+v", got.Status)
+	}
+	w.awaitPhase("once", corev1.PodSucceeded)
+	for _, n := range []string{"job", "once"} {
+		w.delete(n, new(int64(0)))
+	}
+	w.awaitNothing()
+}
+
 // TestStartupProbe: until it succeeds nothing else is asked and the container is not started;
 // when it fails the container is ended.
 func TestStartupProbe(t *testing.T) {

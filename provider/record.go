@@ -85,6 +85,28 @@ func (r *killRecord) state() *podKill {
 	return &podKill{settled: r.Settled, reason: r.Reason, message: r.Message, ending: ending{since: r.Since, grace: r.Grace}}
 }
 
+// stopRecord is a run that is to end while its pod goes on.
+type stopRecord struct {
+	Since   time.Time     `json:"since"`
+	Grace   time.Duration `json:"grace,omitempty"`
+	Message string        `json:"message,omitempty"`
+	Again   bool          `json:"again,omitempty"`
+}
+
+func (s *containerStop) record() *stopRecord {
+	if s == nil {
+		return nil
+	}
+	return &stopRecord{Since: s.since, Grace: s.grace, Message: s.message, Again: s.again}
+}
+
+func (r *stopRecord) state() *containerStop {
+	if r == nil {
+		return nil
+	}
+	return &containerStop{since: r.Since, grace: r.Grace, message: r.Message, again: r.Again}
+}
+
 type containerRecord struct {
 	Name    string `json:"name"`
 	Attempt int    `json:"attempt"`
@@ -94,6 +116,7 @@ type containerRecord struct {
 	StartedAt   time.Time    `json:"startedAt,omitzero"`
 	PostStarted bool         `json:"postStarted,omitempty"`
 	Probes      *probeRecord `json:"probes,omitempty"`
+	Stop        *stopRecord  `json:"stop,omitempty"`
 	Exit        *termination `json:"exit,omitempty"`
 	Last        *termination `json:"last,omitempty"`
 	Drained     bool         `json:"drained,omitempty"`
@@ -236,7 +259,7 @@ func recordOf(s *state) *record {
 	for _, c := range s.containers {
 		rec.Containers = append(rec.Containers, containerRecord{
 			Name: c.name, Attempt: c.attempt, Begun: c.step != containerWaiting, EverStarted: c.everStarted, StartedAt: c.startedAt,
-			PostStarted: c.postStart == hookOver, Probes: c.probes.record(c.attempt), Exit: c.exit, Last: c.last, Drained: c.drained, Backoff: c.backoff, NotBefore: c.notBefore,
+			PostStarted: c.postStart == hookOver, Probes: c.probes.record(c.attempt), Stop: c.stop.record(), Exit: c.exit, Last: c.last, Drained: c.drained, Backoff: c.backoff, NotBefore: c.notBefore,
 			Allocated: s.allocated(c.name), Applied: c.resize.applied,
 		})
 	}

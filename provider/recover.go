@@ -176,6 +176,7 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 			c.drained = c.drained || rec.Machine.ID == ""
 		case r.Begun:
 			c.step = containerUnknown
+			c.stop = r.Stop.state()
 		}
 	}
 	return c

@@ -204,7 +204,7 @@ func (w *worker) applyResize(d *decision, now time.Time) (again bool) {
 			continue
 		}
 		if restartsForResize(spec, c.resize.applied, c.resize.allocated) {
-			w.stopContainer(c, fmt.Sprintf("Container %s resize requires restart", c.name), s.plan.grace)
+			w.restartContainer(c, fmt.Sprintf("Container %s resize requires restart", c.name), s.plan.grace)
 			again = true
 			continue
 		}

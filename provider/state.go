@@ -196,6 +196,8 @@ type termination struct {
 	Message    string    `json:"message,omitempty"`
 	StartedAt  time.Time `json:"startedAt"`
 	FinishedAt time.Time `json:"finishedAt"`
+	// Again: the node ended the run for another to follow, however it ended.
+	Again bool `json:"again,omitempty"`
 }
 
 // hookState is where a lifecycle hook of a run is.

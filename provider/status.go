@@ -222,7 +222,7 @@ func conditions(s *state, st *corev1.PodStatus, previous *corev1.PodStatus, now 
 		}
 		list = append(list, c)
 	}
-	if k := s.kill; k != nil && !k.settled && k.reason != reasonDeadlineExceeded && !slices.ContainsFunc(list, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget }) {
+	if k := s.kill; k != nil && k.disrupts() && !slices.ContainsFunc(list, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget }) {
 		set(corev1.DisruptionTarget, true, corev1.PodReasonTerminationByKubelet, k.message)
 	}
 	over := ""

@@ -5,7 +5,6 @@ package provider
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -22,22 +21,30 @@ const (
 	// releaseTimeout bounds one try to end and delete a machine.
 	releaseTimeout = time.Minute
 
+	// killRetry is how long after a SIGKILL that did not arrive the next is sent.
+	killRetry = time.Second
+
 	releaseRetryFirst, releaseRetryMax = time.Second, 30 * time.Second
 	cleanupRetryFirst, cleanupRetryMax = time.Second, time.Minute
 )
 
 // list asks the machine what containers it has, now that all starts have ended.
-func (w *worker) list(ctx context.Context) {
+func (w *worker) list(loop context.Context) {
 	h, end := w.hold, w.s.end()
 	end.listing = true
+	until := end.deadline()
 	w.acts.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, stopCallTimeout)
+		ctx, cancel := context.WithTimeout(loop, stopCallTimeout)
 		defer cancel()
 		list, err := listContainers(ctx, h)
+		// A connection that broke a moment ago is no reason to end them without their grace.
+		for failures := 1; err != nil && time.Now().Before(until) && sleep(ctx, retryDelay(failures, connectionRetry, time.Second)); failures++ {
+			list, err = listContainers(ctx, h)
+		}
 		w.here(h, func(s *state) {
 			end.listing, end.listed = false, true
 			if err != nil {
-				if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				if loop.Err() == nil {
 					w.lose(reasonMachineSilent, "the machine's agent did not answer when the pod was to end: "+err.Error())
 				}
 				return
@@ -66,8 +73,9 @@ func listContainers(ctx context.Context, h *machineHold) ([]*agentv1.ContainerSt
 	return list[:min(len(list), maxContainers)], nil
 }
 
-// signal sends signals. One that does not arrive is no error: force follows.
-func (w *worker) signal(ctx context.Context, acts []signalAct) {
+// signal sends signals. One that does not arrive is no error: force follows, and is tried
+// again, as nothing follows it where the pod goes on.
+func (w *worker) signal(loop context.Context, acts []signalAct) {
 	s, h := &w.s, w.hold
 	for _, a := range acts {
 		c := s.containers[a.container]
@@ -79,15 +87,24 @@ func (w *worker) signal(ctx context.Context, acts []signalAct) {
 		c.endHook() // its time is over
 		id, name := c.id(s), c.name
 		w.acts.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, stopCallTimeout)
+			ctx, cancel := context.WithTimeout(loop, stopCallTimeout)
 			defer cancel()
 			g, err := h.lease.Guest(ctx)
 			if err == nil {
 				_, err = g.Containers.SignalContainer(ctx, connect.NewRequest(&agentv1.SignalContainerRequest{Id: id, Signal: int32(a.signal), All: a.all}))
 			}
-			if err != nil && connect.CodeOf(err) != connect.CodeNotFound {
-				w.log.Warn("Container could not be signalled", "container", name, "signal", a.signal.String(), "err", err)
+			if err == nil || connect.CodeOf(err) == connect.CodeNotFound {
+				return
 			}
+			w.log.Warn("Container could not be signalled", "container", name, "signal", a.signal.String(), "err", err)
+			if !a.all || !sleep(loop, killRetry) {
+				return
+			}
+			w.here(h, func(s *state) {
+				if c.id(s) == id {
+					c.killSent = false
+				}
+			})
 		})
 	}
 }

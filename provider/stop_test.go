@@ -5,13 +5,18 @@ package provider
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	kuberecord "k8s.io/client-go/tools/record"
+
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
 type reaper struct{ Supply }
@@ -84,4 +89,128 @@ func TestNothingIsTakenInAtTheEnd(t *testing.T) {
 	cancel()
 	w.post(func(*state) { t.Error("it was taken in") })
 	w.run(ctx)
+}
+
+type deafLease struct{ Lease }
+
+func (deafLease) Guest(context.Context) (*Guest, error) { return nil, errors.New("no answer") }
+
+// A SIGKILL that does not arrive is sent again: nothing else ends a container whose pod goes on.
+func TestSIGKILLIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := steps(testState(corev1.RestartPolicyAlways, 1), "r")
+		w := newWorker(&environment{log: slog.New(slog.DiscardHandler)}, *s)
+		w.hold = &machineHold{lease: deafLease{}}
+		w.s.containers[0].stop = &containerStop{}
+		for i := range 3 {
+			d := decide(&w.s, time.Now())
+			if len(d.signals) != 1 || d.signals[0].signal != syscall.SIGKILL {
+				t.Fatalf("try %d: %+v", i, d)
+			}
+			began := time.Now()
+			w.signal(t.Context(), d.signals)
+			if d := decide(&w.s, time.Now()); len(d.signals) != 0 {
+				t.Fatalf("try %d is under way: %+v", i, d)
+			}
+			w.acts.Wait()
+			if took := time.Since(began); took < killRetry {
+				t.Errorf("it is tried again after %s", took)
+			}
+			for _, f := range w.take() {
+				f(&w.s)
+			}
+		}
+	})
+}
+
+// brokenLease is one whose connection breaks some times.
+type brokenLease struct {
+	Lease
+	breaks atomic.Int32
+}
+
+func (l *brokenLease) Guest(ctx context.Context) (*Guest, error) {
+	if l.breaks.Add(-1) >= 0 {
+		return nil, errors.New("connection reset")
+	}
+	return l.Lease.Guest(ctx)
+}
+
+// A connection that breaks when a pod is to end does not cost it its grace period. A machine
+// that does not answer within that is given up, and one that is lost is not waited for.
+func TestBrokenConnectionAtTheEnd(t *testing.T) {
+	_, _, target := newTarget(t)
+	for _, tt := range []struct {
+		breaks int32
+		grace  time.Duration
+		lost   bool
+	}{{0, time.Minute, false}, {2, time.Minute, false}, {1000, 300 * time.Millisecond, true}, {1, 0, true}} {
+		s := steps(testState(corev1.RestartPolicyAlways, 1), "r")
+		term(s, tt.grace, false)
+		s.deletion.since = time.Now()
+		w := newWorker(&environment{log: slog.New(slog.DiscardHandler), events: events{kuberecord.NewFakeRecorder(10)}}, *s)
+		lease := &brokenLease{Lease: target.hold.lease}
+		lease.breaks.Store(tt.breaks)
+		w.hold = &machineHold{lease: lease}
+		w.list(t.Context())
+		if d := decide(&w.s, time.Now()); d.release {
+			t.Errorf("%+v: released before it is known what runs", tt)
+		}
+		w.acts.Wait()
+		for _, f := range w.take() {
+			f(&w.s)
+		}
+		if got := w.s.machine.lost != nil; got != tt.lost || !w.s.deletion.listed || w.s.deletion.listing {
+			t.Errorf("%+v: lost %v, deletion %+v", tt, got, w.s.deletion)
+		}
+	}
+	s := steps(testState(corev1.RestartPolicyAlways, 1), "1")
+	term(s, time.Minute, false)
+	s.deletion.listing, s.machine.lost = true, &loss{reason: reasonMachineDied}
+	if d := decide(s, t0); !d.release {
+		t.Errorf("a lost machine is waited for: %+v", d)
+	}
+}
+
+// A run that was told to end for another is followed by it although the process that said so
+// does not see its end, nor is its hook run again.
+func TestRecordKeepsStop(t *testing.T) {
+	r := records{dir: t.TempDir()}
+	s := steps(testState(corev1.RestartPolicyOnFailure, 2), "rr")
+	s.pod.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+	s.pod.Spec.Containers = []corev1.Container{{Name: "a", Image: "i"}, {Name: "b", Image: "i"}}
+	w := newWorker(&environment{log: slog.New(slog.DiscardHandler), events: events{kuberecord.NewFakeRecorder(10)}, records: r}, *s)
+	w.restartContainer(w.s.containers[0], "probe", time.Minute)
+	w.stopContainer(w.s.containers[0], "sooner", time.Second)
+	if !w.dirty {
+		t.Fatal("it is not written down")
+	}
+	w.save()
+	recs, faults := r.load()
+	if len(recs) != 1 || len(faults) > 0 {
+		t.Fatal(recs, faults)
+	}
+	recs[0].Images = nil
+	got := w.env.restoreState(t.Context(), recs[0], t0)
+	a, b := got.containers[0], got.containers[1]
+	if b.stop != nil || a.stop == nil || a.stop.grace != time.Second || !a.stop.since.Equal(w.s.containers[0].stop.since) {
+		t.Fatalf("stops are %+v, %+v", a.stop, b.stop)
+	}
+	exit := terminationOf(a, &got, &agentv1.ContainerStatus{State: agentv1.ContainerState_CONTAINER_STATE_EXITED}, t0)
+	if !restarts(got.plan.restartPolicy, &got.plan.containers[0], exit) {
+		t.Errorf("nothing follows %+v", exit)
+	}
+}
+
+// A pull, which may take as long as it likes, does not keep a pod from another machine; at the
+// end it is waited for, as nothing may be pinned then any more.
+func TestLostMachineDoesNotWaitForPulls(t *testing.T) {
+	for stage, release := range map[stage]bool{stageSyncing: true, stageFinished: false} {
+		s := steps(testState(corev1.RestartPolicyAlways, 1), "1")
+		s.stage, s.machine.lost = stage, &loss{reason: reasonMachineDied}
+		s.images[imageKey{ref: "debug"}] = &imageState{pulling: true}
+		if d := decide(s, t0); d.release != release {
+			t.Errorf("%s: %+v", stage, d)
+		}
+	}
 }

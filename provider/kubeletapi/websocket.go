@@ -25,9 +25,17 @@ import (
 // read.
 const statusTimeout = 10 * time.Second
 
-// serveWebSocket serves the remote command protocol, versions 4 and 5, over
-// WebSocket: run gets the client's streams, and its outcome is sent as the protocol
-// says; doing is what an error has interrupted, as the kubelet puts it. The error is one of the connection; when it is not nil, run was not called.
+// The protocols whose error channel carries a status in JSON.
+const (
+	protocolV4Base64 = "v4." + wsstream.Base64ChannelWebSocketProtocol
+	protocolV4       = protocol.StreamProtocolV4Name
+	protocolV5       = protocol.StreamProtocolV5Name
+)
+
+// serveWebSocket serves the remote command protocol over WebSocket, versions 4 and 5 and
+// the first, which clients without a library speak: run gets the client's streams, and its
+// outcome is sent as the protocol says; doing is what an error has interrupted, as the
+// kubelet puts it. The error is one of the connection; when it is not nil, run was not called.
 func serveWebSocket(w http.ResponseWriter, r *http.Request, opts *remotecommand.Options, idleTimeout time.Duration, doing string, run func(context.Context, execStreams) error) error {
 	readable := func(wanted bool) wsstream.ChannelType {
 		if wanted {
@@ -47,12 +55,13 @@ func serveWebSocket(w http.ResponseWriter, r *http.Request, opts *remotecommand.
 	channels[protocol.StreamStdErr] = writable(opts.Stderr)
 	channels[protocol.StreamErr] = wsstream.WriteChannel
 	channels[protocol.StreamResize] = readable(opts.TTY)
-	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
-		protocol.StreamProtocolV5Name: {Binary: true, Channels: channels},
-		protocol.StreamProtocolV4Name: {Binary: true, Channels: channels},
-	})
+	protocols := wsstream.NewDefaultChannelProtocols(channels) // no name, and those of version 1
+	protocols[protocolV5] = wsstream.ChannelProtocolConfig{Binary: true, Channels: channels}
+	protocols[protocolV4] = protocols[protocolV5]
+	protocols[protocolV4Base64] = wsstream.ChannelProtocolConfig{Channels: channels}
+	conn := wsstream.NewConn(protocols)
 	conn.SetIdleTimeout(idleTimeout)
-	_, streams, err := conn.Open(w, r)
+	negotiated, streams, err := conn.Open(w, r)
 	if err != nil {
 		return fmt.Errorf("upgrade to WebSocket: %w", err)
 	}
@@ -85,9 +94,12 @@ func serveWebSocket(w http.ResponseWriter, r *http.Request, opts *remotecommand.
 		wg.Go(func() { decodeSizes(ctx, streams[protocol.StreamResize], sizes) })
 	}
 
-	status, err := json.Marshal(commandStatus(doing, run(ctx, s)))
+	status, err := encodeStatus(commandStatus(doing, run(ctx, s)), negotiated)
 	if err != nil {
 		return fmt.Errorf("encode command status: %w", err)
+	}
+	if len(status) == 0 {
+		return nil
 	}
 	conn.SetWriteDeadline(statusTimeout)
 	if _, err := streams[protocol.StreamErr].Write(status); err != nil && r.Context().Err() == nil {
@@ -111,6 +123,19 @@ func decodeSizes(ctx context.Context, r io.Reader, sizes chan<- terminalSize) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// encodeStatus is what a protocol's error channel says of a status. Version 1 says nothing
+// of a success, and of anything else the message alone.
+func encodeStatus(status metav1.Status, negotiated string) ([]byte, error) {
+	switch {
+	case negotiated == protocolV5, negotiated == protocolV4, negotiated == protocolV4Base64:
+		return json.Marshal(status)
+	case status.Status == metav1.StatusSuccess:
+		return nil, nil
+	default:
+		return []byte(status.Message), nil
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -211,7 +212,8 @@ func (c *Collector) measure(p provider.PodMachine, m *measurable) {
 	defer c.mu.Unlock()
 	if err == nil {
 		if before, ok := m.prior[""]; ok && before.nano >= 0 && stats.GetCpuNano() > before.nano {
-			c.used += time.Duration(stats.GetCpuNano() - before.nano)
+			// No machine uses more than there is, whatever its guest says.
+			c.used += min(time.Duration(stats.GetCpuNano()-before.nano), time.Since(before.at)*time.Duration(runtime.NumCPU()))
 		}
 		m.last = measured(stats, time.Now(), m.prior)
 	}

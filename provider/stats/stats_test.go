@@ -7,6 +7,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +24,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider/stats"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1/agentv1connect"
 	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
 )
 
@@ -209,5 +213,36 @@ func TestFresh(t *testing.T) {
 	}
 	if err := c.Close(); err != nil || asked != 1 {
 		t.Errorf("asked %d times, %v", asked, err)
+	}
+}
+
+// liar is a guest whose processor time jumps.
+type liar struct {
+	agentv1connect.AgentServiceClient
+	nano atomic.Int64
+}
+
+func (l *liar) Stats(context.Context, *connect.Request[agentv1.StatsRequest]) (*connect.Response[agentv1.StatsResponse], error) {
+	return connect.NewResponse(&agentv1.StatsResponse{CpuNano: l.nano.Load()}), nil
+}
+
+// TestLyingGuest: where the node's processor time is that of its machines, none of them makes
+// it more than there was.
+func TestLyingGuest(t *testing.T) {
+	l := &liar{}
+	m := provider.PodMachine{Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u"}},
+		Dial: func(context.Context) (*provider.Guest, error) { return &provider.Guest{Agent: l}, nil }}
+	c := collector(t, stats.Options{Fresh: time.Nanosecond, Machines: func() []provider.PodMachine { return []provider.PodMachine{m} },
+		Host: func() (stats.Host, error) { return stats.Host{}, nil }})
+	began := time.Now()
+	for _, nano := range []int64{1, math.MaxInt64 / 2, math.MaxInt64} {
+		l.nano.Store(nano)
+		got, _, err := c.Summary(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cpu := got.Node.CPU; cpu != nil && *cpu.UsageCoreNanoSeconds > uint64(time.Since(began))*uint64(runtime.NumCPU()) {
+			t.Errorf("the node used %d ns in %s", *cpu.UsageCoreNanoSeconds, time.Since(began))
+		}
 	}
 }
