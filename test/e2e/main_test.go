@@ -100,7 +100,9 @@ func startNode(ctx context.Context, dir string, o cluster.NodeOptions) (*cluster
 	}
 	o.Kits = os.Getenv("FIRKIN_KIT_DIR")
 	o.InsecureRegistries = served.Addresses()
-	o.Args = append([]string{"--no-taint"}, o.Args...)
+	// The floors are for hosts that people use; what is left of a disk here is no part of a
+	// story, but of the one that fills it, which sets its own.
+	o.Args = append([]string{"--no-taint", "--min-free-disk", "2Gi", "--refill-min-free-disk", "3Gi"}, o.Args...)
 	return plane.StartNode(ctx, o)
 }
 

@@ -270,13 +270,14 @@ spec:
 			t.Errorf("node can %s: %s, want %s", strings.Join(tt.args, " "), got, tt.want)
 		}
 	}
-	// A list that is refused is tried again for ever, and logged each time.
+	// A list that is refused is tried again for ever, and logged each time. A get may be
+	// refused: of what a pod named that was deleted just then.
 	log, err := os.ReadFile(node.LogPath)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(log)) {
-		if strings.Contains(line, "forbidden") && (strings.Contains(line, "secrets") || strings.Contains(line, "configmaps")) {
+		if strings.Contains(line, "forbidden") && (strings.Contains(line, "cannot list resource") || strings.Contains(line, "cannot watch resource")) {
 			t.Errorf("the node asked for what it may not: %s", line)
 		}
 	}
