@@ -20,10 +20,11 @@ func cCompiler(arch string) string {
 // buildAgent builds cmd/firkin-agent as a static, stripped binary that does not tell
 // where and when it was built. seccomp is what seccompLibrary returned.
 func buildAgent(ctx context.Context, arch, path, seccomp string) error {
+	cflags, ldflags := seccompFlags(seccomp, arch)
 	env := []string{
 		"GOOS=linux", "GOARCH=" + arch, "CGO_ENABLED=1", "CC=" + cCompiler(arch),
 		// The C parts must not depend on the machine's environment either.
-		"CGO_CFLAGS=-O2", "CGO_LDFLAGS=", "PKG_CONFIG=" + pkgConfig(seccomp),
+		"CGO_CFLAGS=-O2 " + cflags, "CGO_LDFLAGS=" + ldflags, "PKG_CONFIG=" + pkgConfig(seccomp),
 	}
 	err := run(ctx, env, "go", "build", "-o", path, "-trimpath", "-buildvcs=false",
 		"-tags", "netgo osusergo runc_nocriu seccomp",

@@ -31,7 +31,7 @@ func seccompLibrary(ctx context.Context, arch, cache string, update bool) (strin
 	if err := run(ctx, nil, "dpkg-deb", "-x", pkg, dir); err != nil {
 		return "", err
 	}
-	return dir, writePkgConfig(dir, arch)
+	return dir, writePkgConfig(dir)
 }
 
 func seccompPackage(ctx context.Context, arch, cache string, update bool) (string, error) {
@@ -70,19 +70,27 @@ func packages(cache, name string) []string {
 }
 
 // writePkgConfig writes a program that answers as pkg-config does for the one library that
-// cgo asks it about: the real one is not on every host, and would tell of the host's.
-func writePkgConfig(dir, arch string) error {
+// cgo asks it about: the real one is not on every host, and would tell of the host's. It does
+// not say where the library is: what pkg-config answered is no part of the key by which Go's
+// build cache knows a package, so another checkout would be given this one's folder.
+// The environment's flags are part of it, see seccompFlags.
+func writePkgConfig(dir string) error {
 	if strings.ContainsAny(dir, `'"\`) {
 		return fmt.Errorf("the directory %q has quotes in its name", dir)
 	}
-	script := fmt.Sprintf(`#!/bin/sh
+	const script = `#!/bin/sh
 case "$*" in
-*--cflags*libseccomp*) echo "-I'%[1]s/usr/include'" ;;
-*--libs*libseccomp*) echo "'-L%[1]s/usr/lib/%[2]s' -lseccomp" ;;
+*--cflags*libseccomp*) echo ;;
+*--libs*libseccomp*) echo -lseccomp ;;
 *) exit 1 ;;
 esac
-`, dir, triplet(arch))
+`
 	return os.WriteFile(pkgConfig(dir), []byte(script), 0o755)
+}
+
+// seccompFlags are the compiler's and the linker's flags that find the library in dir.
+func seccompFlags(dir, arch string) (cflags, ldflags string) {
+	return fmt.Sprintf("'-I%s/usr/include'", dir), fmt.Sprintf("'-L%s/usr/lib/%s'", dir, triplet(arch))
 }
 
 func pkgConfig(dir string) string { return filepath.Join(dir, "pkg-config") }
