@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -212,5 +213,28 @@ func TestInitramfs(t *testing.T) {
 	}
 	if len(files) != 4 {
 		t.Errorf("files %s: nothing but the agent, its version and its modules belongs there", strings.Join(files, ", "))
+	}
+}
+
+// Go's build cache does not know what pkg-config answered: where the library is must come by
+// the environment, or one checkout links against what is in another's folder.
+func TestSeccompFolderIsNoAnswer(t *testing.T) {
+	dir := t.TempDir()
+	if err := writePkgConfig(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, question := range []string{"--cflags", "--libs"} {
+		out, err := exec.CommandContext(t.Context(), pkgConfig(dir), question, "--", "libseccomp").Output()
+		if err != nil || strings.Contains(string(out), dir) {
+			t.Errorf("pkg-config %s says %q, %v", question, out, err)
+		}
+	}
+	for _, arch := range []string{"amd64", "arm64"} {
+		env := strings.Join(agentEnv(arch, dir), "\n")
+		for _, want := range []string{"\nCGO_CFLAGS=-O2 '-I" + dir + "/usr/include'\n", "\nCGO_LDFLAGS='-L" + dir + "/usr/lib/" + triplet(arch) + "'\n"} {
+			if !strings.Contains(env, want) {
+				t.Errorf("%s: the environment lacks %q:\n%s", arch, want, env)
+			}
+		}
 	}
 }
