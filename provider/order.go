@@ -88,13 +88,11 @@ func restarts(policy corev1.RestartPolicy, p *containerPlan, t *termination) boo
 	switch p.kind {
 	case kindEphemeral:
 		return false
-	case kindSidecar:
-		return true
 	case kindInit:
 		if t.ExitCode == 0 {
 			return false
 		}
-	case kindMain:
+	case kindMain, kindSidecar: // a sidecar is one by its own policy, Always
 	}
 	own := p.spec.RestartPolicy
 	if t.Again { // rules are about runs that ended by themselves
