@@ -182,7 +182,7 @@ func TestEphemeralContainers(t *testing.T) {
 	w.delete("p", nil)
 	w.awaitNothing()
 
-	w.create(pod("over", []string{"sleep", "300ms"}))
+	w.create(pod("over", []string{"sleep", "2s"}))
 	w.await("over", "is ready", ready)
 	w.debug("over", "stays", "example.test/image", "", "graceful", "7")
 	if p := w.awaitPhase("over", corev1.PodSucceeded); status(p, "stays").State.Terminated == nil {

@@ -33,7 +33,7 @@ func TestLocalhostProfileOfTheNode(t *testing.T) {
 	w := newWorld(t)
 	var state string
 	w.run(func(o *provider.Options) { state = o.StateDir })
-	p := pod("profile", []string{"do", "sleep"})
+	p := pod("profile", []string{"hang"})
 	name := "team/p.json"
 	p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost, LocalhostProfile: &name}}
 	w.create(p)
