@@ -74,6 +74,10 @@ func (e *environment) runProbe(ctx context.Context, t handlerTarget, h *corev1.P
 	}
 }
 
+// clockSlack is how far ahead of the host's the agent's end of a time may be: it is told in
+// milliseconds, rounded down.
+const clockSlack = 10 * time.Millisecond
+
 // execProbe succeeds with a command that ends with code 0 in time.
 func execProbe(ctx context.Context, t handlerTarget, command []string, timeout time.Duration) probe.Outcome {
 	// The container's own variables are put in, as far as the pod has their values: so does
@@ -88,16 +92,20 @@ func execProbe(ctx context.Context, t handlerTarget, command []string, timeout t
 	}
 	timed, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	deadline, _ := timed.Deadline()
 	output, end, err := runCommand(timed, t, args)
+	tooLong := probe.Outcome{Result: probe.Failure, Message: strings.TrimSpace(fmt.Sprintf("command timed out after %s: %s", timeout, output))}
 	switch {
 	case err == nil && end == "":
 		return probe.Outcome{Result: probe.Success, Message: output}
+	case err == nil && ctx.Err() == nil && time.Until(deadline) < clockSlack:
+		return tooLong // the agent has the same deadline: it may have killed the command, and said so, first
 	case err == nil && output == "":
 		return probe.Outcome{Result: probe.Failure, Message: "command ended with " + end}
 	case err == nil:
 		return probe.Outcome{Result: probe.Failure, Message: output}
-	case ctx.Err() == nil && (timed.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded): // the agent's clock may be a little ahead
-		return probe.Outcome{Result: probe.Failure, Message: strings.TrimSpace(fmt.Sprintf("command timed out after %s: %s", timeout, output))}
+	case ctx.Err() == nil && (timed.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):
+		return tooLong
 	default:
 		return probe.Outcome{Message: err.Error()}
 	}
