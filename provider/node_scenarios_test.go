@@ -168,9 +168,9 @@ func TestHostPortTakenByOthers(t *testing.T) {
 	p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: serveHello(t), HostPort: int32(l.Addr().(*net.TCPAddr).Port)}}
 	w.create(p)
 	w.eventually("an event", func() bool { return w.events.has("late", "HostPortConflict", "address already in use") }, nil)
-	if got := w.awaitPhase("late", corev1.PodPending); got.Status.ContainerStatuses[0].State.Waiting == nil {
-		t.Errorf("status is %+v", got.Status)
-	}
+	w.await("late", "waits for its port", func(p *corev1.Pod) bool {
+		return p.Status.Phase == corev1.PodPending && len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].State.Waiting != nil
+	})
 	_ = l.Close()
 	w.awaitPhase("late", corev1.PodRunning)
 	w.hears(int32(l.Addr().(*net.TCPAddr).Port))
