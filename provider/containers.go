@@ -245,6 +245,18 @@ func resourcesOf(c *corev1.Container) *agentv1.Resources {
 	return r
 }
 
+// podResources is what the containers of a pod may use together, nil for what there is. The
+// machine is the pod's alone: a request buys it nothing.
+func podResources(pod *corev1.Pod) *agentv1.Resources {
+	r := pod.Spec.Resources
+	if r == nil || len(r.Limits) == 0 {
+		return nil
+	}
+	all := resourcesOf(&corev1.Container{Resources: corev1.ResourceRequirements{Limits: r.Limits}})
+	all.CpuWeight = 0
+	return all
+}
+
 // cpuWeight turns milliCPU into cgroup v2's weight by way of v1's shares, as
 // https://github.com/kubernetes/enhancements/tree/master/keps/sig-node/2254-cgroup-v2 has it.
 func cpuWeight(milliCPU int64) int64 {

@@ -29,6 +29,7 @@ func TestNeedOf(t *testing.T) {
 		{"an init container without a limit", `{"initContainers":[{}],"containers":[{"resources":{"limits":{"memory":"2"}}}]}`, Need{MemoryRequestBytes: 2}},
 		{"an ephemeral container counts for nothing", `{"containers":[{"resources":{"limits":{"memory":"2"}}}],"ephemeralContainers":[{}]}`, Need{MemoryRequestBytes: 2, MemoryLimitBytes: 2}},
 		{"the pod's own request", `{"resources":{"requests":{"cpu":"7"}},"containers":[{"resources":{"requests":{"cpu":"2","memory":"2"}}}]}`, Need{MilliCPURequest: 7000, MemoryRequestBytes: 2}},
+		{"the pod's own limit", `{"resources":{"requests":{"memory":"3"},"limits":{"memory":"5"}},"containers":[{"resources":{"limits":{"memory":"4"}}},{}]}`, Need{MemoryRequestBytes: 3, MemoryLimitBytes: 5}},
 		{"overhead is not the containers'", `{"overhead":{"cpu":"7"},"containers":[{"resources":{"requests":{"cpu":"2"}}}]}`, Need{MilliCPURequest: 2000}},
 	} {
 		pod := &corev1.Pod{}

@@ -266,7 +266,7 @@ func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) 
 	group.Go(func() error {
 		_, err := g.Containers.SetupPod(ctx, connect.NewRequest(&agentv1.SetupPodRequest{
 			Hostname: name, Hosts: hosts(pod, w.env.dns, w.env.machineAddress), ResolvConf: resolv.content,
-			ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace, Sysctls: sysctlsOf(pod),
+			ShareProcessNamespace: pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace, Sysctls: sysctlsOf(pod), Resources: podResources(pod),
 		}))
 		if err != nil {
 			return fmt.Errorf("set up the pod: %w", err)

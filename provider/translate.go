@@ -169,7 +169,7 @@ func sizeRefusal(n Need, err error) *refusal {
 // needOf is what the containers of a pod ask for together, by the rule that the scheduler
 // has: main containers and sidecars run side by side, init containers one after the other
 // beside the sidecars before them; what the pod as a whole asks for stands instead. A limit
-// counts only where every container has one: a container without may use what the machine has.
+// counts only where every container has one, or the pod: a container without may use what the machine has.
 func needOf(pod *corev1.Pod) Need {
 	// Where a request is missing, the limit stands for it, as the API server has it.
 	sized := &corev1.Pod{Spec: corev1.PodSpec{Resources: pod.Spec.Resources}}
@@ -193,6 +193,12 @@ func needOf(pod *corev1.Pod) Need {
 			list = &sized.Spec.InitContainers
 		}
 		*list = append(*list, corev1.Container{Resources: r, RestartPolicy: c.RestartPolicy})
+	}
+	if r := pod.Spec.Resources; r != nil {
+		for name := range limited { // a limit of them all stands for those that have none
+			limit := r.Limits[name]
+			limited[name] = limited[name] || limit.Sign() > 0
+		}
 	}
 	requests, limits := resource.PodRequests(sized, resource.PodResourcesOptions{}), resource.PodLimits(sized, resource.PodResourcesOptions{})
 	n := Need{MilliCPURequest: requests.Cpu().MilliValue(), MemoryRequestBytes: requests.Memory().Value()}

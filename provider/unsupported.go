@@ -67,8 +67,8 @@ func rules() map[string]rule {
 		"serviceAccountName": anything, "imagePullSecrets": anything, "hostname": anything, "subdomain": anything,
 		"setHostnameAsFQDN": anything, "hostnameOverride": anything,
 		"resources": into(), "resources.requests": into(), "resources.requests.cpu": anything, "resources.requests.memory": anything,
-		"resources.limits": refuse("limit the containers: what they use together is bounded by the machine's shape"),
-		"hostAliases":      anything, "readinessGates": anything, "enableServiceLinks": anything,
+		"resources.limits": into(), "resources.limits.cpu": anything, "resources.limits.memory": anything,
+		"hostAliases": anything, "readinessGates": anything, "enableServiceLinks": anything,
 		"shareProcessNamespace": anything,
 		"os":                    into(), "os.name": only("linux"),
 		"hostNetwork": refuse("a pod has the network of its own machine"),
@@ -221,6 +221,9 @@ func unsupportedMacOS(pod *corev1.Pod) []string {
 		if asked {
 			faults = append(faults, fmt.Sprintf(field, args...)+": not supported in a macOS guest ("+hint+")")
 		}
+	}
+	if r := pod.Spec.Resources; r != nil {
+		refuse(len(r.Limits) > 0, "spec.resources.limits", "nothing below the machine's shape is enforced; leave the limit out")
 	}
 	for c := range containersOf(pod) {
 		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {

@@ -67,6 +67,7 @@ spec:
     - {name: memory, mountPath: /memory}
     - {name: disk, mountPath: /disk}
     - {name: disk, mountPath: /part, subPathExpr: "logs/$(POD)"}
+    - {name: disk, mountPath: /sealed, readOnly: true, recursiveReadOnly: Enabled}
     - {name: settings, mountPath: /settings}
     - {name: settings, mountPath: /color, subPath: color}
     - {name: none, mountPath: /none}
@@ -84,6 +85,9 @@ spec:
 	}
 	if out := in("echo x > /part/x; ls /disk/logs; cat /disk/logs/box/x; ls /none | wc -l"); out != "box\nx\n0" {
 		t.Errorf("the part of the volume is %q", out)
+	}
+	if out := in("cat /sealed/logs/box/x; touch /sealed/y 2>&1"); !strings.HasPrefix(out, "x\n") || !strings.Contains(out, "Read-only file system") {
+		t.Errorf("the read-only mount says %q", out)
 	}
 	if out := in("cat /host/f /file; echo changed > /host/f; cat /host/f"); out != "from the host\nfrom the host\nchanged" {
 		t.Errorf("the copy of the host path holds %q", out)
@@ -223,6 +227,32 @@ spec:
 	out := kubectl(t, "exec", "-n", ns, "there", "--", "sh", "-c", "cat /data/words /part/words; touch /data/x 2>&1; touch /part/x 2>&1; true")
 	if !strings.HasPrefix(out, "whole\nin part\n") || strings.Count(out, "Read-only file system") != 2 {
 		t.Errorf("the image volume is %q", out)
+	}
+}
+
+// What a pod's containers may use together is bounded by the pod's own limit.
+func TestPodLimit(t *testing.T) {
+	ns := namespace(t)
+	apply(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: together, namespace: `+ns+`}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  resources: {limits: {memory: 40Mi, cpu: 500m}}
+  containers:
+  - {name: modest, image: `+served.Busybox+`, command: [sleep, "3600"]}
+  - {name: hungry, image: `+served.Busybox+`, command: [dd, if=/dev/zero, of=/dev/null, bs=64M, count=1]}
+`)
+	pod := waitPod(t, ns, "together", "has a container that ended", func(p *corev1.Pod) bool {
+		return len(p.Status.ContainerStatuses) == 2 && p.Status.ContainerStatuses[1].State.Terminated != nil
+	})
+	if end := pod.Status.ContainerStatuses[1].State.Terminated; end.Reason != "OOMKilled" || end.ExitCode != 137 {
+		t.Errorf("the container ended with %+v", end)
+	}
+	if pod.Status.ContainerStatuses[0].State.Running == nil {
+		t.Errorf("the modest container is %+v", pod.Status.ContainerStatuses[0].State)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -29,7 +30,14 @@ func (cs *containers) SetupPod(_ context.Context, req *connect.Request[agentv1.S
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)
 	}
-	pod := &Pod{Hostname: m.GetHostname(), Hosts: m.GetHosts(), ResolvConf: m.GetResolvConf(), SharePIDs: m.GetShareProcessNamespace(), Sysctls: sysctls}
+	resources, err := resourcesOf(m.GetResources())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	pod := &Pod{
+		Hostname: m.GetHostname(), Hosts: m.GetHosts(), ResolvConf: m.GetResolvConf(), SharePIDs: m.GetShareProcessNamespace(),
+		Sysctls: sysctls, Resources: resources,
+	}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if cs.pod != nil && cs.podContainersLocked() > 0 && !samePod(cs.pod, pod) {
@@ -40,13 +48,32 @@ func (cs *containers) SetupPod(_ context.Context, req *connect.Request[agentv1.S
 			return nil, runtimeError("set up the pod", err)
 		}
 	}
+	if err := cs.limitPodLocked(resources); err != nil {
+		return nil, runtimeError("limit the pod", err)
+	}
 	cs.pod = pod
 	return connect.NewResponse(&agentv1.SetupPodResponse{}), nil
 }
 
+// limitPodLocked gives the containers what they may use together.
+func (cs *containers) limitPodLocked(r Resources) error {
+	var before Resources
+	if cs.pod != nil {
+		before = cs.pod.Resources
+	}
+	if r == before {
+		return nil
+	}
+	limiter, ok := cs.runtime.(PodLimiter)
+	if !ok {
+		return fmt.Errorf("%w: resources: this machine's system has no limits for a pod", ErrInvalid)
+	}
+	return limiter.LimitPod(r)
+}
+
 func samePod(a, b *Pod) bool {
 	return a.Hostname == b.Hostname && a.SharePIDs == b.SharePIDs && bytes.Equal(a.Hosts, b.Hosts) && bytes.Equal(a.ResolvConf, b.ResolvConf) &&
-		slices.Equal(a.Sysctls, b.Sysctls)
+		slices.Equal(a.Sysctls, b.Sysctls) && a.Resources == b.Resources
 }
 
 // podContainers is the number of containers that are the pod's.

@@ -146,8 +146,17 @@ type Pod struct {
 	Hosts      []byte
 	ResolvConf []byte
 	SharePIDs  bool
-	// Sysctls are in force: the server has set them.
-	Sysctls []Sysctl
+	// Sysctls are in force: the server has set them. So are Resources, which all containers
+	// have together.
+	Sysctls   []Sysctl
+	Resources Resources
+}
+
+// PodLimiter is a Runtime that can limit what all containers use together.
+type PodLimiter interface {
+	// LimitPod replaces the limits, and nothing when they are what they were. Errors: ErrInvalid
+	// when the kernel does not take a value.
+	LimitPod(r Resources) error
 }
 
 // User as the image writes it, with the pod's numeric overrides.

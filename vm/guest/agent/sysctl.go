@@ -89,7 +89,9 @@ func (s Sysctl) harm() string {
 		return "the pod's hostname is set by spec.hostname"
 	case s.Name == "kernel.modules_disabled":
 		return "the agent loads modules"
-	case s.Name == "vm.panic_on_oom" && strings.TrimSpace(s.Value) != "0", s.Name == "kernel.panic_on_warn" && strings.TrimSpace(s.Value) != "0":
+	case s.Name == "kernel.panic":
+		return "a machine whose kernel panicked is not to boot again by itself"
+	case strings.Contains(s.Name, "panic") && strings.TrimSpace(s.Value) != "0": // panic_on_oom, hung_task_panic, and so on
 		return "the machine would end with a container's fault"
 	}
 	return ""

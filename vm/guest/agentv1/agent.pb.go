@@ -1964,7 +1964,10 @@ type SetupPodRequest struct {
 	// Kernel parameters of the machine, at most 256, set before the first container.
 	// invalid_argument names one that the kernel does not have or does not take, or that would
 	// run programs outside of every container or end the machine for a container's fault.
-	Sysctls       []*Sysctl `protobuf:"bytes,5,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
+	Sysctls []*Sysctl `protobuf:"bytes,5,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
+	// What all containers may use together, beside their own limits. Absent is unlimited.
+	// invalid_argument where the machine's system cannot do so.
+	Resources     *Resources `protobuf:"bytes,6,opt,name=resources,proto3" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2030,6 +2033,13 @@ func (x *SetupPodRequest) GetShareProcessNamespace() bool {
 func (x *SetupPodRequest) GetSysctls() []*Sysctl {
 	if x != nil {
 		return x.Sysctls
+	}
+	return nil
+}
+
+func (x *SetupPodRequest) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
 	}
 	return nil
 }
@@ -4969,14 +4979,15 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x125\n" +
 	"\x05close\x18\x03 \x01(\v2\x1d.firkin.agent.v1.ForwardCloseH\x00R\x05closeB\a\n" +
 	"\x05event\"\x12\n" +
-	"\x10ForwardConnected\"\xcf\x01\n" +
+	"\x10ForwardConnected\"\x89\x02\n" +
 	"\x0fSetupPodRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05hosts\x18\x02 \x01(\fR\x05hosts\x12\x1f\n" +
 	"\vresolv_conf\x18\x03 \x01(\fR\n" +
 	"resolvConf\x126\n" +
 	"\x17share_process_namespace\x18\x04 \x01(\bR\x15shareProcessNamespace\x121\n" +
-	"\asysctls\x18\x05 \x03(\v2\x17.firkin.agent.v1.SysctlR\asysctls\"2\n" +
+	"\asysctls\x18\x05 \x03(\v2\x17.firkin.agent.v1.SysctlR\asysctls\x128\n" +
+	"\tresources\x18\x06 \x01(\v2\x1a.firkin.agent.v1.ResourcesR\tresources\"2\n" +
 	"\x06Sysctl\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\x12\n" +
@@ -5314,80 +5325,81 @@ var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	29, // 10: firkin.agent.v1.ForwardResponse.connected:type_name -> firkin.agent.v1.ForwardConnected
 	27, // 11: firkin.agent.v1.ForwardResponse.close:type_name -> firkin.agent.v1.ForwardClose
 	31, // 12: firkin.agent.v1.SetupPodRequest.sysctls:type_name -> firkin.agent.v1.Sysctl
-	38, // 13: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
-	39, // 14: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
-	40, // 15: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	36, // 16: firkin.agent.v1.CreateContainerRequest.security:type_name -> firkin.agent.v1.Security
-	37, // 17: firkin.agent.v1.Security.seccomp:type_name -> firkin.agent.v1.Seccomp
-	0,  // 18: firkin.agent.v1.Seccomp.type:type_name -> firkin.agent.v1.SeccompType
-	44, // 19: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	1,  // 20: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
-	44, // 21: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
-	44, // 22: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	49, // 23: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
-	50, // 24: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
-	57, // 25: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
-	2,  // 26: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
-	61, // 27: firkin.agent.v1.AttachContainerRequest.start:type_name -> firkin.agent.v1.AttachStart
-	62, // 28: firkin.agent.v1.AttachContainerRequest.close_stdin:type_name -> firkin.agent.v1.AttachCloseStdin
-	63, // 29: firkin.agent.v1.AttachContainerRequest.resize:type_name -> firkin.agent.v1.AttachResize
-	65, // 30: firkin.agent.v1.AttachContainerResponse.attached:type_name -> firkin.agent.v1.Attached
-	40, // 31: firkin.agent.v1.UpdateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	71, // 32: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
-	74, // 33: firkin.agent.v1.PutArchiveRequest.start:type_name -> firkin.agent.v1.PutArchiveStart
-	3,  // 34: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
-	5,  // 35: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
-	7,  // 36: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
-	9,  // 37: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
-	12, // 38: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
-	14, // 39: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
-	19, // 40: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
-	25, // 41: firkin.agent.v1.AgentService.Forward:input_type -> firkin.agent.v1.ForwardRequest
-	30, // 42: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
-	33, // 43: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
-	35, // 44: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
-	42, // 45: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
-	45, // 46: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
-	47, // 47: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
-	51, // 48: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
-	53, // 49: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
-	55, // 50: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
-	58, // 51: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
-	60, // 52: firkin.agent.v1.ContainerService.AttachContainer:input_type -> firkin.agent.v1.AttachContainerRequest
-	66, // 53: firkin.agent.v1.ContainerService.UpdateContainer:input_type -> firkin.agent.v1.UpdateContainerRequest
-	68, // 54: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
-	70, // 55: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
-	73, // 56: firkin.agent.v1.VolumeService.PutArchive:input_type -> firkin.agent.v1.PutArchiveRequest
-	76, // 57: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
-	4,  // 58: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
-	6,  // 59: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
-	8,  // 60: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
-	10, // 61: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
-	13, // 62: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
-	15, // 63: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
-	24, // 64: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
-	28, // 65: firkin.agent.v1.AgentService.Forward:output_type -> firkin.agent.v1.ForwardResponse
-	32, // 66: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
-	34, // 67: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
-	41, // 68: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
-	43, // 69: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
-	46, // 70: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
-	48, // 71: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
-	52, // 72: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
-	54, // 73: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
-	56, // 74: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
-	59, // 75: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
-	64, // 76: firkin.agent.v1.ContainerService.AttachContainer:output_type -> firkin.agent.v1.AttachContainerResponse
-	67, // 77: firkin.agent.v1.ContainerService.UpdateContainer:output_type -> firkin.agent.v1.UpdateContainerResponse
-	69, // 78: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
-	72, // 79: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
-	75, // 80: firkin.agent.v1.VolumeService.PutArchive:output_type -> firkin.agent.v1.PutArchiveResponse
-	77, // 81: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
-	58, // [58:82] is the sub-list for method output_type
-	34, // [34:58] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	40, // 13: firkin.agent.v1.SetupPodRequest.resources:type_name -> firkin.agent.v1.Resources
+	38, // 14: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
+	39, // 15: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
+	40, // 16: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	36, // 17: firkin.agent.v1.CreateContainerRequest.security:type_name -> firkin.agent.v1.Security
+	37, // 18: firkin.agent.v1.Security.seccomp:type_name -> firkin.agent.v1.Seccomp
+	0,  // 19: firkin.agent.v1.Seccomp.type:type_name -> firkin.agent.v1.SeccompType
+	44, // 20: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	1,  // 21: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
+	44, // 22: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
+	44, // 23: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	49, // 24: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
+	50, // 25: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
+	57, // 26: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
+	2,  // 27: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
+	61, // 28: firkin.agent.v1.AttachContainerRequest.start:type_name -> firkin.agent.v1.AttachStart
+	62, // 29: firkin.agent.v1.AttachContainerRequest.close_stdin:type_name -> firkin.agent.v1.AttachCloseStdin
+	63, // 30: firkin.agent.v1.AttachContainerRequest.resize:type_name -> firkin.agent.v1.AttachResize
+	65, // 31: firkin.agent.v1.AttachContainerResponse.attached:type_name -> firkin.agent.v1.Attached
+	40, // 32: firkin.agent.v1.UpdateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	71, // 33: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
+	74, // 34: firkin.agent.v1.PutArchiveRequest.start:type_name -> firkin.agent.v1.PutArchiveStart
+	3,  // 35: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
+	5,  // 36: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
+	7,  // 37: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
+	9,  // 38: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
+	12, // 39: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
+	14, // 40: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
+	19, // 41: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
+	25, // 42: firkin.agent.v1.AgentService.Forward:input_type -> firkin.agent.v1.ForwardRequest
+	30, // 43: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
+	33, // 44: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
+	35, // 45: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
+	42, // 46: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
+	45, // 47: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
+	47, // 48: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
+	51, // 49: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
+	53, // 50: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
+	55, // 51: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
+	58, // 52: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
+	60, // 53: firkin.agent.v1.ContainerService.AttachContainer:input_type -> firkin.agent.v1.AttachContainerRequest
+	66, // 54: firkin.agent.v1.ContainerService.UpdateContainer:input_type -> firkin.agent.v1.UpdateContainerRequest
+	68, // 55: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
+	70, // 56: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
+	73, // 57: firkin.agent.v1.VolumeService.PutArchive:input_type -> firkin.agent.v1.PutArchiveRequest
+	76, // 58: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
+	4,  // 59: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
+	6,  // 60: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
+	8,  // 61: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
+	10, // 62: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
+	13, // 63: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
+	15, // 64: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
+	24, // 65: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
+	28, // 66: firkin.agent.v1.AgentService.Forward:output_type -> firkin.agent.v1.ForwardResponse
+	32, // 67: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
+	34, // 68: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
+	41, // 69: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
+	43, // 70: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
+	46, // 71: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
+	48, // 72: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
+	52, // 73: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
+	54, // 74: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
+	56, // 75: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
+	59, // 76: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
+	64, // 77: firkin.agent.v1.ContainerService.AttachContainer:output_type -> firkin.agent.v1.AttachContainerResponse
+	67, // 78: firkin.agent.v1.ContainerService.UpdateContainer:output_type -> firkin.agent.v1.UpdateContainerResponse
+	69, // 79: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
+	72, // 80: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
+	75, // 81: firkin.agent.v1.VolumeService.PutArchive:output_type -> firkin.agent.v1.PutArchiveResponse
+	77, // 82: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
+	59, // [59:83] is the sub-list for method output_type
+	35, // [35:59] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_firkin_agent_v1_agent_proto_init() }

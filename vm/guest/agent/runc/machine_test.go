@@ -156,6 +156,24 @@ echo err >&2; ls /dev; ls /dev/shm; cat /proc/self/cgroup; grep Cap /proc/self/s
 		}
 	})
 
+	// Two that each stay within the machine, and together are more than the pod may have.
+	t.Run("PodLimits", func(t *testing.T) {
+		limit := func(r *agentv1.Resources) {
+			if _, err := p.Containers.SetupPod(t.Context(), connect.NewRequest(&agentv1.SetupPodRequest{Hostname: "limited", Resources: r})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		hungry := runtimetest.Sh(`dd if=/dev/zero of=/dev/null bs=48M count=1 && echo survived`)
+		limit(&agentv1.Resources{MemoryMaxBytes: 24 << 20, CpuQuotaUs: 50000})
+		if r, err := p.try(t, hungry); err != nil || r.GetExitCode() != 137 || r.GetReason() != "OOMKilled" {
+			t.Errorf("beyond the pod's limit: %q %v %v", r.Out, r.ContainerStatus, err)
+		}
+		limit(nil)
+		if r, err := p.try(t, hungry); err != nil || r.Out != "survived\n" {
+			t.Errorf("without a limit: %q %v %v", r.Out, r.ContainerStatus, err)
+		}
+	})
+
 	t.Run("Sysctls", func(t *testing.T) {
 		setup := func(all ...*agentv1.Sysctl) error {
 			_, err := p.Containers.SetupPod(t.Context(), connect.NewRequest(&agentv1.SetupPodRequest{Hostname: "sysctls", Sysctls: all}))
