@@ -1,10 +1,12 @@
 // Copyright The vk-firkin Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Podbench measures pods of one template in one run on one machine: from a pod being bound
-// to the first output of its process, by each path that its machine can come by. It starts a
-// control plane, a controller and a node for that, or uses a cluster that has them. It fails
-// when a checkout is not as much faster than the other paths as it has to be.
+// Podbench measures pods on a control plane, a controller and a node that it starts, or on a
+// cluster that has them, and fails when a target is missed:
+//
+//   - how pods of one template start, from being bound to the first output, by each path that a
+//     machine can come by, in one run: a checkout has to be faster than the others by far;
+//   - with --idle, what a node with so many idle pods costs, and how old the status of others is.
 package main
 
 import (
@@ -55,11 +57,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	kubeconfig := flags.String("kubeconfig", "", "a cluster with a controller and a node; empty: start one")
 	image := flags.String("image", "", "`image` with a shell, with --kubeconfig")
 	asJSON := flags.Bool("json", false, "print JSON instead of a table")
+	idle := flags.Int("idle", 0, "measure a node at rest with this `number` of pods instead of how pods start")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if *samples < 1 {
-		return errors.New("--samples wants at least one round")
+	if *samples < 1 || *idle < 0 {
+		return errors.New("--samples wants at least one round, --idle no negative number")
 	}
 	f := &fleet{kubeconfig: *kubeconfig, image: *image}
 	if f.kubeconfig == "" {
@@ -71,6 +74,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	b, err := newBench(f, stderr)
 	if err != nil {
 		return err
+	}
+	if *idle > 0 {
+		r, err := b.measureRest(ctx, *idle, *samples)
+		if err != nil {
+			return err
+		}
+		return errors.Join(r.table(stdout), r.verdict())
 	}
 	r, err := b.measure(ctx, *samples)
 	if err == nil {
