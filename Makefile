@@ -88,6 +88,17 @@ test-e2e: build build-simulated ## User stories on a real control plane and real
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
 		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/...
 
+.PHONY: churn
+churn: build build-simulated guest controlplane ## 200 pods deleted at random moments of their lives on real machines. FIRKIN_SEED repeats a run.
+	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane FIRKIN_DELETES=200 \
+		$(GO) test -tags e2e -count 1 -v -timeout 30m -run TestDeletedInAnyPhase ./test/e2e
+
+.PHONY: test-top
+test-top: build build-simulated guest controlplane ## The real metrics-server scrapes a node for `kubectl top`: a build of some minutes the first time.
+	cd hack/metricsserver && CGO_ENABLED=0 GOWORK=off $(GO) build -trimpath -o bin/metrics-server sigs.k8s.io/metrics-server/cmd/metrics-server
+	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
+		FIRKIN_METRICS_SERVER=$(CURDIR)/hack/metricsserver/bin/metrics-server $(GO) test -tags e2e -count 1 -v -timeout 10m -run TestTop ./test/e2e
+
 .PHONY: test-vz
 test-vz: ## On a Mac only, never run yet: conformance over Virtualization.framework, signed, and the user stories.
 	@hack/test-vz.sh
@@ -101,7 +112,7 @@ conformance-sig-node: build guest controlplane ## Kubernetes' own [sig-node] spe
 	$(GO) run ./hack/conformance $(CONFORMANCE_FLAGS)
 
 .PHONY: bench
-bench: guest bench-supply bench-pods bench-checkout ## All benchmarks; each fails when its target is missed. Wants a quiet machine.
+bench: guest bench-supply bench-pods bench-rest bench-checkout ## All benchmarks; each fails when its target is missed. Wants a quiet machine.
 	$(GO) run ./hack/bench --kit $(KIT)/amd64
 
 .PHONY: bench-supply
@@ -115,6 +126,10 @@ bench-checkout: guest ## Checkouts of a ready entry on real machines, with and w
 .PHONY: bench-pods
 bench-pods: build guest controlplane ## Pods of one template, bound to first output: warm checkout, restore and cold boot.
 	$(GO) run ./hack/podbench
+
+.PHONY: bench-rest
+bench-rest: build guest controlplane ## What a node with 20 idle pods costs, and how old the status of a pod is.
+	$(GO) run ./hack/podbench --idle 20
 
 FUZZTIME ?= 30s
 .PHONY: fuzz
@@ -160,4 +175,4 @@ verify-generate: generate ## Fail when generated code is stale.
 
 .PHONY: clean
 clean: ## Remove what was built.
-	rm -rf $(BIN) hack/controlplane/bin hack/conformance/e2e/bin .work
+	rm -rf $(BIN) hack/controlplane/bin hack/conformance/e2e/bin hack/metricsserver/bin .work

@@ -50,25 +50,29 @@ func (c *ControlPlane) controllerKubeconfig(ctx context.Context, dir string) (st
 	if out, err := apply.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("make the controller's account: %w: %s", err, out)
 	}
-	token, err := c.Output(ctx, "create", "token", "vk-firkin-controller", "-n", "kube-system", "--duration=24h")
+	return c.AccountKubeconfig(ctx, "kube-system", "vk-firkin-controller", filepath.Join(dir, "controller.kubeconfig"))
+}
+
+// AccountKubeconfig writes a kubeconfig of a service account, good for a day, to path and returns it.
+func (c *ControlPlane) AccountKubeconfig(ctx context.Context, namespace, account, path string) (string, error) {
+	token, err := c.Output(ctx, "create", "token", account, "-n", namespace, "--duration=24h")
 	if err != nil {
-		return "", fmt.Errorf("make the controller's token: %w", err)
+		return "", fmt.Errorf("make a token of %s: %w", account, err)
 	}
 	admin, err := os.ReadFile(c.Kubeconfig)
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "controller.kubeconfig")
 	if err := os.WriteFile(path, admin, 0o600); err != nil {
 		return "", err
 	}
 	for _, args := range [][]string{
-		{"config", "set-credentials", "controller", "--token=" + strings.TrimSpace(token)},
-		{"config", "set-context", "--current", "--user=controller"},
+		{"config", "set-credentials", account, "--token=" + strings.TrimSpace(token)},
+		{"config", "set-context", "--current", "--user=" + account},
 	} {
 		set := c.Kubectl(ctx, append(args, "--kubeconfig="+path)...)
 		if out, err := set.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("write the controller's kubeconfig: %w: %s", err, out)
+			return "", fmt.Errorf("write the kubeconfig of %s: %w: %s", account, err, out)
 		}
 	}
 	return path, nil
