@@ -72,6 +72,14 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	if s.refusal != nil {
 		st.Phase, st.Reason, st.Message = corev1.PodFailed, s.refusal.Reason, s.refusal.Message
 		st.Conditions = keptConditions(s.pod, previous)
+		// It may have waited before, and what was said of it then is not taken back. It was never ready.
+		for _, c := range previous.Conditions {
+			if ours(c.Type) {
+				st.Conditions = append(st.Conditions, c)
+			}
+		}
+		st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses =
+			previous.InitContainerStatuses, previous.ContainerStatuses, previous.EphemeralContainerStatuses
 		return st
 	}
 	if s.plan == nil { // it waits for its template, or was deleted meanwhile

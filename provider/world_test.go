@@ -30,6 +30,7 @@ import (
 	kuberecord "k8s.io/client-go/tools/record"
 
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/test/podhistory"
 	"github.com/vk-firkin/vk-firkin/provider/podlog"
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
@@ -90,7 +91,11 @@ func (w *world) updateStatus(a clienttesting.Action) (bool, runtime.Object, erro
 	if have.UID != pod.UID || have.ResourceVersion != pod.ResourceVersion {
 		return true, nil, apierrors.NewConflict(corev1.Resource("pods"), pod.Name, errors.New("uid or version"))
 	}
+	before := have.DeepCopy()
 	have.Status = pod.Status
+	for _, fault := range podhistory.Faults(before, have) {
+		w.t.Error(fault)
+	}
 	w.version(have)
 	return true, have, w.client.Tracker().Update(a.GetResource(), have, have.Namespace)
 }

@@ -15,7 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
 	"github.com/vk-firkin/vk-firkin/test/cluster"
+	"github.com/vk-firkin/vk-firkin/test/podhistory"
 )
 
 // plane is the control plane that all stories share, node the machine node that
@@ -88,7 +92,32 @@ func run(m *testing.M) (code int) {
 		}
 		fmt.Fprintf(os.Stderr, "e2e: %s is up after %.1fs\n", step.name, time.Since(began).Seconds())
 	}
-	return m.Run()
+	statuses, err := watchStatuses(ctx)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: watch the pods: %v\n", err)
+		return 1
+	}
+	code = m.Run()
+	seen, faults := statuses.Stop()
+	fmt.Fprintf(os.Stderr, "e2e: %d statuses of pods were seen, %d times one was not what may follow another\n", seen, len(faults))
+	for _, fault := range faults {
+		fmt.Fprintf(os.Stderr, "e2e: %s\n", fault)
+		code = max(code, 1)
+	}
+	return code
+}
+
+// watchStatuses puts every status that a pod of the stories gets before podhistory.
+func watchStatuses(ctx context.Context) (*podhistory.Watcher, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", plane.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	return podhistory.Watch(ctx, client)
 }
 
 // startNode starts a node of this repository's binaries below dir, of the product's own
