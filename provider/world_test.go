@@ -30,8 +30,8 @@ import (
 	kuberecord "k8s.io/client-go/tools/record"
 
 	"github.com/vk-firkin/vk-firkin/provider"
-	"github.com/vk-firkin/vk-firkin/test/podhistory"
 	"github.com/vk-firkin/vk-firkin/provider/podlog"
+	"github.com/vk-firkin/vk-firkin/test/podhistory"
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
