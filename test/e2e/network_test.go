@@ -36,8 +36,8 @@ func TestOutboundDatagrams(t *testing.T) {
 	ns := namespace(t)
 	echo := serveDatagrams(t, func(question []byte) []byte { return append([]byte("you said "), question...) })
 	names := serveDatagrams(t, answerName)
-	apply(t, podManifest(ns, "asker", served.Busybox, "sh", "-c",
-		"echo hello | nc -u -w 2 10.0.2.2 "+echo+"; nslookup -type=a registry.example 10.0.2.2:"+names))
+	apply(t, podManifest(ns, "asker", echoImage(t), "sh", "-c",
+		"udpecho ask 10.0.2.2:"+echo+" hello; nslookup -type=a registry.example 10.0.2.2:"+names))
 	waitPod(t, ns, "asker", "has run", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
 	out := kubectl(t, "logs", "-n", ns, "asker")
 	if !strings.Contains(out, "you said hello") || !strings.Contains(out, "192.0.2.77") {

@@ -7,6 +7,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,12 +58,21 @@ metadata: {name: `+ns+`, namespace: kube-system}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: extension-apiserver-authentication-reader}
 subjects: [{kind: ServiceAccount, name: metrics-server, namespace: `+ns+`}]
 `)
-	port := serveMetrics(t, program, ns)
+	// An endpoint may not be on loopback, and the API server goes to endpoints.
+	address := hostAddress(t)
+	port := strconv.Itoa(serveMetrics(t, program, ns, address))
 	apply(t, `
 apiVersion: v1
 kind: Service
 metadata: {name: metrics-server, namespace: `+ns+`}
-spec: {type: ExternalName, externalName: localhost}
+spec: {ports: [{name: https, port: 443}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: metrics-server, namespace: `+ns+`, labels: {kubernetes.io/service-name: metrics-server}}
+addressType: IPv4
+ports: [{name: https, port: `+port+`}]
+endpoints: [{addresses: ["`+address+`"], conditions: {ready: true}}]
 ---
 apiVersion: apiregistration.k8s.io/v1
 kind: APIService
@@ -73,9 +83,13 @@ spec:
   groupPriorityMinimum: 100
   versionPriority: 100
   insecureSkipTLSVerify: true
-  service: {name: metrics-server, namespace: `+ns+`, port: `+strconv.Itoa(port)+`}
+  service: {name: metrics-server, namespace: `+ns+`, port: 443}
 `)
 	t.Cleanup(func() {
+		if t.Failed() {
+			out, err := tryOutput("get", "apiservice", "v1beta1.metrics.k8s.io", "-o", "jsonpath={.status}")
+			t.Logf("the API service is %s, %v", out, err)
+		}
 		_, _ = tryOutput("delete", "apiservice", "v1beta1.metrics.k8s.io")
 		_, _ = tryOutput("delete", "clusterrole,clusterrolebinding", ns, ns+"-delegator")
 		_, _ = tryOutput("delete", "rolebinding", "-n", "kube-system", ns)
@@ -104,7 +118,7 @@ spec:
 }
 
 // serveMetrics runs metrics-server for the story and returns its port.
-func serveMetrics(t *testing.T, program, ns string) int {
+func serveMetrics(t *testing.T, program, ns, address string) int {
 	t.Helper()
 	dir := t.TempDir()
 	kubeconfig, err := plane.AccountKubeconfig(t.Context(), ns, "metrics-server", filepath.Join(dir, "kubeconfig"))
@@ -118,8 +132,8 @@ func serveMetrics(t *testing.T, program, ns string) int {
 	}
 	cmd := exec.Command(program,
 		"--kubeconfig", kubeconfig, "--authentication-kubeconfig", kubeconfig, "--authorization-kubeconfig", kubeconfig,
-		"--secure-port", strconv.Itoa(port), "--bind-address", "127.0.0.1", "--cert-dir", filepath.Join(dir, "certificates"),
-		"--metric-resolution", "10s", "--kubelet-preferred-address-types", "InternalIP", "--kubelet-use-node-status-port", "--kubelet-insecure-tls")
+		"--secure-port", strconv.Itoa(port), "--bind-address", address, "--cert-dir", filepath.Join(dir, "certificates"),
+		"--metric-resolution", "10s", "--kubelet-request-timeout", "9s", "--kubelet-preferred-address-types", "InternalIP", "--kubelet-use-node-status-port", "--kubelet-insecure-tls")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -136,6 +150,21 @@ func serveMetrics(t *testing.T, program, ns string) int {
 		}
 	})
 	return port
+}
+
+// hostAddress is the address that this host sends from.
+func hostAddress(t *testing.T) string {
+	t.Helper()
+	conn, err := net.Dial("udp4", "192.0.2.1:9") // sends nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return host
 }
 
 // amount is the number before a unit, -1 when there is none.
