@@ -93,7 +93,7 @@ func TestUnsupported(t *testing.T) {
 		{`{"dnsPolicy":"None","dnsConfig":{"nameservers":["192.0.2.53"]},"hostname":"h","subdomain":"s","hostAliases":[{"ip":"192.0.2.2","hostnames":["x"]}]}`, ""},
 		{`{"securityContext":{"runAsUser":1,"runAsGroup":2,"fsGroup":3,"supplementalGroups":[4],"runAsNonRoot":true,"fsGroupChangePolicy":"Always"}}`, ""},
 		{`{"securityContext":{"sysctls":[{"name":"a","value":"b"}]}}`, ""},
-		{`{"securityContext":{"windowsOptions":{"runAsUserName":"u"}}}`, "spec.securityContext.windowsOptions"},
+		{`{"securityContext":{"windowsOptions":{"runAsUserName":"u"}}}`, ""},
 		{`{"securityContext":{"seLinuxChangePolicy":"Recursive"}}`, "spec.securityContext.seLinuxChangePolicy"},
 		{`{"securityContext":{"appArmorProfile":{"type":"RuntimeDefault"}}}`, "spec.securityContext.appArmorProfile.type"},
 		{`{"securityContext":{"appArmorProfile":{"type":"Unconfined"}}}`, ""},

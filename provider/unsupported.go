@@ -50,7 +50,6 @@ func (r rule) admits(v any) bool {
 const (
 	noAppArmor = "the machine's kernel has no AppArmor profiles; use a seccompProfile"
 	noSELinux  = "the machine's kernel has no SELinux policy"
-	noWindows  = "machines run Linux or macOS"
 )
 
 // rules returns what a pod may have, by JSON path below the spec; "[]" stands for each
@@ -97,7 +96,7 @@ func rules() map[string]rule {
 		"securityContext.appArmorProfile.localhostProfile": anything, // its type is refused
 		"securityContext.seLinuxOptions":                   refuse(noSELinux),
 		"securityContext.seLinuxChangePolicy":              refuse(noSELinux),
-		"securityContext.windowsOptions":                   refuse(noWindows),
+		"securityContext.windowsOptions":                   anything, // of no meaning on Linux, where a kubelet passes over it
 
 		"containers": into(),
 		"volumes":    into(),
@@ -138,7 +137,7 @@ func rules() map[string]rule {
 		"securityContext.capabilities.add":                 anything,
 		"securityContext.capabilities.drop":                anything,
 		"securityContext.seLinuxOptions":                   refuse(noSELinux),
-		"securityContext.windowsOptions":                   refuse(noWindows),
+		"securityContext.windowsOptions":                   anything, // of no meaning on Linux, where a kubelet passes over it
 	} {
 		for _, kind := range []string{"containers[].", "initContainers[].", "ephemeralContainers[]."} {
 			r[kind+path] = rule
