@@ -321,7 +321,8 @@ func (f *FS) SyncDir(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := f.inner.SyncDir(path); err != nil {
+	// The crash is ours, so that there is no need to wait for the disk.
+	if _, err := f.inner.Lstat(path); err != nil {
 		return err
 	}
 	f.history.syncDir(path)
@@ -373,11 +374,8 @@ func (o *openFile) Sync() error {
 	if err != nil {
 		return err
 	}
-	if err := o.File.Sync(); err != nil || o.inode == nil {
-		if err == nil {
-			err = o.fs.history.synced(o.path)
-		}
-		return err
+	if o.inode == nil {
+		return o.fs.history.synced(o.path)
 	}
 	return o.inode.synced()
 }
