@@ -139,14 +139,16 @@ func (f *FS) Stalled() <-chan struct{} { return f.stalled }
 func (f *FS) Release() { close(f.released) }
 
 // Restart is what is left when the host, or the process alone, starts again after a crash:
-// it takes away what the crash has lost. It is for after the last call of the dead process.
+// it takes away what the crash has lost. In a mode of a crash that has not come yet, it
+// comes now. It is for after the last call of the dead process.
 func (f *FS) Restart(t testing.TB) {
 	t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.dead {
+	if !f.fault.Mode.crash() {
 		return
 	}
+	f.dead = true
 	if err := f.history.lose(f.fault.Mode); err != nil {
 		t.Fatalf("lose what a crash loses: %v", err)
 	}
