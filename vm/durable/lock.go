@@ -82,8 +82,8 @@ func holderOf(f *os.File) int {
 	return pid
 }
 
-// Unlock gives the directory back. Idempotent.
-func (l *Lock) Unlock() error {
+// Close gives the directory back. Idempotent.
+func (l *Lock) Close() error {
 	if err := l.f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("unlock: %w", err)
 	}

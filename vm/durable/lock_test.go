@@ -84,10 +84,10 @@ func TestLockDir(t *testing.T) {
 	if !errors.As(err, &locked) || locked.PID != os.Getpid() {
 		t.Errorf("got %v, want that we have it", err)
 	}
-	must(t, errors.Join(lock.Unlock(), lock.Unlock()))
+	must(t, errors.Join(lock.Close(), lock.Close()))
 	lock, err = durable.LockDir(dir)
 	must(t, err)
-	must(t, lock.Unlock())
+	must(t, lock.Close())
 }
 
 // TestLockDirWithoutAHolder: the file says nothing of use, and is not believed.
@@ -100,7 +100,7 @@ func TestLockDirWithoutAHolder(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, ".lock"), []byte(content), 0o600))
 		_, err = durable.LockDir(dir)
 		is(t, err, durable.ErrLocked)
-		must(t, lock.Unlock())
+		must(t, lock.Close())
 	}
 	_, err := durable.LockDir(filepath.Join(t.TempDir(), "nothing"))
 	is(t, err, os.ErrNotExist)
