@@ -44,7 +44,7 @@ func load(t *testing.T, s *durable.Store[note]) (map[string]string, []*durable.F
 func TestStoreAtEveryFault(t *testing.T) {
 	for name, layout := range layouts {
 		t.Run(name, func(t *testing.T) {
-			modes := append(durabletest.Failures, durabletest.Crashes...)
+			modes := []durabletest.Mode{durabletest.EIO, durabletest.Full, durabletest.Crash, durabletest.CrashLosingAll}
 			durabletest.Every(t, modes, 12, func(t *testing.T, disk *durabletest.FS, dir string) {
 				s := openStore(disk, dir, layout, durable.Synced)
 				wrote := s.Write("a", note{ID: "a", Text: "1"})

@@ -25,7 +25,7 @@ func Every(t *testing.T, modes []Mode, least int, run func(t *testing.T, disk *F
 					run(t, disk, dir)
 					reached = disk.Reached()
 					if t.Failed() {
-						t.Logf("with %s after %q", disk.At(), disk.Ops())
+						t.Logf("with %q after %q", disk.At(), disk.Ops())
 					}
 				})
 				if !reached {

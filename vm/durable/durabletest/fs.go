@@ -78,6 +78,7 @@ type FS struct {
 	mu       sync.Mutex
 	fault    Fault
 	ops      []string
+	hit      string // what the fault did
 	dead     bool
 	full     bool
 	stalled  chan struct{} // closed when the operation has come
@@ -106,30 +107,35 @@ func (f *FS) Ops() []string {
 }
 
 // Reached tells whether the fault has happened.
-func (f *FS) Reached() bool {
+func (f *FS) Reached() bool { return f.At() != "" }
+
+// Dead tells whether the process has died.
+func (f *FS) Dead() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.fault.At > 0 && len(f.ops) >= f.fault.At
+	return f.dead
 }
 
-// At names the operation at which the fault happened.
+// At names the operation at which the fault happened; empty when it has not.
 func (f *FS) At() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.fault.At == 0 || len(f.ops) < f.fault.At {
-		return "no fault"
-	}
-	return fmt.Sprintf("%v (%s)", f.fault, f.ops[f.fault.At-1])
+	return f.hit
 }
 
-// Heal ends all faults but a crash.
+// Heal ends what is wrong, unless the process is dead.
 func (f *FS) Heal() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.full = false
-	if !f.dead {
-		f.fault = Fault{}
-	}
+	f.fault.At = 0
+}
+
+// Arm counts from now on, with another fault.
+func (f *FS) Arm(fault Fault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ops, f.fault, f.full, f.hit = nil, fault, false, ""
 }
 
 // Stalled is closed when a Stall has begun; Release ends it.
@@ -189,6 +195,7 @@ func (f *FS) begin(k kind, op string, paths ...string) (half bool, err error) {
 	f.ops = append(f.ops, op)
 	failed := func(err error) error { return &fs.PathError{Op: op, Path: paths[0], Err: err} }
 	if len(f.ops) == f.fault.At {
+		f.hit = fmt.Sprintf("%v (%s)", f.fault, op)
 		switch m := f.fault.Mode; {
 		case m.crash():
 			f.dead = true
