@@ -227,7 +227,7 @@ func (s *Store) load() error {
 			path := filepath.Join(s.dir, d.Name())
 			switch {
 			case strings.HasPrefix(d.Name(), tmpPrefix), strings.HasPrefix(d.Name(), trashPrefix):
-				if err := s.sweep(path); err != nil {
+				if _, err := s.sweep(path, false); err != nil {
 					return err
 				}
 			case validHex(d.Name()):
@@ -250,17 +250,20 @@ func (s *Store) load() error {
 	})
 }
 
-// sweep removes a temporary directory unless its owner lives.
-func (s *Store) sweep(path string) error {
+// sweep removes a temporary directory, or only says that it would, unless its owner lives.
+func (s *Store) sweep(path string, dryRun bool) (bool, error) {
 	l, err := lockFile(filepath.Join(path, ownerName), true, true)
 	if errors.Is(err, errLocked) {
-		return nil
+		return false, nil
 	}
 	if err == nil {
 		defer func() { _ = l.Close() }()
 	}
+	if dryRun {
+		return true, nil
+	}
 	s.opts.Logger.Info("Removing leftover of an interrupted pull", "path", path)
-	return s.fsys.RemoveAll(path)
+	return true, s.fsys.RemoveAll(path)
 }
 
 // errUnusable: what is in an image's place is no image of this store's kind.

@@ -113,6 +113,10 @@ type Options struct {
 	// Builds is how many snapshots are built at once. 0 is 1: a build boots a
 	// machine and reads all its memory.
 	Builds int
+	// RestoreFailures is how many restores in a row may fail without a clear cause before
+	// the snapshot is put aside, even if its files are what was saved. 0 is 2: one may be a
+	// busy host, two are the snapshot.
+	RestoreFailures int
 	// Network is given to every restored machine; nil leaves it with loopback only.
 	Network *agentv1.Network
 	// OnEvent is called for each event, from any goroutine, without locks held. It
@@ -142,6 +146,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Builds <= 0 {
 		o.Builds = 1
+	}
+	if o.RestoreFailures <= 0 {
+		o.RestoreFailures = 2
 	}
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}

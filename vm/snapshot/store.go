@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 )
@@ -47,8 +48,9 @@ type Store struct {
 	sets     map[string]*set    // guarded by mu; verified in this process, by key
 	flights  map[string]*flight // guarded by mu; at most one change of a key at a time
 	refs     map[string]Reference
-	builders map[string]bool   // guarded by mu; machines of builds under way
-	sealKeys map[string][]byte // guarded by mu; of the sets that machines came from, by instance
+	builders map[string]bool      // guarded by mu; machines of builds under way
+	verified map[string]time.Time // guarded by mu; when this process read all files of a set, by instance
+	sealKeys map[string][]byte    // guarded by mu; of the sets that machines came from, by instance
 }
 
 // set is a published set that this process has verified.
@@ -130,6 +132,7 @@ func newStore(dir string, opts Options) *Store {
 		refs:     make(map[string]Reference),
 		builders: make(map[string]bool),
 		sealKeys: make(map[string][]byte),
+		verified: make(map[string]time.Time),
 	}
 	if s.driver != nil {
 		s.features = s.driver.Features()
