@@ -133,6 +133,11 @@ type GCReport struct {
 // left. An image that another process uses stays. One that cannot be removed does not keep
 // the others: the errors are joined.
 func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
+	if s.collectOnly {
+		if _, err := s.fsys.Stat(s.dir); errors.Is(err, fs.ErrNotExist) {
+			return GCReport{}, nil
+		}
+	}
 	all, err := s.List()
 	if err != nil {
 		return GCReport{}, fmt.Errorf("collect images: %w", err)

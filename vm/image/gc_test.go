@@ -144,3 +144,45 @@ func TestCollectionOfLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A store that is opened to collect takes images of every kind for what they are, and
+// leaves alone what another process uses.
+func TestOpenForCollection(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	dir := filepath.Join(t.TempDir(), "images")
+	open := func() *Store {
+		s, err := OpenForCollection(dir, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s
+	}
+	if report, err := open().GC(t.Context(), GCOptions{}); err != nil || len(report.Decisions) != 0 {
+		t.Errorf("of nothing: %+v, %v", report, err)
+	}
+	node := openStore(t, dir, testOptions(r))
+	used, err := node.Pull(t.Context(), push(t, r, "used", makeImage(t, layer(t, images.File("a", 0o644, "a")))), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	idle, err := node.Pull(t.Context(), push(t, r, "idle", makeImage(t, layer(t, images.File("b", 0o644, "b")))), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	idle.Release()
+	s := open()
+	if list, err := s.List(); err != nil || len(list) != 2 || len(list[0].Refs) != 1 {
+		t.Errorf("listed %+v, %v", list, err)
+	}
+	if _, err := s.Pull(t.Context(), used.Ref, PullOptions{}); !errors.Is(err, ErrInvalidOptions) {
+		t.Errorf("pulled: %v", err)
+	}
+	report, err := s.GC(t.Context(), GCOptions{})
+	if err != nil || report.RemovedBytes != idle.SizeBytes {
+		t.Errorf("collected %+v, %v", report, err)
+	}
+	if _, err := os.Stat(used.DiskPath); err != nil {
+		t.Errorf("the image of a running node: %v", err)
+	}
+}
