@@ -109,7 +109,9 @@ type Decision struct {
 	Info Info
 	// Remove: it goes.
 	Remove bool
-	// Reason for people, in both cases.
+	// Young: only its age keeps it.
+	Young bool
+	// Reason for people, in every case.
 	Reason string
 }
 
@@ -189,15 +191,15 @@ func decide(i Info, opts GCOptions, now time.Time) Decision {
 	unused := now.Sub(i.LastUsed)
 	switch who := opts.Keep[i.Digest]; {
 	case i.Pinned:
-		return Decision{i, false, "in use by this process"}
+		return Decision{Info: i, Reason: "in use by this process"}
 	case who != "":
-		return Decision{i, false, who}
+		return Decision{Info: i, Reason: who}
 	case opts.Only != nil && !slices.Contains(opts.Only, i.Digest):
-		return Decision{i, false, "not among those that are to go"}
+		return Decision{Info: i, Young: true, Reason: "not among those that are to go"}
 	case unused < opts.Grace:
-		return Decision{i, false, fmt.Sprintf("unused for %s, less than %s", unused.Round(time.Second), opts.Grace)}
+		return Decision{Info: i, Young: true, Reason: fmt.Sprintf("unused for %s, less than %s", unused.Round(time.Second), opts.Grace)}
 	}
-	return Decision{i, true, fmt.Sprintf("unused for %s", unused.Round(time.Second))}
+	return Decision{Info: i, Remove: true, Reason: fmt.Sprintf("unused for %s", unused.Round(time.Second))}
 }
 
 // leftovers removes, or only lists, what pulls and removals that failed have left; opening

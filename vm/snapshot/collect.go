@@ -34,7 +34,9 @@ type Decision struct {
 	Info Info
 	// Remove: it goes.
 	Remove bool
-	// Reason for people, in both cases.
+	// Young: only its age keeps it.
+	Young bool
+	// Reason for people, in every case.
 	Reason string
 }
 
@@ -144,19 +146,19 @@ func decide(i Info, opts GCOptions, now time.Time) Decision {
 	unused := now.Sub(i.LastUsed)
 	switch {
 	case len(i.Machines) > 0:
-		return Decision{i, false, fmt.Sprintf("%d machines were restored from it", len(i.Machines))}
+		return Decision{Info: i, Reason: fmt.Sprintf("%d machines were restored from it", len(i.Machines))}
 	case i.Pins > 0:
-		return Decision{i, false, "in use by this process"}
+		return Decision{Info: i, Reason: "in use by this process"}
 	case i.Status == StatusReady && slices.Contains(opts.Keep, i.Key):
-		return Decision{i, false, "wanted"}
+		return Decision{Info: i, Reason: "wanted"}
 	case i.Status == StatusReady && i.Manifest.Kind == KindTemplate && opts.KeepTemplates:
-		return Decision{i, false, "perhaps wanted: the node was not told its templates yet"}
+		return Decision{Info: i, Reason: "perhaps wanted: the node was not told its templates yet"}
 	case opts.Only != nil && !slices.Contains(opts.Only, i.Name):
-		return Decision{i, false, "not among those that are to go"}
+		return Decision{Info: i, Young: true, Reason: "not among those that are to go"}
 	case unused < opts.Grace:
-		return Decision{i, false, fmt.Sprintf("unused for %s, less than %s", unused.Round(time.Second), opts.Grace)}
+		return Decision{Info: i, Young: true, Reason: fmt.Sprintf("unused for %s, less than %s", unused.Round(time.Second), opts.Grace)}
 	}
-	return Decision{i, true, fmt.Sprintf("unused for %s", unused.Round(time.Second))}
+	return Decision{Info: i, Remove: true, Reason: fmt.Sprintf("unused for %s", unused.Round(time.Second))}
 }
 
 // Delete removes one snapshot, by a name as for Inspect.

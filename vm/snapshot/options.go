@@ -99,8 +99,11 @@ type Event struct {
 // Options of a store.
 type Options struct {
 	// Driver builds and restores. Without one the store can only be looked at and
-	// cleaned, and references of machines are all believed.
+	// cleaned, and references of machines are all believed, unless Machines tells better.
 	Driver vm.Driver
+	// Machines lists the machines of the host where there is no Driver to be asked; nil is
+	// not known.
+	Machines func(ctx context.Context) ([]string, error)
 	// Logger gets what has no caller to be returned to. nil discards.
 	Logger *slog.Logger
 	// Now is the clock of manifests and collection. nil is time.Now.

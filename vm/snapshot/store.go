@@ -204,6 +204,16 @@ func (s *Store) recover(ctx context.Context) error {
 // removeBuilding deletes a build directory and the machine that filled it.
 func (s *Store) removeBuilding(ctx context.Context, name string) error {
 	id := builderIDPrefix + strings.TrimPrefix(name, buildingPrefix)
+	if s.driver == nil {
+		// The directory is the only record of the machine.
+		known, asked, err := s.machines(ctx)
+		if err == nil && asked && slices.Contains(known, id) || !asked {
+			err = fmt.Errorf("machine %q may exist: the node deletes it", id)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.driver != nil && vm.ValidateID(id) == nil {
 		ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Delete)
 		defer cancel()
@@ -219,6 +229,21 @@ func (s *Store) removeBuilding(ctx context.Context, name string) error {
 		}
 	}
 	return s.opts.fs.RemoveAll(filepath.Join(s.dir, name))
+}
+
+// machines lists the machines of the host; asked is false when there is nobody to ask.
+func (s *Store) machines(ctx context.Context) (known []string, asked bool, err error) {
+	list := s.opts.Machines
+	if s.driver != nil {
+		list = s.driver.List
+	}
+	if list == nil {
+		return nil, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Call)
+	defer cancel()
+	known, err = list(ctx)
+	return known, true, err
 }
 
 // checkDisk is the disk floor, of which what is expected to be written must not take
