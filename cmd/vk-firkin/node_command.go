@@ -345,13 +345,13 @@ func (n *node) collectGarbage(ctx context.Context) {
 	ticker := time.NewTicker(garbageEvery)
 	defer ticker.Stop()
 	for {
-		images := image.GCOptions{UnusedFor: garbageAge}
+		images := image.GCOptions{Grace: garbageAge}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		case <-n.pressed:
-			images = image.GCOptions{MaxBytes: 1}
+			images = image.GCOptions{}
 		}
 		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused snapshots", "error", err)

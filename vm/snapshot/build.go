@@ -56,10 +56,11 @@ func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (bu
 	id := builderIDPrefix + random
 	dir := filepath.Join(s.dir, buildingPrefix+random)
 	saved := filepath.Join(dir, machineDir)
+	s.setBuilder(id, true) // before there is anything that a collection could take for a leftover
 	if err := s.opts.fs.Mkdir(dir); err != nil {
+		s.setBuilder(id, false)
 		return nil, err
 	}
-	s.setBuilder(id, true)
 	published, machineGone := false, true
 	defer func() {
 		s.setBuilder(id, false) // a machine that could not be deleted is anybody's to reap

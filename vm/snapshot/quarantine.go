@@ -140,6 +140,7 @@ func (s *Store) drop(key string) {
 	if known := s.sets[key]; known != nil {
 		known.gone = true
 		delete(s.sets, key)
+		delete(s.verified, known.manifest.Instance)
 	}
 }
 

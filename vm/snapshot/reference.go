@@ -120,16 +120,10 @@ func (s *Store) loadReferences(ctx context.Context) error {
 	if err := s.sweepReferences(); err != nil {
 		return err
 	}
-	var known []string
-	asked := false
-	if s.driver != nil {
-		ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Call)
-		defer cancel()
-		if known, err = s.driver.List(ctx); err != nil {
-			s.opts.Logger.Warn("Keeping all references of snapshots: the driver could not list its machines", "error", err)
-		} else {
-			asked = true
-		}
+	known, asked, err := s.machines(ctx)
+	if err != nil {
+		s.opts.Logger.Warn("Keeping all references of snapshots: the driver could not list its machines", "error", err)
+		asked = false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/durable"
@@ -47,8 +48,9 @@ type Store struct {
 	sets     map[string]*set    // guarded by mu; verified in this process, by key
 	flights  map[string]*flight // guarded by mu; at most one change of a key at a time
 	refs     map[string]Reference
-	builders map[string]bool   // guarded by mu; machines of builds under way
-	sealKeys map[string][]byte // guarded by mu; of the sets that machines came from, by instance
+	builders map[string]bool      // guarded by mu; machines of builds under way
+	verified map[string]time.Time // guarded by mu; when this process read all files of a set, by instance
+	sealKeys map[string][]byte    // guarded by mu; of the sets that machines came from, by instance
 }
 
 // set is a published set that this process has verified.
@@ -130,6 +132,7 @@ func newStore(dir string, opts Options) *Store {
 		refs:     make(map[string]Reference),
 		builders: make(map[string]bool),
 		sealKeys: make(map[string][]byte),
+		verified: make(map[string]time.Time),
 	}
 	if s.driver != nil {
 		s.features = s.driver.Features()
@@ -201,6 +204,16 @@ func (s *Store) recover(ctx context.Context) error {
 // removeBuilding deletes a build directory and the machine that filled it.
 func (s *Store) removeBuilding(ctx context.Context, name string) error {
 	id := builderIDPrefix + strings.TrimPrefix(name, buildingPrefix)
+	if s.driver == nil {
+		// The directory is the only record of the machine.
+		known, asked, err := s.machines(ctx)
+		if err == nil && asked && slices.Contains(known, id) || !asked {
+			err = fmt.Errorf("machine %q may exist: the node deletes it", id)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.driver != nil && vm.ValidateID(id) == nil {
 		ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Delete)
 		defer cancel()
@@ -216,6 +229,21 @@ func (s *Store) removeBuilding(ctx context.Context, name string) error {
 		}
 	}
 	return s.opts.fs.RemoveAll(filepath.Join(s.dir, name))
+}
+
+// machines lists the machines of the host; asked is false when there is nobody to ask.
+func (s *Store) machines(ctx context.Context) (known []string, asked bool, err error) {
+	list := s.opts.Machines
+	if s.driver != nil {
+		list = s.driver.List
+	}
+	if list == nil {
+		return nil, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Call)
+	defer cancel()
+	known, err = list(ctx)
+	return known, true, err
 }
 
 // checkDisk is the disk floor, of which what is expected to be written must not take
