@@ -61,7 +61,7 @@ type Fault struct {
 }
 
 func (f *Fault) Error() string {
-	return fmt.Sprintf("record of %q at %s: %v", f.ID, f.Path, f.Err)
+	return fmt.Sprintf("record of %q: %v", f.ID, f.Err) // which names the path
 }
 
 func (f *Fault) Unwrap() error { return f.Err }

@@ -55,7 +55,7 @@ type StoreOptions[T any] struct {
 // but for one id there may be one writer at a time.
 //
 // A record that could not be read stays: Write and Remove refuse to touch it, with its
-// *Fault, until SetAside has moved it away or Load could read it.
+// *Fault, until SetAside has moved it away, Discard has removed it, or Load could read it.
 type Store[T any] struct {
 	StoreOptions[T]
 
@@ -196,11 +196,28 @@ func (s *Store[T]) Remove(id string) error {
 	if err := s.untouchable(id); err != nil {
 		return err
 	}
-	path := s.Path(id)
-	if s.Layout.File != "" {
-		path = filepath.Dir(path)
+	return Remove(s.FS, s.place(id), s.How)
+}
+
+// Discard is Remove for whoever knows that what the record speaks of is gone, or was told
+// to let it go: it removes one that cannot be read as well.
+func (s *Store[T]) Discard(id string) error {
+	if !s.valid(id) {
+		return fmt.Errorf("discard record: %.100q is no id", id)
 	}
-	return Remove(s.FS, path, s.How)
+	if err := Remove(s.FS, s.place(id), s.How); err != nil {
+		return err
+	}
+	s.settle(id, nil)
+	return nil
+}
+
+// place is all that belongs to an id's record.
+func (s *Store[T]) place(id string) string {
+	if s.Layout.File != "" {
+		return filepath.Join(s.Dir, id)
+	}
+	return s.Path(id)
 }
 
 // SetAside moves an id's record, with Layout.File its whole directory, into the directory
@@ -210,11 +227,7 @@ func (s *Store[T]) SetAside(id, to string) (string, error) {
 	if !s.valid(id) {
 		return "", fmt.Errorf("set record aside: %.100q is no id", id)
 	}
-	path := s.Path(id)
-	if s.Layout.File != "" {
-		path = filepath.Dir(path)
-	}
-	moved, err := MoveAside(s.FS, path, to)
+	moved, err := MoveAside(s.FS, s.place(id), to)
 	if err == nil {
 		s.settle(id, nil)
 	}

@@ -178,6 +178,15 @@ func TestUnreadableIsKept(t *testing.T) {
 			}
 			_, err = s.SetAside("nothing", aside)
 			is(t, err, fs.ErrNotExist)
+			// It goes when that is what is meant, and its id is free then.
+			must(t, s.Write("corrupt", note{ID: "corrupt"}))
+			must(t, os.WriteFile(s.Path("corrupt"), []byte("x"), 0o600))
+			if _, faults := load(t, s); len(faults) != 1 {
+				t.Errorf("faults: %v", faults)
+			}
+			is(t, s.Remove("corrupt"), durable.ErrCorrupt)
+			must(t, errors.Join(s.Discard("corrupt"), s.Discard("corrupt")))
+			must(t, s.Write("corrupt", note{ID: "corrupt"}))
 		})
 	}
 }
