@@ -6,11 +6,11 @@ package durable
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -19,8 +19,13 @@ const lockName = ".lock"
 
 // Lock is a directory that this process has to itself. The kernel gives it back when the
 // process ends, however it ends: no lock is ever stale. Programs that this process starts
-// do not inherit it, because Go opens files close-on-exec.
-type Lock struct{ f *os.File }
+// do not inherit it: it is close-on-exec.
+type Lock struct {
+	mu sync.Mutex
+	// fd and not an os.File, which closes itself when nobody refers to it any more: who
+	// forgets a lock keeps it. -1: given back.
+	fd int // guarded by mu
+}
 
 // LockedError names who has a directory.
 type LockedError struct {
@@ -42,40 +47,44 @@ func (e *LockedError) Is(target error) bool { return target == ErrLocked } //nol
 // LockDir takes a directory, which must be there, without waiting. Errors: ErrLocked, a
 // *LockedError with the holder.
 func LockDir(dir string) (*Lock, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	fd, err := again(func() (int, error) {
+		return syscall.Open(filepath.Join(dir, lockName), syscall.O_CREAT|syscall.O_RDWR|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0o600)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	if err := flock(f); err != nil {
-		holder := holderOf(f)
-		_ = f.Close()
+	if _, err := again(func() (int, error) { return 0, syscall.Flock(fd, syscall.LOCK_EX|syscall.LOCK_NB) }); err != nil {
+		holder := holderOf(fd)
+		_ = syscall.Close(fd)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, &LockedError{Dir: dir, PID: holder}
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	// For the message of the next one; correctness does not depend on it.
-	if err := f.Truncate(0); err == nil {
-		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	if err := syscall.Ftruncate(fd, 0); err == nil {
+		_, _ = syscall.Pwrite(fd, []byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	return &Lock{f}, nil
+	return &Lock{fd: fd}, nil
 }
 
-func flock(f *os.File) error {
+// again repeats a call that a signal interrupts.
+func again(call func() (int, error)) (int, error) {
 	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		n, err := call()
 		if !errors.Is(err, syscall.EINTR) {
-			return err
+			return n, err
 		}
 	}
 }
 
-func holderOf(f *os.File) int {
-	data, err := io.ReadAll(io.NewSectionReader(f, 0, 32))
+func holderOf(fd int) int {
+	data := make([]byte, 32)
+	n, err := again(func() (int, error) { return syscall.Pread(fd, data, 0) })
 	if err != nil {
 		return 0
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data[:n])))
 	if err != nil || pid < 1 {
 		return 0
 	}
@@ -84,8 +93,15 @@ func holderOf(f *os.File) int {
 
 // Close gives the directory back. Idempotent.
 func (l *Lock) Close() error {
-	if err := l.f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return fmt.Errorf("unlock: %w", err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd < 0 {
+		return nil
+	}
+	fd := l.fd
+	l.fd = -1
+	if err := syscall.Close(fd); err != nil {
+		return fmt.Errorf("give back a directory: %w", err)
 	}
 	return nil
 }

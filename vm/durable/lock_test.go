@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/vk-firkin/vk-firkin/vm/durable"
@@ -39,6 +40,8 @@ func hold(dir string) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+	runtime.GC() // nobody refers to the lock, and it stays
+	runtime.GC()
 	fmt.Println("held")
 	select {}
 }
