@@ -118,8 +118,8 @@ func TestRecordOfAnEnd(t *testing.T) {
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) != 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) != 0 {
 		t.Fatalf("%v, %v", recs, faults)
 	}
 	want := *s.kill

@@ -19,7 +19,7 @@ import (
 )
 
 // recordVersion is the version of the format of pod.json. A record of another
-// version is not read: its pod's machine is then reaped as an orphan.
+// version is not read: its pod's machine is quarantined, see heldPod.
 const recordVersion = 1
 
 // recordFile is the name of a pod's record in its directory.
@@ -191,15 +191,28 @@ func (r records) remove(uid types.UID) error {
 	return nil
 }
 
-// load reads all records. One that cannot be read is reported among the faults and
-// does not hide the others.
-func (r records) load() (recs []*record, faults []error) {
+// forget deletes a pod's record and leaves its logs. Idempotent.
+func (r records) forget(uid types.UID) error {
+	if err := os.Remove(filepath.Join(r.dir, string(uid), recordFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove record of pod %q: %w", uid, err)
+	}
+	return nil
+}
+
+// brokenRecord is a record that cannot be read.
+type brokenRecord struct {
+	uid types.UID
+	err error
+}
+
+// load reads all records. Those that cannot be read stay, and do not hide the others.
+func (r records) load() (recs []*record, broken []brokenRecord, err error) {
 	entries, err := os.ReadDir(r.dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, []error{fmt.Errorf("list pod records: %w", err)}
+		return nil, nil, fmt.Errorf("list pod records: %w", err)
 	}
 	for _, e := range entries {
 		if !e.IsDir() {
@@ -209,15 +222,15 @@ func (r records) load() (recs []*record, faults []error) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // died before the first record, or in the middle of a removal
 			if err := r.remove(types.UID(e.Name())); err != nil {
-				faults = append(faults, err)
+				return nil, nil, err
 			}
 		case err != nil:
-			faults = append(faults, fmt.Errorf("read record of pod %q: %w", e.Name(), err))
+			broken = append(broken, brokenRecord{uid: types.UID(e.Name()), err: err})
 		default:
 			recs = append(recs, rec)
 		}
 	}
-	return recs, faults
+	return recs, broken, nil
 }
 
 func (r records) read(uid string) (*record, error) {

@@ -97,8 +97,8 @@ func TestRecordKeepsAllocation(t *testing.T) {
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) > 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) > 0 {
 		t.Fatal(recs, faults)
 	}
 	e := &environment{log: slog.New(slog.DiscardHandler)}

@@ -186,8 +186,8 @@ func TestRecordKeepsStop(t *testing.T) {
 		t.Fatal("it is not written down")
 	}
 	w.save()
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) > 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) > 0 {
 		t.Fatal(recs, faults)
 	}
 	recs[0].Images = nil

@@ -281,8 +281,8 @@ func TestRecordKeepsTemplate(t *testing.T) {
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) != 0 || !reflect.DeepEqual(recs[0].Template, s.plan.template) {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) != 0 || !reflect.DeepEqual(recs[0].Template, s.plan.template) {
 		t.Fatalf("records %+v, %v", recs, faults)
 	}
 	// A process that died before it had a machine goes on with the same.
@@ -330,8 +330,8 @@ func TestRecords(t *testing.T) {
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) != 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) != 0 {
 		t.Fatalf("%d records, %v", len(recs), faults)
 	}
 	got := recs[0]
@@ -341,13 +341,13 @@ func TestRecords(t *testing.T) {
 	if err := replaceFile(r.dir+"/uid/"+recordFile, []byte(`{"version":99}`)); err != nil {
 		t.Fatal(err)
 	}
-	if recs, faults := r.load(); len(recs) != 0 || len(faults) != 1 {
+	if recs, faults, err := r.load(); err != nil || len(recs) != 0 || len(faults) != 1 {
 		t.Errorf("a record of another version gives %v, %v", recs, faults)
 	}
 	if err := r.remove("uid"); err != nil {
 		t.Fatal(err)
 	}
-	if recs, faults := r.load(); len(recs)+len(faults) != 0 {
+	if recs, faults, err := r.load(); err != nil || len(recs)+len(faults) != 0 {
 		t.Errorf("after removal: %v, %v", recs, faults)
 	}
 }
