@@ -212,6 +212,19 @@ func (s *Store[T]) Discard(id string) error {
 	return nil
 }
 
+// Forget is Discard of the record alone: what else is in its directory stays until Remove,
+// or until a later Load.
+func (s *Store[T]) Forget(id string) error {
+	if !s.valid(id) {
+		return fmt.Errorf("forget record: %.100q is no id", id)
+	}
+	if err := Remove(s.FS, s.Path(id), s.How); err != nil {
+		return err
+	}
+	s.settle(id, nil)
+	return nil
+}
+
 // place is all that belongs to an id's record.
 func (s *Store[T]) place(id string) string {
 	if s.Layout.File != "" {

@@ -185,6 +185,12 @@ func TestUnreadableIsKept(t *testing.T) {
 				t.Errorf("faults: %v", faults)
 			}
 			is(t, s.Remove("corrupt"), durable.ErrCorrupt)
+			must(t, errors.Join(s.Forget("corrupt"), s.Forget("corrupt")))
+			must(t, s.Write("corrupt", note{ID: "corrupt"}))
+			must(t, os.WriteFile(s.Path("corrupt"), []byte("x"), 0o600))
+			if _, faults := load(t, s); len(faults) != 1 {
+				t.Errorf("faults: %v", faults)
+			}
 			must(t, errors.Join(s.Discard("corrupt"), s.Discard("corrupt")))
 			must(t, s.Write("corrupt", note{ID: "corrupt"}))
 		})
