@@ -56,7 +56,7 @@ func (s *Store) Forget(machine string) error {
 	if !ok {
 		return nil
 	}
-	if err := durable.Remove(s.opts.fs, s.referencePath(r), referenceDurability); err != nil {
+	if err := durable.Remove(s.opts.fs, s.referencePath(r), durable.Synced); err != nil {
 		return fmt.Errorf("forget reference of machine %q: %w", machine, err)
 	}
 	s.mu.Lock()
@@ -66,10 +66,6 @@ func (s *Store) Forget(machine string) error {
 	return nil
 }
 
-// referenceDurability: the one write before a machine is made is not on the way of a
-// checkout, so that it can wait for the disk.
-const referenceDurability = durable.Synced
-
 // refer writes a reference. It counts from before it is on disk; when it does not get
 // there, the former one does. The store is not locked meanwhile: a disk takes its time.
 func (s *Store) refer(r Reference) error {
@@ -78,9 +74,15 @@ func (s *Store) refer(r Reference) error {
 	s.refs[r.Machine] = r
 	s.mu.Unlock()
 	path := s.referencePath(r)
-	err := durable.MakeDir(s.opts.fs, filepath.Dir(path), referenceDurability)
+	how := durable.Synced
+	if r.Proven {
+		// Who finds half of it, or what was there before, after a crash of the host finds a
+		// machine that was never finished; and none survives that crash.
+		how = durable.Unsynced
+	}
+	err := durable.MakeDir(s.opts.fs, filepath.Dir(path), how)
 	if err == nil {
-		err = referenceFormat.Write(s.opts.fs, path, referenceRecord{Reference: r}, referenceDurability)
+		err = referenceFormat.Write(s.opts.fs, path, referenceRecord{Reference: r}, how)
 	}
 	if err == nil {
 		return nil
