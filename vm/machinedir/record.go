@@ -8,65 +8,82 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // MaxRecordBytes bounds the JSON files of machines and snapshots: paths and
 // numbers, a few KiB.
 const MaxRecordBytes = 1 << 20
 
-// WriteJSON replaces dir/name in one step. It does not sync: a record describes
-// processes, which do not outlive a crash of the host either.
+// WriteJSON replaces dir/name in one step, and it survives a crash of the host: it
+// announces what the caller is about to make.
 func WriteJSON(dir, name string, v any) error {
-	data, err := EncodeJSON(v)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	temp := filepath.Join(dir, "."+name+".new")
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", name, NoSpace(err))
-	}
-	if err := os.Rename(temp, filepath.Join(dir, name)); err != nil {
-		return fmt.Errorf("write %s: %w", name, NoSpace(err))
-	}
-	return nil
+	return write(dir, name, v, durable.Replace, durable.Synced)
 }
 
-// WriteJSONOnce makes dir/name in one step unless it is there: of several processes that
-// write it, one does. The others get fs.ErrExist, and what they meant to write is nowhere.
+// NoteJSON is WriteJSON of what the caller has seen of a machine. It survives the caller
+// and is not synced: no machine survives what a sync protects from, and who finds half a
+// record then finds a machine that was never made, or that has ended.
+func NoteJSON(dir, name string, v any) error {
+	return write(dir, name, v, durable.Replace, durable.Unsynced)
+}
+
+// WriteJSONOnce is NoteJSON unless the file is there: of several processes that write it,
+// one does. The others get fs.ErrExist, and what they meant to write is nowhere.
 func WriteJSONOnce(dir, name string, v any) error {
-	if err := writeOnce(dir, name, v); err != nil {
+	return write(dir, name, v, durable.Publish, durable.Unsynced)
+}
+
+func write(dir, name string, v any, put func(durable.FS, string, []byte, durable.Durability) error, how durable.Durability) error {
+	data, err := EncodeJSON(v)
+	if err == nil {
+		err = put(durable.Host, filepath.Join(dir, name), data, how)
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: %w", name, NoSpace(err))
 	}
 	return nil
-}
-
-func writeOnce(dir, name string, v any) error {
-	data, err := EncodeJSON(v)
-	if err != nil {
-		return err
-	}
-	// A name of its own: another writer's half must not be what is published.
-	temp, err := os.CreateTemp(dir, "."+name+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.Write(data)
-	if err := errors.Join(err, temp.Close()); err != nil {
-		return err
-	}
-	return os.Link(temp.Name(), filepath.Join(dir, name))
 }
 
 // EncodeJSON is v as WriteJSON writes it.
 func EncodeJSON(v any) ([]byte, error) {
 	data, err := json.MarshalIndent(v, "", "  ")
 	return append(data, '\n'), err
+}
+
+// ReadVersioned is ReadJSON of a record that says its version. Errors: fs.ErrNotExist,
+// durable.ErrCorrupt, and vm.ErrUnavailable when something is there that may be whole:
+// another vk-firkin wrote it, or the disk did not say.
+func ReadVersioned(dir, name string, version int, v any) error {
+	data, err := ReadRecord(dir, name)
+	if err == nil {
+		// The version first: the rest of another one need not be understood.
+		var head durable.Header
+		err := json.Unmarshal(data, &head)
+		if err == nil && head.Version < 1 {
+			err = fmt.Errorf("version %d", head.Version)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w: %w", name, durable.ErrCorrupt, err)
+		}
+		if head.Version != version {
+			return fmt.Errorf("%w: %s: %w", vm.ErrUnavailable, name, &durable.VersionError{Kind: "machine", Version: head.Version, Oldest: version, Newest: version})
+		}
+		if err := json.Unmarshal(data, v); err != nil {
+			return fmt.Errorf("%s: %w: %w", name, durable.ErrCorrupt, err)
+		}
+		return nil
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, durable.ErrCorrupt) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
 }
 
 // ReadJSON reads a file of at most MaxRecordBytes into v.
@@ -76,31 +93,20 @@ func ReadJSON(dir, name string, v any) error {
 		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w: %w", name, durable.ErrCorrupt, err)
 	}
 	return nil
 }
 
-// ReadRecord reads a file of at most MaxRecordBytes.
+// ReadRecord reads a regular file of at most MaxRecordBytes. What is longer, or no file, is
+// durable.ErrCorrupt.
 func ReadRecord(dir, name string) ([]byte, error) {
-	f, err := os.Open(filepath.Join(dir, name))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxRecordBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > MaxRecordBytes {
-		return nil, fmt.Errorf("%s has more than %d bytes", name, MaxRecordBytes)
-	}
-	return data, nil
+	return durable.ReadFile(durable.Host, filepath.Join(dir, name), MaxRecordBytes)
 }
 
 // NoSpace adds vm.ErrNoSpace to errors that mean it.
 func NoSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.ENOMEM) {
+	if durable.IsNoSpace(err) || errors.Is(err, syscall.ENOMEM) {
 		return fmt.Errorf("%w: %w", vm.ErrNoSpace, err)
 	}
 	return err

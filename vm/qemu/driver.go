@@ -232,10 +232,9 @@ func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
 // find makes a machine of what its directory says. One that has ended needs no watch.
 func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	var r record
-	err = machinedir.ReadJSON(d.machines.Dir(id), recordFile, &r)
-	if err == nil && r.Version != recordVersion {
-		// Of another version of this program: it may run, and is not ours to touch.
-		return nil, nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, recordVersion)
+	err = machinedir.ReadVersioned(d.machines.Dir(id), recordFile, recordVersion, &r)
+	if errors.Is(err, vm.ErrUnavailable) {
+		return nil, nil, err // it may run, and is not ours to touch
 	}
 	if err != nil || !r.Ready {
 		d.log.Warn("Found a machine that was never made completely", "machine", id, "err", err)
@@ -249,7 +248,7 @@ func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 		exit := m.exit
 		if !recorded {
 			exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "the hypervisor's process ended while nobody watched it"}
-			if err := machinedir.WriteJSON(m.dir, exitFile, exit); err != nil {
+			if err := machinedir.NoteJSON(m.dir, exitFile, exit); err != nil {
 				d.log.Warn("Cannot record the exit of the machine", "machine", id, "err", err)
 			}
 		}
@@ -269,6 +268,11 @@ func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	}
 	return m, func() { m.watch(nil) }, nil
 }
+
+var _ vm.Describer = (*machine)(nil)
+
+// Config is part of vm.Describer.
+func (m *machine) Config() vm.Config { return m.record.Config }
 
 // newExited is a machine that has ended.
 func newExited(d *Driver, r record, exit vm.Exit) *machine {

@@ -275,10 +275,9 @@ func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
 // find makes a machine of what its directory says. One that has ended needs no watch.
 func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	var r layout.Record
-	err = machinedir.ReadJSON(d.machines.Dir(id), layout.RecordFile, &r)
-	if err == nil && r.Version != layout.RecordVersion {
-		// Of another version of this program: it may run, and is not ours to touch.
-		return nil, nil, fmt.Errorf("%w: its record has version %d, this program reads %d", vm.ErrUnavailable, r.Version, layout.RecordVersion)
+	err = machinedir.ReadVersioned(d.machines.Dir(id), layout.RecordFile, layout.RecordVersion, &r)
+	if errors.Is(err, vm.ErrUnavailable) {
+		return nil, nil, err // it may run, and is not ours to touch
 	}
 	if err != nil || !r.Ready {
 		d.log.Warn("Found a machine that was never made completely", "machine", id, "err", err)

@@ -33,7 +33,7 @@ func (m *machine) recordExit(exit vm.Exit) vm.Exit {
 			return known
 		}
 		// What is there is none.
-		err = machinedir.WriteJSON(m.dir, layout.ExitFile, exit)
+		err = machinedir.NoteJSON(m.dir, layout.ExitFile, exit)
 	}
 	if err != nil {
 		// On a full disk a machine must still be stoppable.
