@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -151,7 +152,7 @@ func New(opts Options) (*Provider, error) {
 		admission: p.admission,
 		log:       opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
 		templates: opts.Templates,
-		records:   records{dir: filepath.Join(opts.StateDir, "pods")}, objects: obj, events: ev,
+		records:   newRecords(filepath.Join(opts.StateDir, "pods"), durable.Host), objects: obj, events: ev,
 		puller:    puller{images: opts.Images, objects: obj, events: ev},
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},

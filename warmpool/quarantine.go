@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // QuarantineDir is where a node writes which machines are in quarantine, and where others
@@ -177,12 +178,8 @@ func (d QuarantineDir) write(q Quarantined) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
+	if err := durable.MakeDir(durable.Host, string(d), durable.Unsynced); err != nil {
 		return err
 	}
-	temp := filepath.Join(string(d), tempPrefix+q.Machine)
-	if err := os.WriteFile(temp, append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, filepath.Join(string(d), q.Machine+quarantinedSuffix))
+	return durable.Replace(durable.Host, filepath.Join(string(d), q.Machine+quarantinedSuffix), append(data, '\n'), durable.Unsynced)
 }

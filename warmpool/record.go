@@ -4,23 +4,14 @@
 package warmpool
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
-
-// recordVersion is the version of a record on disk. One of another version is not
-// read: its machine is quarantined, see Verdict.
-const recordVersion = 1
 
 // maxRecordBytes bounds a record on disk; one has about 1 KiB.
 const maxRecordBytes = 64 << 10
@@ -28,7 +19,7 @@ const maxRecordBytes = 64 << 10
 // record is what a later process of the node has to know of a machine: that it is a
 // warm entry, or under which id its caller knows it.
 type record struct {
-	Version int    `json:"version"`
+	durable.Header
 	Machine string `json:"machine"`
 	// Request is the id of the request that has the machine; empty while it is warm.
 	Request string `json:"request,omitempty"`
@@ -61,10 +52,13 @@ func (r record) template() Template {
 	return Template{Namespace: r.Namespace, Name: r.Name, Revision: r.Revision, Shape: r.Shape}
 }
 
+// recordFormat is how a record is on disk. The machine of one that cannot be read is
+// quarantined, see Verdict.
+var recordFormat = durable.NewFormat(durable.FormatOptions[record]{
+	Kind: "warm-machine", Version: 1, MaxBytes: maxRecordBytes, Check: func(r *record) error { return r.validate() },
+})
+
 func (r record) validate() error {
-	if r.Version != recordVersion {
-		return fmt.Errorf("version %d, want %d", r.Version, recordVersion)
-	}
 	errs := []error{vm.ValidateID(r.Machine), r.Shape.Validate(), r.Warm.validate(), r.Active.validate()}
 	if r.Request != "" {
 		errs = append(errs, vm.ValidateID(r.Request))
@@ -84,65 +78,33 @@ type recorder interface {
 	remove(machine string) error
 }
 
-const (
-	recordSuffix = ".json"
-	tempPrefix   = ".tmp-"
-)
+// directory keeps records in files, <machine>.json.
+type directory struct{ *durable.Store[record] }
 
-// directory keeps records in files. They are not synced: they have to survive this
-// process, and a machine does not survive what a sync protects from.
-type directory string
+// newDirectory keeps records in dir, which is made when it is missing. They are synced:
+// the one on the way of a checkout costs it a few milliseconds, see docs/decisions.md.
+func newDirectory(dir string, fsys durable.FS) directory {
+	return directory{durable.NewStore(durable.StoreOptions[record]{
+		FS: fsys, Dir: dir, Layout: durable.Layout{Suffix: ".json"}, Format: recordFormat, How: durable.Synced,
+		ValidID: func(id string) bool { return vm.ValidateID(id) == nil },
+		IDOf:    func(r *record) string { return r.Machine },
+	})}
+}
 
 func (d directory) load() ([]record, []broken, error) {
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return nil, nil, fmt.Errorf("make directory of warm machines: %w", err)
-	}
-	files, err := os.ReadDir(string(d))
+	records, faults, err := d.Load()
 	if err != nil {
 		return nil, nil, fmt.Errorf("read records of warm machines: %w", err)
 	}
-	var records []record
 	var bad []broken
-	for _, f := range files {
-		path := filepath.Join(string(d), f.Name())
-		if strings.HasPrefix(f.Name(), tempPrefix) {
-			if err := os.Remove(path); err != nil {
-				return nil, nil, fmt.Errorf("remove half a record: %w", err)
-			}
-			continue
-		}
-		machine, ok := strings.CutSuffix(f.Name(), recordSuffix)
-		if !ok || !f.Type().IsRegular() || vm.ValidateID(machine) != nil {
-			continue // nothing of ours
-		}
-		r, guess, err := readRecord(path, machine)
+	for _, f := range faults {
+		data, err := durable.ReadFile(d.FS, f.Path, maxRecordBytes)
 		if err != nil {
-			bad = append(bad, broken{machine: machine, err: err, guess: guess})
-			continue
+			data = nil // nothing can be guessed
 		}
-		records = append(records, r)
+		bad = append(bad, broken{machine: f.ID, err: f, guess: guessRecord(data)})
 	}
 	return records, bad, nil
-}
-
-func readRecord(path, machine string) (r, guess record, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return record{}, record{}, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
-	if err != nil {
-		return record{}, record{}, err
-	}
-	r, err = decodeRecord(data)
-	if err == nil && r.Machine != machine {
-		err = fmt.Errorf("it is of machine %.100q", r.Machine)
-	}
-	if err != nil {
-		return record{}, guessRecord(data), err
-	}
-	return r, record{}, nil
 }
 
 // guessRecord reads of a record that is not to be trusted what may be right all the same:
@@ -164,38 +126,16 @@ func guessRecord(data []byte) record {
 	return g
 }
 
-// decodeRecord reads a record and checks it. Pure.
-func decodeRecord(data []byte) (record, error) {
-	if len(data) > maxRecordBytes {
-		return record{}, fmt.Errorf("more than %d bytes", maxRecordBytes)
-	}
-	var r record
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&r); err != nil {
-		return record{}, err
-	}
-	return r, r.validate()
-}
-
 func (d directory) write(r record) error {
-	r.Version = recordVersion
-	data, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encode record of machine %q: %w", r.Machine, err)
-	}
-	temp := filepath.Join(string(d), tempPrefix+r.Machine)
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return fmt.Errorf("write record of machine %q: %w", r.Machine, err)
-	}
-	if err := os.Rename(temp, filepath.Join(string(d), r.Machine+recordSuffix)); err != nil {
+	if err := d.Write(r.Machine, r); err != nil {
 		return fmt.Errorf("write record of machine %q: %w", r.Machine, err)
 	}
 	return nil
 }
 
+// remove is for when the machine goes, whatever its record says.
 func (d directory) remove(machine string) error {
-	if err := os.Remove(filepath.Join(string(d), machine+recordSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.Discard(machine); err != nil {
 		return fmt.Errorf("drop record of machine %q: %w", machine, err)
 	}
 	return nil

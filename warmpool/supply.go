@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // DefaultRefillFloorBytes is what must be free on the node's disk to fill pools:
@@ -117,7 +118,7 @@ func (o Options) withDefaults() Options {
 	if o.records == nil {
 		o.records = forgetful{}
 		if o.RecordsDir != "" {
-			o.records = directory(o.RecordsDir)
+			o.records = newDirectory(o.RecordsDir, durable.Host)
 		}
 	}
 	if o.Observer == nil {
