@@ -345,6 +345,7 @@ func (p *Provider) removeHeld(ctx context.Context, h *heldPod) {
 	if ctx.Err() != nil {
 		return // the next process does it
 	}
+	p.env.images.Unpin(h.uid)
 	if err := p.env.records.remove(h.uid); err != nil {
 		p.log.Error("Cannot remove what is left of a pod", "podUID", h.uid, "err", err)
 	}

@@ -100,6 +100,9 @@ func (d QuarantineDir) Listed(id string) (bool, error) {
 // Asked tells whether a removal was asked for that the node has not carried out.
 func (d QuarantineDir) Asked() bool { return len(d.requests()) > 0 }
 
+// AskedFor tells whether a removal of this machine was asked for and not carried out.
+func (d QuarantineDir) AskedFor(id string) bool { return slices.Contains(d.requests(), id) }
+
 // requests are the machines whose removal was asked for. What cannot be read is asked
 // again.
 func (d QuarantineDir) requests() []string {

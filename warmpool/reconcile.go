@@ -251,7 +251,8 @@ func (r *reconciliation) conclude() []Finding {
 			s.quarantined[id] = q
 			told = append(told, q)
 			lost = lost || c.paper == paperBroken && c.request == id && c.entry
-		case verdict == VerdictRetry && was: // it may live yet
+		case was && (verdict == VerdictRetry || c.unwanted): // it may live yet, or is about to be removed
+			told = append(told, q)
 		default:
 			delete(s.quarantined, id)
 		}

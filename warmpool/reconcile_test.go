@@ -239,6 +239,17 @@ func TestBrokenRecordsQuarantine(t *testing.T) {
 				if st := p.supply.Status(); len(st.Quarantined) != 1 {
 					t.Errorf("status: %+v", st.Quarantined)
 				}
+				p.host.setFault(func(op, id string) error {
+					if op == "load" && id == machine {
+						return vm.ErrUnavailable
+					}
+					return nil
+				})
+				p.wantLook(survey(req), map[string]Verdict{machine: VerdictRetry})
+				p.host.setFault(nil)
+				if listed, err := p.opts.QuarantineDir.Listed(machine); !listed || err != nil {
+					t.Errorf("that it could not be asked once took it out of quarantine: %v", err)
+				}
 				// Another start comes to the same.
 				p.stop()
 				p.start()
@@ -247,7 +258,12 @@ func TestBrokenRecordsQuarantine(t *testing.T) {
 				if err := p.opts.QuarantineDir.Remove(machine); err != nil {
 					t.Fatal(err)
 				}
-				p.wantLook(survey(req), map[string]Verdict{machine: VerdictCleanup})
+				for range 2 { // until it is gone
+					p.wantLook(survey(req), map[string]Verdict{machine: VerdictCleanup})
+					if listed, err := p.opts.QuarantineDir.Listed(machine); !listed || err != nil || !p.opts.QuarantineDir.AskedFor(machine) {
+						t.Errorf("whoever asked thinks that it is gone: %v", err)
+					}
+				}
 				if err := p.supply.Discard(t.Context(), machine); err != nil {
 					t.Fatal(err)
 				}

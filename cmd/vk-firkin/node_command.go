@@ -231,7 +231,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
 			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
-		VolumeRefresh: n.VolumeRefresh, HostPaths: n.HostPaths,
+		VolumeRefresh: n.VolumeRefresh, ReconcileEvery: n.ReconcileEvery, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
 		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),
@@ -284,6 +284,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
 	group.Go(func() error { n.collectGarbage(ctx); return nil })
 	group.Go(func() error { n.keepPools(ctx); return nil })
+	group.Go(func() error { n.watchQuarantine(ctx); return nil })
 	group.Go(func() error { n.ledger.Run(ctx); return nil })
 	group.Go(func() error {
 		// When the pods' part ends, all of the node ends.
