@@ -30,6 +30,10 @@ const (
 
 // makeGarbage makes the node's collector.
 func (n *node) makeGarbage(context.Context) error {
+	for _, kind := range garbage.Kinds() { // a scrape shows what has not happened yet as 0
+		n.metrics.Reclaimable(string(kind), 0)
+		n.metrics.Collected(string(kind), 0, 0)
+	}
 	n.garbage = garbage.New(garbage.Config{StateDir: n.StateDir, Snapshots: n.snapshots, Images: n.images, Live: liveNode{n}})
 	return nil
 }
