@@ -108,7 +108,9 @@ func (n *node) collect(ctx context.Context, opts garbage.Options) (garbage.Repor
 		bytes += r.Bytes
 	}
 	n.metrics.CollectionEnded(time.Now(), err)
-	n.logger.Info("Collected what nobody needs", "bytes", bytes, "needed", opts.Need, "faults", len(report.Faults))
+	if bytes > 0 { // under pressure this is asked every ten seconds
+		n.logger.Info("Collected what nobody needs", "bytes", bytes, "needed", opts.Need)
+	}
 	return report, err
 }
 
