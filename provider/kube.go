@@ -134,6 +134,20 @@ func (k *kube) currentUID(namespace, name string) (types.UID, bool) {
 	return "", false
 }
 
+// byUID is the pod of this UID that the API has on this node; nil for none.
+func (k *kube) byUID(uid types.UID) *corev1.Pod {
+	pods, err := k.pods.Lister().List(labels.Everything())
+	if err != nil {
+		return nil
+	}
+	for _, pod := range pods {
+		if pod.UID == uid {
+			return pod
+		}
+	}
+	return nil
+}
+
 func (k *kube) services() ([]*corev1.Service, error) { return k.svc.Lister().List(labels.Everything()) }
 
 // Retries of virtual-kubelet's queues: quick at first, since a status that conflicts

@@ -43,6 +43,8 @@ type podView struct {
 	targets []Target
 	// machine: the pod has a machine.
 	machine bool
+	// request by which it has, or had asked for, that machine; nil for none.
+	request *MachineRequest
 }
 
 // viewOf is the view of a state.

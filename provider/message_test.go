@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
@@ -110,7 +111,7 @@ func FuzzPlan(f *testing.F) {
 
 // What a process that adopts has to know is in the record, and old records are still read.
 func TestRecordOfAnEnd(t *testing.T) {
-	r := records{dir: t.TempDir()}
+	r := newRecords(t.TempDir(), durable.Host)
 	s := steps(kinds(testState("Always", 3), "sim"), "r0r")
 	s.machine.passed = 2
 	s.containers[2].postStart = hookOver
@@ -118,8 +119,8 @@ func TestRecordOfAnEnd(t *testing.T) {
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) != 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) != 0 {
 		t.Fatalf("%v, %v", recs, faults)
 	}
 	want := *s.kill

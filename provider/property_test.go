@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	kuberecord "k8s.io/client-go/tools/record"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
@@ -63,7 +64,7 @@ func newSimulation(t *testing.T, seed uint64) *simulation {
 		}
 		c.Lifecycle = l
 	}
-	env := &environment{log: slog.New(slog.DiscardHandler), events: events{&kuberecord.FakeRecorder{}}, records: records{dir: t.TempDir()}}
+	env := &environment{log: slog.New(slog.DiscardHandler), events: events{&kuberecord.FakeRecorder{}}, records: newRecords(t.TempDir(), durable.Host)}
 	sim := &simulation{t: t, r: r, w: newWorker(env, *s), inMachine: map[string]bool{}}
 	sim.w.start, sim.w.stopStart = context.WithCancel(t.Context())
 	sim.note("%s %s", policy, order)

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -57,6 +58,9 @@ type Options struct {
 	// VolumeRefresh is how often the content of volumes that the API server has is read
 	// again, up to half as much later. Zero is one minute.
 	VolumeRefresh time.Duration
+	// ReconcileEvery is how often machines are looked for that belong to no pod, an eighth more
+	// or less. Zero is three minutes.
+	ReconcileEvery time.Duration
 	// HostPaths are the directories of the host, absolute, from which pods may get copies.
 	HostPaths []string
 	// Recorder of events; nil makes one that writes to the API server.
@@ -84,6 +88,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	o.Silence = cmp.Or(o.Silence, defaultSilence)
 	o.VolumeRefresh = cmp.Or(o.VolumeRefresh, defaultVolumeRefresh)
+	o.ReconcileEvery = cmp.Or(o.ReconcileEvery, defaultReconcileEvery)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -100,9 +105,12 @@ type Provider struct {
 	admission *admission
 	// nodeChanged holds one when the node's status is to be looked at at once.
 	nodeChanged chan struct{}
+	// look holds one when machines are to be looked at at once.
+	look chan struct{}
 
 	mu      sync.Mutex
-	workers map[types.UID]*worker // guarded by mu
+	held    map[types.UID]*heldPod // guarded by mu
+	workers map[types.UID]*worker  // guarded by mu
 	// buried are UIDs whose pods ended here, and when: a late call must not start them again.
 	buried  map[types.UID]time.Time              // guarded by mu
 	runCtx  context.Context                      //nolint:containedctx // the lifetime of the workers; guarded by mu, nil until they may run
@@ -129,6 +137,7 @@ func New(opts Options) (*Provider, error) {
 		opts: opts, log: opts.Logger,
 		workers: map[types.UID]*worker{}, buried: map[types.UID]time.Time{},
 		pending: map[types.NamespacedName]*corev1.Pod{}, bell: make(chan struct{}, 1), nodeChanged: make(chan struct{}, 1),
+		look: make(chan struct{}, 1), held: map[types.UID]*heldPod{},
 	}
 	p.kube = newKube(opts)
 	obj := newObjects(opts.Client)
@@ -143,7 +152,7 @@ func New(opts Options) (*Provider, error) {
 		admission: p.admission,
 		log:       opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
 		templates: opts.Templates,
-		records:   records{dir: filepath.Join(opts.StateDir, "pods")}, objects: obj, events: ev,
+		records:   newRecords(filepath.Join(opts.StateDir, "pods"), durable.Host), objects: obj, events: ev,
 		puller:    puller{images: opts.Images, objects: obj, events: ev},
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
@@ -174,7 +183,7 @@ func (p *Provider) upsert(pod *corev1.Pod) {
 		w.update(pod)
 		return
 	}
-	if _, ok := p.buried[pod.UID]; ok || p.runCtx == nil {
+	if _, ok := p.buried[pod.UID]; ok || p.runCtx == nil || p.held[pod.UID] != nil {
 		return
 	}
 	p.startWorker(newState(pod, time.Now()))
@@ -203,7 +212,7 @@ func (p *Provider) end(uid types.UID, pod *corev1.Pod, grace time.Duration) bool
 	defer p.mu.Unlock()
 	w, ok := p.workers[uid]
 	if !ok {
-		return false
+		return p.endHeld(uid, ending{since: time.Now(), grace: grace, force: grace <= 0})
 	}
 	if pod != nil {
 		w.update(pod)
@@ -217,10 +226,11 @@ func (p *Provider) abandon(uid types.UID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w, ok := p.workers[uid]
-	if ok {
-		w.abandon()
+	if !ok {
+		return p.endHeld(uid, abandoned(time.Now()))
 	}
-	return ok
+	w.abandon()
+	return true
 }
 
 // bury forgets a worker of whose pod nothing is left.

@@ -4,23 +4,16 @@
 package provider
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
-
-// recordVersion is the version of the format of pod.json. A record of another
-// version is not read: its pod's machine is then reaped as an orphan.
-const recordVersion = 1
 
 // recordFile is the name of a pod's record in its directory.
 const recordFile = "pod.json"
@@ -28,7 +21,7 @@ const recordFile = "pod.json"
 // record is what has to be known about a pod after the node process died. It is
 // written before the act it speaks of.
 type record struct {
-	Version   int         `json:"version"`
+	durable.Header
 	Pod       *corev1.Pod `json:"pod"`
 	StartTime time.Time   `json:"startTime"`
 	Finished  bool        `json:"finished,omitempty"`
@@ -127,115 +120,75 @@ type containerRecord struct {
 	Applied   *corev1.ResourceRequirements `json:"applied,omitempty"`
 }
 
+// maxRecordBytes bounds a pod's record: the API server takes objects of up to 1.5 MiB.
+const maxRecordBytes = 4 << 20
+
+// recordFormat is how a pod's record is on disk. The machine of a pod whose record cannot
+// be read is quarantined, see heldPod.
+var recordFormat = durable.NewFormat(durable.FormatOptions[record]{
+	Kind: "pod", Version: 1, MaxBytes: maxRecordBytes,
+	Lenient: true, // the pod in it may be of another Kubernetes
+	Check: func(r *record) error {
+		if r.Pod == nil {
+			return errors.New("no pod")
+		}
+		return nil
+	},
+})
+
 // records keeps a directory per pod: <dir>/<uid>/pod.json.
-type records struct{ dir string }
+type records struct{ *durable.Store[record] }
+
+func newRecords(dir string, fsys durable.FS) records {
+	return records{durable.NewStore(durable.StoreOptions[record]{
+		FS: fsys, Dir: dir, Layout: durable.Layout{File: recordFile}, Format: recordFormat, How: durable.Synced,
+		IDOf: func(r *record) string { return string(r.Pod.UID) },
+	})}
+}
 
 // save writes a record in one step: after a crash the file is the old or the new one.
 func (r records) save(rec *record) error {
-	rec.Version = recordVersion
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return fmt.Errorf("encode record of pod %q: %w", rec.Pod.UID, err)
-	}
-	dir := filepath.Join(r.dir, string(rec.Pod.UID))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make directory of pod %q: %w", rec.Pod.UID, err)
-	}
-	if err := replaceFile(filepath.Join(dir, recordFile), data); err != nil {
+	if err := r.Write(string(rec.Pod.UID), *rec); err != nil {
 		return fmt.Errorf("write record of pod %q: %w", rec.Pod.UID, err)
 	}
 	return nil
 }
 
-// replaceFile writes data to path by way of a synced temporary file.
-func replaceFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close() // harmless when it is closed already
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // remove deletes a pod's directory and everything in it. Idempotent.
 func (r records) remove(uid types.UID) error {
-	if err := os.RemoveAll(filepath.Join(r.dir, string(uid))); err != nil {
+	if err := r.Discard(string(uid)); err != nil {
 		return fmt.Errorf("remove directory of pod %q: %w", uid, err)
 	}
 	return nil
 }
 
-// load reads all records. One that cannot be read is reported among the faults and
-// does not hide the others.
-func (r records) load() (recs []*record, faults []error) {
-	entries, err := os.ReadDir(r.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// forget deletes a pod's record and leaves its logs. Idempotent.
+func (r records) forget(uid types.UID) error {
+	if err := r.Forget(string(uid)); err != nil {
+		return fmt.Errorf("remove record of pod %q: %w", uid, err)
 	}
-	if err != nil {
-		return nil, []error{fmt.Errorf("list pod records: %w", err)}
-	}
-	for _, e := range entries {
-		if !e.IsDir() {
-			continue
-		}
-		rec, err := r.read(e.Name())
-		switch {
-		case errors.Is(err, fs.ErrNotExist): // died before the first record, or in the middle of a removal
-			if err := r.remove(types.UID(e.Name())); err != nil {
-				faults = append(faults, err)
-			}
-		case err != nil:
-			faults = append(faults, fmt.Errorf("read record of pod %q: %w", e.Name(), err))
-		default:
-			recs = append(recs, rec)
-		}
-	}
-	return recs, faults
+	return nil
 }
 
-func (r records) read(uid string) (*record, error) {
-	data, err := os.ReadFile(filepath.Join(r.dir, uid, recordFile))
+// brokenRecord is a record that cannot be read.
+type brokenRecord struct {
+	uid types.UID
+	err error
+}
+
+// load reads all records. Those that cannot be read stay, and do not hide the others.
+func (r records) load() (recs []*record, broken []brokenRecord, err error) {
+	all, faults, err := r.Load()
 	if err != nil {
-		return nil, err
+		return nil, nil, fmt.Errorf("list pod records: %w", err)
 	}
-	rec := &record{}
-	if err := json.Unmarshal(data, rec); err != nil {
-		return nil, err
+	for i := range all {
+		recs = append(recs, &all[i])
 	}
-	if rec.Version != recordVersion {
-		return nil, fmt.Errorf("format version %d, this program reads %d", rec.Version, recordVersion)
+	for _, f := range faults {
+		broken = append(broken, brokenRecord{uid: types.UID(f.ID), err: f.Err})
 	}
-	if rec.Pod == nil || string(rec.Pod.UID) != uid {
-		return nil, fmt.Errorf("record is not of pod %q", uid)
-	}
-	return rec, nil
+	return recs, broken, nil
 }
 
 // recordOf is the record of a state.

@@ -6,38 +6,63 @@ package provider
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
-// recover takes up what an earlier process left. The API's pods were listed before:
-// only then is a pod that it does not have known to be gone.
-//
-//   - a record whose pod the API has: its worker goes on where the record ends;
-//   - a record whose pod is gone, or replaced by one of the same name: it is ended;
-//   - a machine that no record speaks of: it is reaped.
+// recover takes up what an earlier process left, before any new pod is looked at. The
+// API's pods were listed before: only then is a pod that it does not have known to be gone.
+// What becomes of a pod is judgePod's to say, what becomes of a machine warmpool's; from
+// then on all machines take their room, also those that are not adopted yet.
 func (p *Provider) recover(ctx context.Context) error {
-	recs, faults := p.env.records.load()
-	for _, err := range faults {
-		p.log.Error("A pod's record cannot be used; its machine will be reaped", "err", err)
+	recs, broken, err := p.env.records.load()
+	if err != nil {
+		return err
 	}
-	var known []string
+	var claims []MachineClaim
 	for _, rec := range recs {
-		if rec.Machine.ID != "" {
-			known = append(known, rec.Machine.ID)
+		if m := rec.Machine; m.ID != "" {
+			c := MachineClaim{MachineRequest: MachineRequest{MachineID: m.ID, PodUID: rec.Pod.UID, Shape: m.Shape, Budget: m.Budget}}
+			if rec.Template != nil {
+				c.Template = &rec.Template.Template
+			}
+			claims = append(claims, c)
 		}
 	}
-	// Before any worker runs: a machine in the making has no lease yet.
-	orphans, err := p.env.supply.Orphans(ctx, known)
+	unclear := map[types.UID]*heldPod{}
+	for _, b := range broken {
+		why := b.err.Error()
+		if pod := p.kube.byUID(b.uid); pod == nil || pod.DeletionTimestamp != nil {
+			why = "" // nothing is unclear about its machine: it is to go
+		}
+		unclear[b.uid] = heldPodOf(b.uid, why)
+		claims = append(claims, unclear[b.uid].claims()...)
+	}
+	findings, err := p.survey(ctx, claims)
 	if err != nil {
-		return fmt.Errorf("list machines: %w", err)
+		return err
+	}
+	p.tell(findings)
+	for _, f := range findings {
+		// No worker runs yet, so that none has a machine in the making: once is enough.
+		if f.Verdict == warmpool.VerdictCleanup {
+			p.wg.Go(func() { p.reapOrphan(ctx, f.Machine) })
+		}
+	}
+	p.mu.Lock()
+	p.runCtx = ctx
+	p.mu.Unlock()
+	for _, b := range broken {
+		p.takeUpBroken(b, unclear[b.uid], findings)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.runCtx = ctx
 	for _, rec := range recs {
 		pod := p.kube.current(rec.Pod.Namespace, rec.Pod.Name)
-		gone := pod == nil || pod.UID != rec.Pod.UID
+		gone := judgePod(true, pod == nil || pod.UID != rec.Pod.UID, false, false) == podCleanup
 		if !gone {
 			rec.Pod = pod.DeepCopy()
 		}
@@ -54,17 +79,54 @@ func (p *Provider) recover(ctx context.Context) error {
 		p.log.Info("Taking up pod", "pod", rec.Pod.Namespace+"/"+rec.Pod.Name, "podUID", rec.Pod.UID, "machine", rec.Machine.ID, "gone", gone)
 		p.startWorker(s)
 	}
-	for _, id := range orphans {
-		if strings.HasPrefix(id, MachinePrefix) || strings.HasPrefix(id, warmPrefix) {
-			p.wg.Go(func() { p.reapOrphan(ctx, id) })
-		}
-	}
 	return nil
 }
 
-// warmPrefix begins the ids of machines of warm pools. The supply names one as an orphan
-// when it was given to a pod that nobody knows any more.
-const warmPrefix = "warm-"
+// survey asks the supply until it has an answer: before that nobody knows how much room
+// there is.
+func (p *Provider) survey(ctx context.Context, claims []MachineClaim) ([]warmpool.Finding, error) {
+	for failures := 1; ; failures++ {
+		findings, err := p.env.supply.Reconcile(ctx, claims)
+		if err == nil {
+			return findings, nil
+		}
+		p.log.Error("Cannot find out which machines there are, trying again", "err", err)
+		if !sleep(ctx, retryDelay(failures, inspectRetryFirst, inspectRetryMax)) {
+			return nil, fmt.Errorf("find out which machines there are: %w", err)
+		}
+	}
+}
+
+// takeUpBroken decides about a pod whose record cannot be read.
+func (p *Provider) takeUpBroken(b brokenRecord, h *heldPod, findings []warmpool.Finding) {
+	pod := p.kube.byUID(b.uid)
+	kept := h.find(findings)
+	deleting := pod != nil && pod.DeletionTimestamp != nil
+	verdict := judgePod(false, pod == nil, deleting, kept)
+	p.log.Error("The record of a pod cannot be read", "podUID", b.uid, "err", b.err, "machines", h.machines, "gone", pod == nil, "held", verdict == podHold)
+	switch verdict {
+	case podHold:
+		p.mu.Lock()
+		p.held[b.uid] = h
+		p.mu.Unlock()
+		p.env.events.pod(pod, true, eventQuarantined, fmt.Sprintf("The node's record of the pod cannot be read (%s). The pod is left alone while its machine %s is kept: start the version of vk-firkin that wrote the record, or delete the pod, or start it anew after: %s",
+			bound(b.err.Error(), maxEventMessage/2), h.machines[0], removeCommand(h.machines[0])))
+	case podCleanup:
+		p.mu.Lock()
+		p.held[b.uid] = h
+		if deleting {
+			p.endHeld(b.uid, ending{since: time.Now(), grace: graceOf(pod)})
+		} else {
+			p.endHeld(b.uid, abandoned(time.Now()))
+		}
+		p.mu.Unlock()
+	default: // podAnew
+		if err := p.env.records.forget(b.uid); err != nil {
+			p.log.Error("Cannot remove the record of a pod that cannot be read", "podUID", b.uid, "err", err)
+		}
+		p.beginAnew(b.uid)
+	}
+}
 
 // reapOrphan ends a machine that belongs to no pod.
 func (p *Provider) reapOrphan(ctx context.Context, id string) {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
@@ -88,7 +89,7 @@ func TestResizeConditions(t *testing.T) {
 // What was allocated is known to the next process; a record of an earlier version has what the
 // pod says.
 func TestRecordKeepsAllocation(t *testing.T) {
-	r := records{dir: t.TempDir()}
+	r := newRecords(t.TempDir(), durable.Host)
 	s := testState(corev1.RestartPolicyAlways, 1)
 	s.pod.Spec.Containers = []corev1.Container{{Name: "a", Image: "i"}}
 	granted := corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m")}}
@@ -97,8 +98,8 @@ func TestRecordKeepsAllocation(t *testing.T) {
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) > 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) > 0 {
 		t.Fatal(recs, faults)
 	}
 	e := &environment{log: slog.New(slog.DiscardHandler)}

@@ -41,6 +41,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 		return err
 	}
 	wg.Go(func() { p.hand(ctx) })
+	wg.Go(func() { p.keepReconciling(ctx) })
 
 	pods, err := p.kube.podController(p)
 	if err != nil {

@@ -23,15 +23,18 @@ type Supply interface {
 	Acquire(ctx context.Context, req MachineRequest) (Lease, error)
 
 	// Adopt takes over the machine that an earlier process acquired by the same
-	// request. Errors: vm.ErrNotFound when there is no such machine, or it has
+	// request. Errors: warmpool.ErrQuarantined when it is kept for somebody to look at, which
+	// may take any time; vm.ErrNotFound when there is no such machine, or it has
 	// exited (what it left is then reaped by Reap); anything else may be tried again.
 	Adopt(ctx context.Context, req MachineRequest) (Lease, error)
 
-	// Orphans lists the machines made for pods that are not among the known ids and
-	// that no lease holds.
-	Orphans(ctx context.Context, known []string) ([]string, error)
+	// Reconcile looks at the machines that no lease holds, and says what is to become of each,
+	// by what the pods' records say. From then on all of them take their room. Those of somebody
+	// else are not among them.
+	Reconcile(ctx context.Context, claims []MachineClaim) ([]warmpool.Finding, error)
 
-	// Reap ends and deletes a machine that has no lease. Idempotent.
+	// Reap ends and deletes a machine that has no lease, by its own id or that of its request.
+	// Idempotent.
 	Reap(ctx context.Context, machineID string) error
 
 	// ShapeFor returns the shape that carries the given requests and limits, and

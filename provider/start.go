@@ -19,6 +19,7 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
+	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // MachinePrefix begins the id of every machine that was made for a pod.
@@ -186,6 +187,13 @@ func (w *worker) adopted(lease Lease, err error) {
 	w.log.Warn("Machine could not be adopted", "machine", m.id, "err", err)
 	if s.end() != nil {
 		m.acquired = false // nothing to end gracefully
+		return
+	}
+	if errors.Is(err, warmpool.ErrQuarantined) { // until somebody says what it is
+		if m.failures++; m.failures == 1 {
+			w.env.events.pod(s.pod, true, eventQuarantined, "Machine "+m.id+": "+bound(err.Error(), maxEventMessage/2))
+		}
+		m.retryAt = time.Now().Add(retryDelay(m.failures, machineRetryFirst, machineRetryMax))
 		return
 	}
 	m.failures++

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	kuberecord "k8s.io/client-go/tools/record"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
@@ -175,7 +176,7 @@ func TestBrokenConnectionAtTheEnd(t *testing.T) {
 // A run that was told to end for another is followed by it although the process that said so
 // does not see its end, nor is its hook run again.
 func TestRecordKeepsStop(t *testing.T) {
-	r := records{dir: t.TempDir()}
+	r := newRecords(t.TempDir(), durable.Host)
 	s := steps(testState(corev1.RestartPolicyOnFailure, 2), "rr")
 	s.pod.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
 	s.pod.Spec.Containers = []corev1.Container{{Name: "a", Image: "i"}, {Name: "b", Image: "i"}}
@@ -186,8 +187,8 @@ func TestRecordKeepsStop(t *testing.T) {
 		t.Fatal("it is not written down")
 	}
 	w.save()
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) > 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) > 0 {
 		t.Fatal(recs, faults)
 	}
 	recs[0].Images = nil

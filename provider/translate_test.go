@@ -6,6 +6,7 @@ package provider
 import (
 	"encoding/json"
 	"log/slog"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot/recipe"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
@@ -274,15 +276,15 @@ func TestResolvConf(t *testing.T) {
 
 // The template of a pod is what it was at admission, whatever becomes of it.
 func TestRecordKeepsTemplate(t *testing.T) {
-	r := records{dir: t.TempDir()}
+	r := newRecords(t.TempDir(), durable.Host)
 	s := testState(corev1.RestartPolicyAlways, 1)
 	s.plan.template = &Template{MilliCPU: 250, Template: warmpool.Template{Namespace: "ns", Name: "t", Revision: "aa", Shape: vm.Shape{VCPUs: 1, MemoryBytes: 256 << 20},
 		Images: []string{"i"}, Recipe: recipe.Recipe{Setup: []recipe.Command{{Args: []string{"make"}}}, Timeout: time.Minute}}}
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) != 0 || !reflect.DeepEqual(recs[0].Template, s.plan.template) {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) != 0 || !reflect.DeepEqual(recs[0].Template, s.plan.template) {
 		t.Fatalf("records %+v, %v", recs, faults)
 	}
 	// A process that died before it had a machine goes on with the same.
@@ -323,31 +325,31 @@ func TestTemplateName(t *testing.T) {
 }
 
 func TestRecords(t *testing.T) {
-	r := records{dir: t.TempDir()}
+	r := newRecords(t.TempDir(), durable.Host)
 	s := testState(corev1.RestartPolicyAlways, 2)
 	s.containers[0].step = containerRunning
 	exited(s.containers[1], 3, true)
 	if err := r.save(recordOf(s)); err != nil {
 		t.Fatal(err)
 	}
-	recs, faults := r.load()
-	if len(recs) != 1 || len(faults) != 0 {
+	recs, faults, err := r.load()
+	if err != nil || len(recs) != 1 || len(faults) != 0 {
 		t.Fatalf("%d records, %v", len(recs), faults)
 	}
 	got := recs[0]
 	if got.Machine.ID != "pod-1" || !got.Containers[0].Begun || got.Containers[1].Exit.ExitCode != 3 {
 		t.Errorf("record is %+v", got)
 	}
-	if err := replaceFile(r.dir+"/uid/"+recordFile, []byte(`{"version":99}`)); err != nil {
+	if err := os.WriteFile(r.Path("uid"), []byte(`{"version":99}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if recs, faults := r.load(); len(recs) != 0 || len(faults) != 1 {
+	if recs, faults, err := r.load(); err != nil || len(recs) != 0 || len(faults) != 1 {
 		t.Errorf("a record of another version gives %v, %v", recs, faults)
 	}
 	if err := r.remove("uid"); err != nil {
 		t.Fatal(err)
 	}
-	if recs, faults := r.load(); len(recs)+len(faults) != 0 {
+	if recs, faults, err := r.load(); err != nil || len(recs)+len(faults) != 0 {
 		t.Errorf("after removal: %v, %v", recs, faults)
 	}
 }

@@ -391,7 +391,12 @@ func (w *worker) publish(now time.Time) {
 	s := &w.s
 	old := w.published.Load()
 	status := podStatus(s, &old.Status, w.env.nodeIP, now)
-	w.view.Store(viewOf(s, w.hold))
+	view := viewOf(s, w.hold)
+	if s.machine.id != "" {
+		request := w.machineRequest()
+		view.request = &request
+	}
+	w.view.Store(view)
 	if s.stage == stageTerminated || reflect.DeepEqual(old.Status, status) && sameMeta(old, s.pod) {
 		return
 	}

@@ -56,7 +56,7 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		t: t, client: fake.NewClientset(), state: t.TempDir(),
-		supply: &fakeSupply{t: t, machines: map[string]*fakeMachine{}},
+		supply: &fakeSupply{t: t, machines: map[string]*fakeMachine{}, quarantined: map[string]bool{}, unwanted: map[string]bool{}},
 		images: &fakeImages{config: map[string]provider.ImageConfig{}, pins: map[types.UID][]string{}},
 		events: &eventLog{},
 	}
@@ -343,7 +343,10 @@ type fakeSupply struct {
 	mu       sync.Mutex
 	machines map[string]*fakeMachine
 	acquired int
+	looks    int
 	requests []provider.MachineRequest
+	// quarantined are kept; of those, unwanted may go.
+	quarantined, unwanted map[string]bool
 	// fault, when set, is asked before each step: "acquire", "acquired", "adopt", "release", "reap".
 	fault func(ctx context.Context, op string) error
 }
@@ -362,6 +365,15 @@ func (m *fakeMachine) end(reason vm.ExitReason) {
 		m.agent.Die()
 		close(m.gone)
 	})
+}
+
+func (m *fakeMachine) over() bool {
+	select {
+	case <-m.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *fakeSupply) ask(ctx context.Context, op string) error {
@@ -438,22 +450,44 @@ func (s *fakeSupply) Adopt(ctx context.Context, r provider.MachineRequest) (prov
 		return nil, err
 	}
 	s.mu.Lock()
-	m := s.machines[r.MachineID]
+	m, kept := s.machines[r.MachineID], s.quarantined[r.MachineID]
 	s.mu.Unlock()
 	if m == nil {
 		return nil, vm.ErrNotFound
 	}
+	if kept {
+		return nil, fmt.Errorf("test: %w", warmpool.ErrQuarantined)
+	}
 	return s.lease(r.MachineID, "adopt", m), nil
 }
 
-func (s *fakeSupply) Orphans(_ context.Context, known []string) ([]string, error) {
-	var out []string
-	for _, id := range s.ids() {
-		if !slices.Contains(known, id) {
-			out = append(out, id)
-		}
+// Reconcile finds what the pods' records do not speak of, without the rest of what a supply
+// knows: that is warmpool's to test.
+func (s *fakeSupply) Reconcile(ctx context.Context, claims []provider.MachineClaim) ([]warmpool.Finding, error) {
+	if err := s.ask(ctx, "reconcile"); err != nil {
+		return nil, err
 	}
-	return out, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.looks++
+	var found []warmpool.Finding
+	for id, m := range s.machines {
+		f := warmpool.Finding{Machine: id, Request: id, Verdict: warmpool.VerdictCleanup, Reason: "test"}
+		i := slices.IndexFunc(claims, func(c provider.MachineClaim) bool { return c.MachineID == id })
+		switch {
+		case i < 0 && !strings.HasPrefix(id, provider.MachinePrefix) && !strings.HasPrefix(id, "warm-"):
+			continue
+		case i < 0:
+		case claims[i].Unclear == "":
+			f.Verdict = warmpool.VerdictRecover
+		case s.unwanted[id] || m.over():
+		default:
+			f.Verdict, f.New = warmpool.VerdictQuarantine, !s.quarantined[id]
+		}
+		s.quarantined[id] = f.Verdict == warmpool.VerdictQuarantine
+		found = append(found, f)
+	}
+	return found, nil
 }
 
 func (s *fakeSupply) Reap(ctx context.Context, id string) error {
@@ -463,6 +497,7 @@ func (s *fakeSupply) Reap(ctx context.Context, id string) error {
 	s.mu.Lock()
 	m := s.machines[id]
 	delete(s.machines, id)
+	delete(s.quarantined, id)
 	s.mu.Unlock()
 	if m != nil {
 		m.end(vm.ExitStopped)

@@ -4,23 +4,14 @@
 package warmpool
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
-
-// recordVersion is the version of a record on disk. One of another version is not
-// read: its machine is an orphan.
-const recordVersion = 1
 
 // maxRecordBytes bounds a record on disk; one has about 1 KiB.
 const maxRecordBytes = 64 << 10
@@ -28,7 +19,7 @@ const maxRecordBytes = 64 << 10
 // record is what a later process of the node has to know of a machine: that it is a
 // warm entry, or under which id its caller knows it.
 type record struct {
-	Version int    `json:"version"`
+	durable.Header
 	Machine string `json:"machine"`
 	// Request is the id of the request that has the machine; empty while it is warm.
 	Request string `json:"request,omitempty"`
@@ -46,18 +37,28 @@ type record struct {
 	// Warm is what it costs in its pool, Active what it costs its pod.
 	Warm   Budget `json:"warm"`
 	Active Budget `json:"active"`
+}
 
-	tried bool // its adoption was tried in vain
+// broken is a record that cannot be read.
+type broken struct {
+	machine string
+	err     error
+	// guess is what it seems to say, where that makes sense: what room its machine takes, and
+	// which request has it. Nobody is given a machine by it.
+	guess record
 }
 
 func (r record) template() Template {
 	return Template{Namespace: r.Namespace, Name: r.Name, Revision: r.Revision, Shape: r.Shape}
 }
 
+// recordFormat is how a record is on disk. The machine of one that cannot be read is
+// quarantined, see Verdict.
+var recordFormat = durable.NewFormat(durable.FormatOptions[record]{
+	Kind: "warm-machine", Version: 1, MaxBytes: maxRecordBytes, Check: func(r *record) error { return r.validate() },
+})
+
 func (r record) validate() error {
-	if r.Version != recordVersion {
-		return fmt.Errorf("version %d, want %d", r.Version, recordVersion)
-	}
 	errs := []error{vm.ValidateID(r.Machine), r.Shape.Validate(), r.Warm.validate(), r.Active.validate()}
 	if r.Request != "" {
 		errs = append(errs, vm.ValidateID(r.Request))
@@ -69,103 +70,72 @@ func (r record) validate() error {
 
 // recorder keeps records.
 type recorder interface {
-	// load returns all that can be read. The error joins those that cannot, which are
-	// gone after that.
-	load() ([]record, error)
+	// load returns all that can be read, and those that cannot, which stay.
+	load() ([]record, []broken, error)
 	// write puts a record in the place of the machine's former one, whole or not at all.
 	write(r record) error
 	// remove drops a machine's record. Idempotent.
 	remove(machine string) error
 }
 
-const (
-	recordSuffix = ".json"
-	tempPrefix   = ".tmp-"
-)
+// directory keeps records in files, <machine>.json.
+type directory struct{ *durable.Store[record] }
 
-// directory keeps records in files. They are not synced: they have to survive this
-// process, and a machine does not survive what a sync protects from.
-type directory string
+// newDirectory keeps records in dir, which is made when it is missing. They are synced:
+// the one on the way of a checkout costs it a few milliseconds, see docs/decisions.md.
+func newDirectory(dir string, fsys durable.FS) directory {
+	return directory{durable.NewStore(durable.StoreOptions[record]{
+		FS: fsys, Dir: dir, Layout: durable.Layout{Suffix: ".json"}, Format: recordFormat, How: durable.Synced,
+		ValidID: func(id string) bool { return vm.ValidateID(id) == nil },
+		IDOf:    func(r *record) string { return r.Machine },
+	})}
+}
 
-func (d directory) load() ([]record, error) {
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return nil, fmt.Errorf("make directory of warm machines: %w", err)
-	}
-	files, err := os.ReadDir(string(d))
+func (d directory) load() ([]record, []broken, error) {
+	records, faults, err := d.Load()
 	if err != nil {
-		return nil, fmt.Errorf("read records of warm machines: %w", err)
+		return nil, nil, fmt.Errorf("read records of warm machines: %w", err)
 	}
-	var records []record
-	var errs []error
-	for _, f := range files {
-		path := filepath.Join(string(d), f.Name())
-		if strings.HasPrefix(f.Name(), tempPrefix) {
-			errs = append(errs, os.Remove(path))
-			continue
-		}
-		machine, ok := strings.CutSuffix(f.Name(), recordSuffix)
-		if !ok || !f.Type().IsRegular() {
-			continue // nothing of ours
-		}
-		r, err := readRecord(path, machine)
+	var bad []broken
+	for _, f := range faults {
+		data, err := durable.ReadFile(d.FS, f.Path, maxRecordBytes)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("record of machine %q: %w", machine, err), os.Remove(path))
-			continue
+			data = nil // nothing can be guessed
 		}
-		records = append(records, r)
+		bad = append(bad, broken{machine: f.ID, err: f, guess: guessRecord(data)})
 	}
-	return records, errors.Join(errs...)
+	return records, bad, nil
 }
 
-func readRecord(path, machine string) (record, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return record{}, err
+// guessRecord reads of a record that is not to be trusted what may be right all the same:
+// another version of this program has the same names for the same things. Pure.
+func guessRecord(data []byte) record {
+	var all map[string]json.RawMessage
+	if len(data) > maxRecordBytes || json.Unmarshal(data, &all) != nil {
+		return record{}
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
-	if err != nil {
-		return record{}, err
+	var g record
+	if json.Unmarshal(all["request"], &g.Request) != nil || vm.ValidateID(g.Request) != nil {
+		g.Request = ""
 	}
-	r, err := decodeRecord(data)
-	if err == nil && r.Machine != machine {
-		err = fmt.Errorf("it is of machine %.100q", r.Machine)
+	for name, b := range map[string]*Budget{"warm": &g.Warm, "active": &g.Active} {
+		if json.Unmarshal(all[name], b) != nil || b.validate() != nil {
+			*b = Budget{}
+		}
 	}
-	return r, err
-}
-
-// decodeRecord reads a record and checks it. Pure.
-func decodeRecord(data []byte) (record, error) {
-	if len(data) > maxRecordBytes {
-		return record{}, fmt.Errorf("more than %d bytes", maxRecordBytes)
-	}
-	var r record
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&r); err != nil {
-		return record{}, err
-	}
-	return r, r.validate()
+	return g
 }
 
 func (d directory) write(r record) error {
-	r.Version = recordVersion
-	data, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encode record of machine %q: %w", r.Machine, err)
-	}
-	temp := filepath.Join(string(d), tempPrefix+r.Machine)
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return fmt.Errorf("write record of machine %q: %w", r.Machine, err)
-	}
-	if err := os.Rename(temp, filepath.Join(string(d), r.Machine+recordSuffix)); err != nil {
+	if err := d.Write(r.Machine, r); err != nil {
 		return fmt.Errorf("write record of machine %q: %w", r.Machine, err)
 	}
 	return nil
 }
 
+// remove is for when the machine goes, whatever its record says.
 func (d directory) remove(machine string) error {
-	if err := os.Remove(filepath.Join(string(d), machine+recordSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.Discard(machine); err != nil {
 		return fmt.Errorf("drop record of machine %q: %w", machine, err)
 	}
 	return nil
@@ -175,6 +145,6 @@ func (d directory) remove(machine string) error {
 // own ids.
 type forgetful struct{}
 
-func (forgetful) load() ([]record, error) { return nil, nil }
-func (forgetful) write(record) error      { return nil }
-func (forgetful) remove(string) error     { return nil }
+func (forgetful) load() ([]record, []broken, error) { return nil, nil, nil }
+func (forgetful) write(record) error                { return nil }
+func (forgetful) remove(string) error               { return nil }

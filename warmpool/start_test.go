@@ -6,8 +6,6 @@ package warmpool
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -231,67 +229,5 @@ func TestTwoMachinesOfOneRequest(t *testing.T) {
 			t.Errorf("reaped %v, %v", reaped, err)
 		}
 		p.stop()
-	})
-}
-
-func TestRecords(t *testing.T) {
-	dir := directory(filepath.Join(t.TempDir(), "warm"))
-	if records, err := dir.load(); err != nil || len(records) != 0 {
-		t.Fatalf("%v, %v", records, err)
-	}
-	r := record{
-		Version: recordVersion, Machine: "warm-1", Request: "pod", PodUID: "uid", Pool: "ns/a", Namespace: "ns", Name: "a", Revision: "r1", Shape: smallShape,
-		Images: []SlotImage{{Ref: "a:1", Digest: "sha256:1", DiskPath: "/images/1"}}, Created: time.Unix(1, 2).UTC(),
-		Warm: Budget{MemoryBytes: 1}, Active: Budget{MilliCPU: 2, MemoryBytes: 3, DiskBytes: 4, Slots: 5},
-	}
-	golden := `{"version":1,"machine":"warm-1","request":"pod","podUID":"uid","pool":"ns/a","namespace":"ns","name":"a","revision":"r1","shape":{"vcpus":1,"memoryBytes":268435456},` +
-		`"images":[{"ref":"a:1","digest":"sha256:1","diskPath":"/images/1"}],"created":"1970-01-01T00:00:01.000000002Z","warm":{"milliCPU":0,"memoryBytes":1,"diskBytes":0},"active":{"milliCPU":2,"memoryBytes":3,"diskBytes":4,"slots":5}}`
-	if err := dir.write(r); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(filepath.Join(string(dir), "warm-1.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(golden, string(data)); diff != "" {
-		t.Errorf("on disk (-want +got):\n%s", diff)
-	}
-	for name, content := range map[string]string{
-		"warm-2.json": golden, "warm-3.json": "{", "warm-4.json": `{"version":2}`, ".tmp-warm-5": "half", "note.txt": "of a user",
-		"warm-6.json": `{"version":1,"machine":"warm-6","namespace":"","name":"","revision":"","shape":{"vcpus":1,"memoryBytes":268435456},"created":"1970-01-01T00:00:01Z","warm":{"milliCPU":-1,"memoryBytes":1,"diskBytes":0},"active":{"milliCPU":0,"memoryBytes":0,"diskBytes":0}}`,
-	} {
-		if err := os.WriteFile(filepath.Join(string(dir), name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	records, err := dir.load()
-	if err == nil {
-		t.Error("nobody heard of the records that cannot be read")
-	}
-	if diff := cmp.Diff([]record{r}, records, cmp.AllowUnexported(record{})); diff != "" {
-		t.Errorf("loaded (-want +got):\n%s", diff)
-	}
-	left, err := os.ReadDir(string(dir))
-	if err != nil || len(left) != 2 {
-		t.Errorf("left %v, %v", left, err)
-	}
-	for range 2 {
-		if err := dir.remove("warm-1"); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func FuzzRecord(f *testing.F) {
-	f.Add([]byte(`{"version":1,"machine":"warm-1","pool":"ns/a","namespace":"ns","name":"a","revision":"r1","shape":{"vcpus":1,"memoryBytes":268435456},"created":"1970-01-01T00:00:01Z","warm":{"milliCPU":0,"memoryBytes":1,"diskBytes":0},"active":{"milliCPU":0,"memoryBytes":0,"diskBytes":0}}`))
-	f.Add([]byte(`{}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := decodeRecord(data)
-		if err != nil {
-			return
-		}
-		if vm.ValidateID(r.Machine) != nil || r.Warm.validate() != nil || r.Active.validate() != nil || r.Request == "" && r.Pool == "" {
-			t.Errorf("accepted %+v", r)
-		}
 	})
 }

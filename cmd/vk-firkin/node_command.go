@@ -122,14 +122,14 @@ const closeTimeout = 20 * time.Second
 func (n *node) onClose(close func() error) { n.closers = append(n.closers, close) }
 
 // makeDirectories makes the roots, readable by nobody else: snapshots hold the memory
-// of machines, records hold what pods are.
+// of machines, records hold what pods are. The state is this process's alone from then on.
 func (n *node) makeDirectories(context.Context) error {
 	for _, dir := range []string{n.StateDir, n.CacheDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	return nil
+	return n.lock()
 }
 
 // makeClient reads the kubeconfig and finds the node's address.
@@ -234,7 +234,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
 			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
-		VolumeRefresh: n.VolumeRefresh, HostPaths: n.HostPaths,
+		VolumeRefresh: n.VolumeRefresh, ReconcileEvery: n.ReconcileEvery, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
 		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),
@@ -289,6 +289,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { n.scrubSnapshots(ctx); return nil })
 	group.Go(func() error { n.serveControl(ctx); return nil })
 	group.Go(func() error { n.keepPools(ctx); return nil })
+	group.Go(func() error { n.watchQuarantine(ctx); return nil })
 	group.Go(func() error { n.ledger.Run(ctx); return nil })
 	group.Go(func() error {
 		// When the pods' part ends, all of the node ends.

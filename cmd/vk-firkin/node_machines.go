@@ -55,9 +55,13 @@ func (n *nodeMachines) Adopt(ctx context.Context, req provider.MachineRequest) (
 	return &machineLease{lease: lease, metrics: n.metrics}, nil
 }
 
-// Orphans is part of provider.Supply.
-func (n *nodeMachines) Orphans(ctx context.Context, known []string) ([]string, error) {
-	return n.supply.Orphans(ctx, known)
+// Reconcile is part of provider.Supply.
+func (n *nodeMachines) Reconcile(ctx context.Context, claims []provider.MachineClaim) ([]warmpool.Finding, error) {
+	survey := warmpool.Survey{Prefixes: []string{provider.MachinePrefix}}
+	for _, c := range claims {
+		survey.Claims = append(survey.Claims, warmpool.Claim{Request: machineRequest(c.MachineRequest), Unclear: c.Unclear})
+	}
+	return n.supply.Reconcile(ctx, survey)
 }
 
 // Reap is part of provider.Supply.

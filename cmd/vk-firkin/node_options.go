@@ -60,6 +60,7 @@ type nodeOptions struct {
 	PendingTimeout    time.Duration
 
 	VolumeRefresh      time.Duration
+	ReconcileEvery     time.Duration
 	HostPaths          []string
 	ClusterDNS         []string
 	ClusterDomain      string
@@ -171,6 +172,7 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.RefillMinFreeDisk, "refill-min-free-disk", "20Gi", "disk that must stay free to fill warm pools; no less than --min-free-disk")
 	flags.IntVar(&o.MaxPending, "max-pending", 64, "how many pods wait for room on the node, in order, before further ones are refused for now; 0 for none")
 	flags.DurationVar(&o.VolumeRefresh, "volume-refresh", time.Minute, "how often ConfigMaps, Secrets and tokens in volumes are read again, up to half as much later")
+	flags.DurationVar(&o.ReconcileEvery, "reconcile-interval", 3*time.Minute, "how often machines are looked for that belong to no pod, up to an eighth sooner or later")
 	flags.StringSliceVar(&o.HostPaths, "allow-host-path", nil, "directories of this host, as absolute paths, that hostPath volumes may name: the machine gets a copy (default: none)")
 	flags.DurationVar(&o.PendingTimeout, "pending-timeout", 30*time.Second, "how long a pod waits for room before it is refused for now, and tries again")
 	flags.StringSliceVar(&o.ClusterDNS, "cluster-dns", nil, "addresses of the cluster's name servers, which must be reachable from this host (default: none, pods resolve as this host does)")
@@ -289,6 +291,9 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	}
 	if o.VolumeRefresh < time.Second || o.VolumeRefresh > time.Hour {
 		fault("--volume-refresh %s: want 1s to 1h", o.VolumeRefresh)
+	}
+	if o.ReconcileEvery < 10*time.Second || o.ReconcileEvery > time.Hour {
+		fault("--reconcile-interval %s: want 10s to 1h", o.ReconcileEvery)
 	}
 	for _, path := range o.HostPaths {
 		if !filepath.IsAbs(path) {

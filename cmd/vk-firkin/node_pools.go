@@ -33,7 +33,7 @@ func (n *node) openSupply(capacity warmpool.Budget) (err error) {
 	}
 	n.supply, err = warmpool.New(warmpool.Options{
 		Driver: n.driver, Store: warmpool.FromStore(n.snapshots, warmpool.StoreOptions{Image: n.imageConfig, Nameservers: []string{network.Nameserver}}), Images: supplyImages{n.pinned}, Kit: n.kit, Logger: n.log("warmpool"),
-		Capacity: capacity, RecordsDir: filepath.Join(n.StateDir, "warm"), Observer: n.metrics,
+		Capacity: capacity, RecordsDir: filepath.Join(n.StateDir, "warm"), QuarantineDir: quarantineDir(n.StateDir), Observer: n.metrics,
 		Refills: n.Refills, QueueLength: pending, QueueWait: n.PendingTimeout,
 		RefillFloorBytes: floor, FreeBytes: func() (int64, error) {
 			_, free, err := hostDisk(n.StateDir)

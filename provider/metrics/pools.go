@@ -117,12 +117,13 @@ var (
 	skippedDesc      = prometheus.NewDesc("vk_firkin_pool_skipped", "1 while a pool is not filled further, with the reason.", []string{"namespace", "pool", "reason"}, nil)
 	unmetDesc        = prometheus.NewDesc("vk_firkin_pool_unmet_seconds", "How long a pool has had fewer ready machines than it should; 0 while it has them.", []string{"namespace", "pool"}, nil)
 	oldestUnmetDesc  = prometheus.NewDesc("vk_firkin_pool_oldest_unmet_seconds", "The longest of vk_firkin_pool_unmet_seconds; 0 without pools.", nil, nil)
+	quarantinedDesc  = prometheus.NewDesc("vk_firkin_quarantined_machines", "Machines that are kept because it is not clear whose they are; see vk-firkin quarantine list.", nil, nil)
 	templateDesc     = prometheus.NewDesc("vk_firkin_template_phase", "1 for the phase that the snapshot of a template's revision is in on the node.", []string{"namespace", "template", "revision", "phase"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (supplyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{ledgerCPUDesc, ledgerMemoryDesc, ledgerDiskDesc, ledgerSlotsDesc, machinesDesc, entriesDesc, skippedDesc, unmetDesc, oldestUnmetDesc, templateDesc} {
+	for _, d := range []*prometheus.Desc{ledgerCPUDesc, ledgerMemoryDesc, ledgerDiskDesc, ledgerSlotsDesc, machinesDesc, entriesDesc, skippedDesc, unmetDesc, oldestUnmetDesc, quarantinedDesc, templateDesc} {
 		ch <- d
 	}
 }
@@ -170,6 +171,7 @@ func (c supplyCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(unmetDesc, unmet.Seconds(), namespace, name)
 	}
 	gauge(oldestUnmetDesc, oldest.Seconds())
+	gauge(quarantinedDesc, float64(len(s.Quarantined)))
 	for _, t := range s.Templates {
 		gauge(templateDesc, 1, t.Namespace, t.Name, t.Revision, string(t.Phase))
 	}

@@ -4,13 +4,13 @@
 package snapshot
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
+	"github.com/vk-firkin/vk-firkin/vm/durable/durabletest"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot/snapshottest"
 )
 
@@ -18,30 +18,15 @@ import (
 // After a restart no set is half there, what a machine needs can be restored from, with
 // all its files, and a second collection removes all that the first left.
 func TestFaultAtEveryCallOfACollection(t *testing.T) {
-	for _, crash := range []bool{false, true} {
-		for n := 1; ; n++ {
-			reached := faultyCollection(t, n, crash)
-			if t.Failed() {
-				return
-			}
-			if !reached {
-				if n < 5 {
-					t.Errorf("only %d calls were made to fail", n-1)
-				}
-				break
-			}
-		}
-	}
+	modes := []durabletest.Mode{durabletest.EIO, durabletest.Crash, durabletest.CrashLosingAll}
+	durabletest.Every(t, modes, 4, faultyCollection)
 }
 
-// faultyCollection is false when the collection has no such call.
-func faultyCollection(t *testing.T, n int, crash bool) bool {
+func faultyCollection(t *testing.T, disk *durabletest.FS, dir string) {
 	t.Helper()
 	d := snapshottest.New()
-	dir := t.TempDir()
-	fs := &faultFS{fileSystem: unsyncedFS{}, root: dir, crash: crash}
 	opts := testOptions(d)
-	opts.fs = fs
+	opts.fs = durabletest.New(t, durable.Host, dir, durabletest.Fault{})
 	s := openTest(t, dir, opts)
 	kept, _ := ensure(t, s)
 	restore(t, s, kept, "m")
@@ -65,23 +50,20 @@ func faultyCollection(t *testing.T, n int, crash bool) bool {
 	if err := os.Mkdir(filepath.Join(dir, buildingPrefix+"0123"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	before := len(fs.calls)
-	fs.at = before + n
+	s.opts.fs = disk
 	_, err := s.GC(t.Context(), GCOptions{})
-	reached := len(fs.calls) >= before+n
-	if reached != errors.Is(err, errInjected) {
-		t.Errorf("call %d: reached %v with error %v", n, reached, err)
+	if disk.Reached() != (err != nil) {
+		t.Errorf("%q and error %v", disk.At(), err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	disk.Restart(t)
 
-	opts.fs = unsyncedFS{}
 	s = openTest(t, dir, opts)
-	about := fmt.Sprintf("call %d, crash %v", n, crash)
 	for _, name := range visible(t, dir) {
 		if !isHex(name, keyLength) {
-			t.Errorf("%s: %s is left after reopen", about, name)
+			t.Errorf("%s is left after reopen", name)
 		}
 	}
 	infos, err := s.List(t.Context())
@@ -90,30 +72,22 @@ func faultyCollection(t *testing.T, n int, crash bool) bool {
 	}
 	for _, i := range infos {
 		if _, err := s.Verify(t.Context(), i.Name); err != nil {
-			t.Errorf("%s: half a set: %v", about, err)
+			t.Errorf("half a set: %v", err)
 		}
 	}
 	again, built := ensure(t, s)
 	if built || again.Key() != kept.Key() {
-		t.Errorf("%s: the set of a machine was built anew", about)
+		t.Error("the set of a machine was built anew")
 	}
 	restore(t, s, again, "another")
 	again.Release()
 	if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
-		t.Errorf("%s: %v", about, err)
+		t.Error(err)
 	}
 	if left, err := s.List(t.Context()); err != nil || len(left) != 1 || left[0].Key != kept.Key() || len(left[0].Machines) != 2 {
-		t.Errorf("%s: after a second collection: %+v, %v", about, left, err)
+		t.Errorf("after a second collection: %+v, %v", left, err)
 	}
-	return reached
 }
-
-// unsyncedFS is the host's without waiting for the disk.
-type unsyncedFS struct{ hostFS }
-
-func (unsyncedFS) Sync(string) error { return nil }
-
-func (unsyncedFS) WriteFile(path string, data []byte) error { return os.WriteFile(path, data, 0o600) }
 
 // What a failed build or removal has left goes with a collection, not only when the store
 // is opened; a build under way is none of it.

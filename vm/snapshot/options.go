@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
@@ -131,7 +132,7 @@ type Options struct {
 	// then on, also when it fails. nil is guest.Dial.
 	Dial func(ctx context.Context, conn net.Conn) (*guest.Client, error)
 
-	fs fileSystem // tests only
+	fs durable.FS // tests let it fail
 }
 
 func (o Options) withDefaults() Options {
@@ -162,7 +163,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	if o.fs == nil {
-		o.fs = hostFS{}
+		o.fs = durable.Host
 	}
 	o.Timeouts = o.Timeouts.withDefaults()
 	return o

@@ -16,11 +16,11 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Names in a store.
 const (
-	lockName        = ".lock"
 	refsDir         = ".refs"
 	quarantineDir   = ".quarantine"
 	buildingPrefix  = ".building-"
@@ -34,9 +34,9 @@ const (
 type Store struct {
 	dir      string
 	opts     Options
-	driver   vm.Driver   // nil: no building, no restoring
-	features vm.Features // of driver
-	lock     *os.File    // nil: read-only
+	driver   vm.Driver     // nil: no building, no restoring
+	features vm.Features   // of driver
+	lock     *durable.Lock // nil: read-only
 	builds   chan struct{}
 
 	ctx    context.Context //nolint:containedctx // the lifetime of the store's own goroutines, ended by Close
@@ -97,7 +97,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 			return nil, fmt.Errorf("open snapshot store: %w", err)
 		}
 	}
-	lock, err := lockDir(filepath.Join(dir, lockName))
+	lock, err := lockDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
