@@ -19,6 +19,7 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/image"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 )
@@ -87,11 +88,13 @@ func collectGarbage(ctx context.Context, d directories, opts garbage.Options) (r
 	if opts.DryRun {
 		config.Snapshots, err = snapshot.OpenReadOnly(dir, sopts)
 	} else {
-		// Its lock is also what keeps a node from being started meanwhile.
-		config.Snapshots, err = snapshot.Open(ctx, dir, sopts)
-		if errors.Is(err, snapshot.ErrLocked) {
-			err = fmt.Errorf("a node is running on %s and does not answer at %s: wait until it does, or use --dry-run: %w", d.StateDir, controlSocket, err)
+		// Nobody may start a node meanwhile.
+		lock, lerr := durable.LockDir(d.StateDir)
+		if lerr != nil {
+			return report, fmt.Errorf("%w and does not answer at %s: wait until it does, or use --dry-run", lerr, controlSocket)
 		}
+		defer func() { err = errors.Join(err, lock.Close()) }()
+		config.Snapshots, err = snapshot.Open(ctx, dir, sopts)
 	}
 	if err != nil {
 		return report, err

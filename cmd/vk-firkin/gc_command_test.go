@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 func runGC(t *testing.T, root string, args ...string) (string, error) {
@@ -53,13 +54,17 @@ func TestGCWithoutANode(t *testing.T) {
 	put("machines/lost/scratch")
 	put("pods/uid/logs/0.log")
 	put("warm/m1.json")
-	put("warm/lost.json.tmp")
+	put("warm/.tmp-lost")
 	exists := func(path string) bool {
 		_, err := os.Lstat(filepath.Join(h.root, path))
 		return err == nil
 	}
 
 	// A node that holds the store and does not answer: nothing is taken from under it.
+	lock, err := durable.LockDir(h.root)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if out, err := runGC(t, h.root, "--grace", "0s"); err == nil || !strings.Contains(err.Error(), "does not answer") {
 		t.Errorf("beside a node that does not answer: %q, %v", out, err)
 	}
@@ -68,7 +73,7 @@ func TestGCWithoutANode(t *testing.T) {
 	if err != nil || json.Unmarshal([]byte(out), &report) != nil || !report.DryRun || report.Node || len(report.Decisions) == 0 {
 		t.Errorf("dry run beside it: %q, %v", out, err)
 	}
-	if err := h.store.Close(); err != nil {
+	if err := errors.Join(lock.Close(), h.store.Close()); err != nil {
 		t.Fatal(err)
 	}
 	// A socket that a dead node has left is no node.
@@ -84,7 +89,7 @@ func TestGCWithoutANode(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for path, want := range map[string]bool{
-		"machines/m1": true, "machines/lost": false, "pods/uid": false, "warm/m1.json": true, "warm/lost.json.tmp": false, "snapshots/" + h.key: true,
+		"machines/m1": true, "machines/lost": false, "pods/uid": false, "warm/m1.json": true, "warm/.tmp-lost": false, "snapshots/" + h.key: true,
 	} {
 		if exists(path) != want {
 			t.Errorf("%s exists: %v, want %v\n%s", path, !want, want, out)
