@@ -468,6 +468,30 @@ func (s *Supply) SnapshotBuilt(template, key string, build, save time.Duration) 
 	}
 }
 
+// SnapshotGone tells the supply that a snapshot was taken out of use without a restore
+// from it having failed: it is for the store's events. A template that is targeted has it
+// built anew; others have when they are asked for.
+func (s *Supply) SnapshotGone(key string) {
+	t := s.templates
+	var pins []Snapshot
+	t.mu.Lock()
+	for _, st := range t.states {
+		if st.status.Key != key || st.status.Phase != TemplateReady {
+			continue
+		}
+		st.status.Phase = TemplatePending
+		if st.pin != nil {
+			pins = append(pins, st.pin)
+			st.pin = nil
+		}
+	}
+	t.mu.Unlock()
+	for _, p := range pins {
+		p.Release()
+	}
+	s.changed()
+}
+
 // close drops the pins, and the images of templates.
 func (t *templates) close() {
 	t.mu.Lock()

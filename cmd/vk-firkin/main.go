@@ -52,12 +52,13 @@ Next steps:
   vk-firkin node       join a cluster (needs a kubeconfig and a guest kit)
   vk-firkin controller spread warm pools over the nodes of a cluster
   vk-firkin snapshot   look at this host's snapshots
+  vk-firkin gc         remove what this host keeps and nobody needs
   vk-firkin quarantine look at machines that nobody knows whose they are, and remove them
   vk-firkin image      push an installation of macOS to a registry`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newQuarantineCommand(), newImageCommand(), newDoctorCommand(), newVersionCommand(), newShimCommand())
+	cmd.AddCommand(newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newGCCommand(), newQuarantineCommand(), newImageCommand(), newDoctorCommand(), newVersionCommand(), newShimCommand())
 	return cmd
 }
 

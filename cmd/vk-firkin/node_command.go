@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
@@ -80,6 +81,7 @@ type node struct {
 	logs      *podlog.Store
 	metrics   *metrics.Metrics
 	provider  *provider.Provider
+	garbage   *garbage.Collector
 	closers   []func() error
 	// pressed holds one when the host's disk is short.
 	pressed chan struct{}
@@ -105,6 +107,7 @@ func runNode(ctx context.Context, s *nodeSettings) (err error) {
 		{"supply", n.makeSupply},
 		{"pools", n.makeLedger},
 		{"pods", n.makeProvider},
+		{"collection", n.makeGarbage},
 	} {
 		if err := step.make(ctx); err != nil {
 			return fmt.Errorf("set up %s: %w", step.name, err)
@@ -283,6 +286,8 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
 	group.Go(func() error { n.collectGarbage(ctx); return nil })
+	group.Go(func() error { n.scrubSnapshots(ctx); return nil })
+	group.Go(func() error { n.serveControl(ctx); return nil })
 	group.Go(func() error { n.keepPools(ctx); return nil })
 	group.Go(func() error { n.watchQuarantine(ctx); return nil })
 	group.Go(func() error { n.ledger.Run(ctx); return nil })
@@ -328,38 +333,6 @@ func (n *node) prepareSnapshots(ctx context.Context) {
 			continue
 		}
 		n.logger.Info("Base snapshot is ready", "shape", shape.String(), "took", time.Since(began).Round(time.Millisecond))
-	}
-}
-
-const (
-	// garbageEvery is how often unused snapshots and images are looked for.
-	garbageEvery = time.Hour
-	// garbageAge is how long something must have been unused to go: what runs every
-	// night stays.
-	garbageAge = 36 * time.Hour
-)
-
-// collectGarbage removes snapshots and images that nobody uses, until ctx ends. When the
-// disk is short, it does so at once, and no image is too young: all of them can be pulled
-// again, as the kubelet has it.
-func (n *node) collectGarbage(ctx context.Context) {
-	ticker := time.NewTicker(garbageEvery)
-	defer ticker.Stop()
-	for {
-		images := image.GCOptions{Grace: garbageAge}
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		case <-n.pressed:
-			images = image.GCOptions{}
-		}
-		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
-			n.logger.Error("Cannot collect unused snapshots", "error", err)
-		}
-		if _, err := n.images.GC(ctx, images); err != nil && ctx.Err() == nil {
-			n.logger.Error("Cannot collect unused images", "error", err)
-		}
 	}
 }
 

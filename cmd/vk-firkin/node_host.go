@@ -203,6 +203,9 @@ func (n *node) snapshotEvent(e snapshot.Event) {
 	}
 	if e.Type == snapshot.EventQuarantined {
 		n.metrics.SnapshotQuarantined()
+		if n.supply != nil {
+			n.supply.SnapshotGone(e.Key)
+		}
 	}
 	n.logger.Info("Snapshot event", "type", string(e.Type), "snapshot", e.Key, "shape", e.Shape.String(), "message", e.Message)
 }

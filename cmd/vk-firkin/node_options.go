@@ -68,6 +68,10 @@ type nodeOptions struct {
 	DrainOnShutdown    bool
 	ShutdownGrace      time.Duration
 	ShutdownCritical   time.Duration
+
+	GCGrace    time.Duration
+	ScrubEvery time.Duration
+	ScrubRate  string
 }
 
 // directories are where a node keeps its files; see docs/architecture.md.
@@ -174,6 +178,9 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&o.ClusterDNS, "cluster-dns", nil, "addresses of the cluster's name servers, which must be reachable from this host (default: none, pods resolve as this host does)")
 	flags.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "domain of the cluster, for pods' names and searches")
 	flags.DurationVar(&o.PressureTransition, "eviction-pressure-transition-period", 5*time.Minute, "how long a pressure must be over until the node says so")
+	flags.DurationVar(&o.GCGrace, "gc-grace", 36*time.Hour, "how long an image, a snapshot or anything else must have been unused to be collected: what runs every night stays; less when the disk is short")
+	flags.DurationVar(&o.ScrubEvery, "scrub-every", 7*24*time.Hour, "how often all files of a snapshot are read in the background and compared with what was saved; 0 for never")
+	flags.StringVar(&o.ScrubRate, "scrub-rate", "32Mi", "how many bytes per second that reads at most: a few percent of what a solid-state disk gives, and a hundred gigabytes in an hour")
 	flags.BoolVar(&o.DrainOnShutdown, "drain-on-shutdown", false, "end all pods when told to stop, by priority (default: their machines go on)")
 	flags.DurationVar(&o.ShutdownGrace, "shutdown-grace-period", 30*time.Second, "with --drain-on-shutdown: how long all pods have together to end")
 	flags.DurationVar(&o.ShutdownCritical, "shutdown-grace-period-critical-pods", 10*time.Second, "the last part of --shutdown-grace-period, for critical pods alone")
@@ -190,6 +197,7 @@ type nodeSettings struct {
 	minFreeDisk    int64
 
 	refillMinFreeDisk int64
+	scrubRate         int64
 }
 
 // complete checks every option and reports all faults at once.
@@ -264,6 +272,17 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	s.refillMinFreeDisk, err = parseBytes("--refill-min-free-disk", o.RefillMinFreeDisk)
 	note(err)
 	s.refillMinFreeDisk = max(s.refillMinFreeDisk, s.minFreeDisk) // or pools would take what pods need
+	s.scrubRate, err = parseBytes("--scrub-rate", o.ScrubRate)
+	note(err)
+	if err == nil && s.scrubRate < 1<<20 && o.ScrubEvery > 0 {
+		fault("--scrub-rate %s: want at least 1Mi; --scrub-every 0 is for never", o.ScrubRate)
+	}
+	if o.ScrubEvery < 0 || o.ScrubEvery > 0 && o.ScrubEvery < time.Second {
+		fault("--scrub-every %s: want at least 1s, or 0 for never", o.ScrubEvery)
+	}
+	if o.GCGrace < 0 {
+		fault("--gc-grace %s: want 0 or more", o.GCGrace)
+	}
 	if o.Refills < 0 || o.Refills > 64 {
 		fault("--refills %d: want 1 to 64, or 0 for the default", o.Refills)
 	}

@@ -84,6 +84,7 @@ func TestNodeOptionFaults(t *testing.T) {
 		{"labels", append(complete, "--node-labels", "a b=c,node-role.kubernetes.io/control-plane=,kubernetes.io/os=linux"), []string{"a b", "node-role", "kubernetes.io/os"}},
 		{"name servers", append(complete, "--cluster-dns", "dns.example.test", "--cluster-domain", "No_domain"), []string{"--cluster-dns", "--cluster-domain"}},
 		{"shutdown", append(complete, "--shutdown-grace-period", "5s", "--shutdown-grace-period-critical-pods", "6s", "--eviction-pressure-transition-period", "-1s"), []string{"--shutdown-grace-period", "--eviction-pressure-transition-period"}},
+		{"collection and scrub", append(complete, "--gc-grace", "-1s", "--scrub-every", "1ms", "--scrub-rate", "12"), []string{"--gc-grace", "--scrub-every", "--scrub-rate"}},
 		{"logs", append(complete, "--log-level", "loud"), []string{"--log-level"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -35,7 +35,7 @@ func newSnapshotCommand(stateDir func() (string, error), openDriver func(context
 needs them, so removing one costs a cold boot and nothing else.
 
 ls, inspect, verify and gc --dry-run work while a node runs. rm and gc need the node
-stopped; the node collects by itself.`,
+stopped; the node collects by itself, and when "vk-firkin gc" asks for it.`,
 		Example: `  vk-firkin snapshot ls
   vk-firkin snapshot verify
   vk-firkin snapshot gc --dry-run`,

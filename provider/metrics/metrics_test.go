@@ -67,6 +67,13 @@ func TestMetrics(t *testing.T) {
 	m.MachineStarted("", errors.New("no"))
 	m.GuestReconnected()
 	m.SnapshotQuarantined()
+	m.Reclaimable("image", 7)
+	m.Reclaimable("image", 5)
+	m.Collected("image", 2, 1<<20)
+	m.CollectionEnded(time.Unix(1700000000, 0), nil)
+	m.CollectionEnded(time.Unix(1700000001, 0), errors.New("no"))
+	m.SnapshotScrubbed(3, false)
+	m.SnapshotScrubbed(4, true)
 	m.ObserveSample(provider.SampleCommandStart, 15*time.Millisecond)
 	m.Sampled(warmpool.Sample{Metric: warmpool.MetricWarmPoolCheckout, Duration: 3 * time.Millisecond})
 	m.Sampled(warmpool.Sample{Metric: warmpool.MetricRefill, Duration: 300 * time.Millisecond})
@@ -93,6 +100,13 @@ func TestMetrics(t *testing.T) {
 		`vk_firkin_machine_starts_total{path="",result="error"} 1`,
 		`vk_firkin_guest_reconnects_total 1`,
 		`vk_firkin_snapshots_quarantined_total 1`,
+		`vk_firkin_reclaimable_bytes{kind="image"} 5`,
+		`vk_firkin_gc_removed_total{kind="image"} 2`,
+		`vk_firkin_gc_removed_bytes_total{kind="image"} 1.048576e+06`,
+		`vk_firkin_gc_runs_total{result="success"} 1`,
+		`vk_firkin_gc_last_run_timestamp_seconds{result="error"} 1.700000001e+09`,
+		`vk_firkin_scrubs_total{result="damaged"} 1`,
+		`vk_firkin_scrub_bytes_total 7`,
 		`vk_firkin_pods{phase="Pending"} 1`,
 		`vk_firkin_pods{phase="Running"} 2`,
 		`vk_firkin_pods{phase="Failed"} 0`,
@@ -145,6 +159,8 @@ func TestNames(t *testing.T) {
 	m := metrics.New(metrics.Sources{Pods: func() []*corev1.Pod { return nil }, Supply: supply})
 	m.ObservePhase(provider.PhaseTotal, "warm", time.Second)
 	m.MachineStarted("warm", nil)
+	m.Reclaimable("image", 0)
+	m.Collected("image", 0, 0)
 	families, err := m.Registry().Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -18,15 +18,19 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/process"
 )
 
 // The parts of the state root that are looked after here.
 const (
-	podsDir      = "pods"
-	podRecord    = "pod.json"
-	warmDir      = "warm"
-	machinesDir  = "machines"
+	podsDir     = "pods"
+	podRecord   = "pod.json"
+	warmDir     = "warm"
+	machinesDir = "machines"
+	// asideDir has a file for each machine that the node has put aside, see
+	// warmpool.QuarantineDir.
+	asideDir     = "quarantine"
 	recordSuffix = ".json"
 )
 
@@ -218,15 +222,20 @@ func (c *Collector) collectRecords(opts Options) ([]Decision, error) {
 		if e.IsDir() {
 			continue
 		}
-		machine, ok := strings.CutSuffix(e.Name(), recordSuffix)
-		if !ok || strings.HasPrefix(e.Name(), ".") {
+		if strings.HasPrefix(e.Name(), durable.TempPrefix) {
 			things = append(things, c.thing(KindLeftover, warmDir, e.Name()))
 			continue
+		}
+		machine, ok := strings.CutSuffix(e.Name(), recordSuffix)
+		if !ok || vm.ValidateID(machine) != nil {
+			continue // not ours
 		}
 		x := c.thing(KindRecord, warmDir, e.Name())
 		switch _, err := os.Lstat(filepath.Join(c.config.StateDir, machinesDir, machine)); {
 		case slices.Contains(accounted, machine):
 			x.keeper = "the node accounts for its machine"
+		case c.aside(machine):
+			x.keeper = reasonAside
 		case err == nil:
 			x.keeper = "its machine exists"
 		case !errors.Is(err, fs.ErrNotExist):
@@ -263,6 +272,8 @@ func (c *Collector) collectMachines(ctx context.Context, opts Options, refs refe
 		switch {
 		case slices.Contains(accounted, e.Name()):
 			x.keeper = "the node accounts for it"
+		case c.aside(e.Name()):
+			x.keeper = reasonAside
 		case slices.Contains(builders, e.Name()):
 			x.keeper = "a snapshot is being built in it"
 		case who != "":
@@ -278,6 +289,15 @@ func (c *Collector) collectMachines(ctx context.Context, opts Options, refs refe
 		}
 		return os.RemoveAll(x.path)
 	})
+}
+
+// reasonAside is why what is in quarantine stays.
+const reasonAside = "it is in quarantine: vk-firkin quarantine shows why, and removes it"
+
+// aside tells whether a machine is in quarantine, or whether that cannot be told.
+func (c *Collector) aside(machine string) bool {
+	_, err := os.Lstat(filepath.Join(c.config.StateDir, asideDir, machine+recordSuffix))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // accounted are the machines that the running node accounts for.

@@ -84,10 +84,14 @@ func TestReferencesOfAnyVersion(t *testing.T) {
 	digest := strings.Repeat("ab", 32)
 	w.write(filepath.Join(podsDir, "uid", podRecord), `{"version":99,"machines":["m-1"],"digest":"sha256:`+digest+`"`)
 	w.write(filepath.Join(podsDir, "rest", "logs", "0.log"), "x")
-	for _, m := range []string{"m-1", "m-10", "m-2"} {
+	for _, m := range []string{"m-1", "m-10", "m-2", "m-aside"} {
 		w.write(filepath.Join(machinesDir, m, "scratch.qcow2"), "x")
 	}
+	w.write(filepath.Join(asideDir, "m-aside.json"), `{}`)
+	w.write(filepath.Join(asideDir, "aside.json"), `{}`)
+	w.write(filepath.Join(warmDir, "aside.json"), `{`) // its machine is gone, but it was put aside
 	w.write(filepath.Join(warmDir, "gone.json"), `{`)
+	w.write(filepath.Join(warmDir, "note from somebody"), `{`)
 	w.write(filepath.Join(warmDir, "m-2.json"), `{}`)
 	w.write(filepath.Join(warmDir, ".tmp-x"), `{`)
 	w.now = w.now.Add(time.Hour)

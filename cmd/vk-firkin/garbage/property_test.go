@@ -45,9 +45,9 @@ type podOf struct{ digest, machine string }
 // nothing that is referred to has gone, and that everything else has that was unused for
 // longer than the grace period.
 func TestRandomCollections(t *testing.T) {
-	const steps = 120
+	const steps = 90
 	went, kept := map[string]int{}, map[string]int{}
-	for _, seed := range []uint64{1, 2, uint64(time.Now().UnixNano())} {
+	for _, seed := range []uint64{1, uint64(time.Now().UnixNano())} {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			n := &node{
 				world: newWorld(t, seed), pods: map[string]podOf{}, machines: map[string]string{}, warm: map[string]bool{},

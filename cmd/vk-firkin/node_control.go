@@ -1,0 +1,134 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
+	"github.com/vk-firkin/vk-firkin/vm/machinedir"
+)
+
+// A running node answers its own commands on a socket in its state folder, which is
+// readable by nobody else: it alone knows what it uses, and holds the locks.
+const (
+	controlSocket = "node.sock"
+	controlGC     = "/v1/gc"
+	// maxControlRequest and maxControlReport bound what either side reads.
+	maxControlRequest = 4 << 10
+	maxControlReport  = 64 << 20
+	// controlTimeout bounds a whole command: snapshots of hundreds of gigabytes may go.
+	controlTimeout = 15 * time.Minute
+)
+
+// serveControl serves the socket until ctx ends. Pods are run without it all the same.
+func (n *node) serveControl(ctx context.Context) {
+	listener, err := listenControl(n.StateDir)
+	if err != nil {
+		n.logger.Error("Commands of this host will not reach this node while it runs", "socket", controlSocket, "error", err)
+		return
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+controlGC, func(w http.ResponseWriter, r *http.Request) {
+		serveGC(w, r, n.collect)
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: controlTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); err != nil && ctx.Err() == nil {
+		n.logger.Error("Commands of this host do not reach this node any more", "socket", controlSocket, "error", err)
+	}
+}
+
+// listenControl makes the socket, in the place of one that a dead node has left: the state
+// folder belongs to one node at a time.
+func listenControl(stateDir string) (net.Listener, error) {
+	if err := os.Remove(filepath.Join(stateDir, controlSocket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	file, err := machinedir.ListenUnix(stateDir, controlSocket)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return net.FileListener(file)
+}
+
+// serveGC collects for a command.
+func serveGC(w http.ResponseWriter, r *http.Request, collect func(context.Context, garbage.Options) (garbage.Report, error)) {
+	var opts garbage.Options
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxControlRequest))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&opts); err != nil {
+		http.Error(w, "not understood: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	if opts.Grace < 0 || opts.Need < 0 {
+		http.Error(w, "grace and need must not be negative", http.StatusBadRequest)
+		return
+	}
+	report, err := collect(r.Context(), opts)
+	if err != nil && len(report.Faults) == 0 { // else they are in the report
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(report) // the caller is gone if this fails
+}
+
+// errNoNode: no node runs on this state folder.
+var errNoNode = errors.New("no node runs here")
+
+// askNode has the running node collect. errNoNode: there is none.
+func askNode(ctx context.Context, stateDir string, opts garbage.Options) (report garbage.Report, err error) {
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	body, err := json.Marshal(opts)
+	if err != nil {
+		return report, err
+	}
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return machinedir.DialUnix(ctx, stateDir, controlSocket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node"+controlGC, bytes.NewReader(body))
+	if err != nil {
+		return report, err
+	}
+	resp, err := client.Do(req)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return report, errNoNode
+	}
+	if err != nil {
+		return report, fmt.Errorf("ask the running node: %w", err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxControlReport+1))
+	switch {
+	case err != nil:
+		return report, fmt.Errorf("read the running node's answer: %w", err)
+	case len(data) > maxControlReport:
+		return report, fmt.Errorf("the running node's answer has more than %d bytes", maxControlReport)
+	case resp.StatusCode != http.StatusOK:
+		return report, fmt.Errorf("the running node says: %.1000s", data)
+	}
+	if err := json.Unmarshal(data, &report); err != nil {
+		return report, fmt.Errorf("understand the running node's answer: %w", err)
+	}
+	return report, nil
+}
