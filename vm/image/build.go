@@ -6,7 +6,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -85,14 +84,11 @@ func (s *Store) build(ctx context.Context, c *client, m *manifest) (*lease, erro
 		return nil, err
 	}
 	r := record{
-		Version: formatVersion, Digest: m.digest, ConfigDigest: m.Config.Digest.String(), Architecture: arch,
+		Digest: m.digest, ConfigDigest: m.Config.Digest.String(), Architecture: arch,
 		SlotBytes: s.opts.SlotBytes, SizeBytes: used, Created: s.opts.Now().UTC(), Config: cfg,
 	}
-	b, err := json.Marshal(r)
+	b, err := recordFormat.Encode(r)
 	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", recordName, err)
-	}
-	if _, err := decodeRecord(b); err != nil {
 		return nil, corrupt("configuration: %w", err)
 	}
 	if err := writeFile(s.fsys, filepath.Join(out, recordName), b); err != nil {

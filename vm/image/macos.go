@@ -6,7 +6,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -205,7 +204,7 @@ func (s *Store) buildMacOS(ctx context.Context, c *client, m *manifest) error {
 		return fmt.Errorf("%w: it is for %s, this node runs %s", ErrPlatform, cfg.Architecture, s.opts.Arch)
 	}
 	r := record{
-		Version: formatVersion, Digest: m.digest, ConfigDigest: m.Config.Digest.String(), Architecture: cfg.Architecture,
+		Digest: m.digest, ConfigDigest: m.Config.Digest.String(), Architecture: cfg.Architecture,
 		Created: s.opts.Now().UTC(), MacOS: &macOSRecord{DiskBytes: cfg.DiskBytes, AuxiliaryBytes: cfg.AuxiliaryBytes},
 	}
 	if r.MacOS.HardwareModel, err = blob(parts.hardware); err != nil {
@@ -235,11 +234,8 @@ func (s *Store) buildMacOS(ctx context.Context, c *client, m *manifest) error {
 		}
 		r.SizeBytes += used
 	}
-	b, err := json.Marshal(r)
+	b, err := recordFormat.Encode(r)
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", recordName, err)
-	}
-	if _, err := decodeRecord(b); err != nil {
 		return corrupt("configuration: %w", err)
 	}
 	if err := writeFile(s.fsys, filepath.Join(out, recordName), b); err != nil {

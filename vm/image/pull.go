@@ -230,7 +230,7 @@ func (s *Store) fetchAs(ctx context.Context, c *client, ref name.Reference, macO
 	if err != nil {
 		return nil, err
 	}
-	err = s.writeRef(refRecord{Version: formatVersion, Ref: ref.Name(), Architecture: s.opts.Arch, Target: m.target, Digest: m.digest})
+	err = s.writeRef(refRecord{Ref: ref.Name(), Architecture: s.opts.Arch, Target: m.target, Digest: m.digest})
 	if err != nil {
 		mine.release()
 		return nil, fmt.Errorf("remember what the reference stands for: %w", err)
@@ -369,7 +369,7 @@ func (s *Store) readRef(ref string) (*refRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := decodeRefRecord(b)
+	r, err := refFormat.Decode(b)
 	if err != nil || r.Ref != ref || r.Architecture != s.opts.Arch {
 		return nil, nil //nolint:nilerr // not ours, or damaged: asking the registry again mends it
 	}
@@ -377,10 +377,10 @@ func (s *Store) readRef(ref string) (*refRecord, error) {
 }
 
 func (s *Store) writeRef(r refRecord) error {
-	if old, err := s.readRef(r.Ref); err == nil && old != nil && *old == r {
+	if old, err := s.readRef(r.Ref); err == nil && old != nil && old.same(r) {
 		return nil
 	}
-	b, err := json.Marshal(r)
+	b, err := refFormat.Encode(r)
 	if err != nil {
 		return err
 	}
@@ -418,7 +418,7 @@ func (s *Store) refs() (good []refRecord, bad []string, err error) {
 		if err != nil && !errors.Is(err, errTooLong) {
 			return nil, nil, err
 		}
-		r, err := decodeRefRecord(b)
+		r, err := refFormat.Decode(b)
 		switch {
 		case err != nil:
 			bad = append(bad, path)

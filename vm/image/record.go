@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // formatVersion of image.json, of the reference files, and of the disk's layout.
-// An entry of another version is as good as absent.
+// An entry of another version is as good as absent: it can be pulled again.
 const formatVersion = 1
 
 // Bounds of our own files, in case they are not ours any more.
@@ -23,7 +25,7 @@ const (
 
 // record is image.json.
 type record struct {
-	Version      int    `json:"version"`
+	durable.Header
 	Digest       string `json:"digest"`
 	ConfigDigest string `json:"configDigest"`
 	Architecture string `json:"architecture"`
@@ -44,15 +46,12 @@ func (r record) files() map[string]int64 {
 	return map[string]int64{diskName: r.SlotBytes}
 }
 
-func decodeRecord(b []byte) (record, error) {
-	var r record
-	if err := decodeStrict(b, maxRecordBytes, &r); err != nil {
-		return record{}, err
-	}
+var recordFormat = durable.NewFormat(durable.FormatOptions[record]{
+	Kind: "image", Version: formatVersion, MaxBytes: maxRecordBytes, Check: (*record).check,
+})
+
+func (r *record) check() error {
 	var errs []error
-	if r.Version != formatVersion {
-		errs = append(errs, fmt.Errorf("version %d, want %d", r.Version, formatVersion))
-	}
 	if !validDigest(r.Digest) || !validDigest(r.ConfigDigest) {
 		errs = append(errs, errors.New("digests are not sha256"))
 	}
@@ -68,15 +67,12 @@ func decodeRecord(b []byte) (record, error) {
 		errs = append(errs, errors.New("no architecture"))
 	}
 	errs = append(errs, r.Config.check())
-	if err := errors.Join(errs...); err != nil {
-		return record{}, err
-	}
-	return r, nil
+	return errors.Join(errs...)
 }
 
 // refRecord says what a reference was resolved to.
 type refRecord struct {
-	Version int `json:"version"`
+	durable.Header
 	// Ref is the full name of the reference.
 	Ref string `json:"ref"`
 	// Architecture is whose manifest Digest is.
@@ -87,20 +83,24 @@ type refRecord struct {
 	Digest string `json:"digest"`
 }
 
-func decodeRefRecord(b []byte) (refRecord, error) {
-	var r refRecord
-	if err := decodeStrict(b, maxRefRecordBytes, &r); err != nil {
-		return refRecord{}, err
-	}
+var refFormat = durable.NewFormat(durable.FormatOptions[refRecord]{
+	Kind: "image-reference", Version: formatVersion, MaxBytes: maxRefRecordBytes, Check: (*refRecord).check,
+})
+
+func (r *refRecord) check() error {
 	switch {
-	case r.Version != formatVersion:
-		return refRecord{}, fmt.Errorf("version %d, want %d", r.Version, formatVersion)
 	case r.Ref == "" || len(r.Ref) > maxReferenceBytes || r.Architecture == "":
-		return refRecord{}, errors.New("no reference or no architecture")
+		return errors.New("no reference or no architecture")
 	case !validDigest(r.Target) || !validDigest(r.Digest):
-		return refRecord{}, errors.New("digests are not sha256")
+		return errors.New("digests are not sha256")
 	}
-	return r, nil
+	return nil
+}
+
+// same tells whether both say the same, whoever wrote them.
+func (r refRecord) same(other refRecord) bool {
+	r.Header = other.Header
+	return r == other
 }
 
 func decodeStrict(b []byte, limit int, into any) error {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Options of a store.
@@ -271,6 +273,9 @@ func (s *Store) load() error {
 				case err == nil:
 					s.images[e.Digest] = e
 				case errors.Is(err, errOtherArch):
+				case errors.Is(err, durable.ErrNewer):
+					// That one may come back. Until then it is pulled again if it is wanted.
+					s.opts.Logger.Warn("Leaving an image that cannot be used", "digest", digestPrefix+d.Name(), "error", err)
 				case errors.Is(err, errUnusable):
 					s.opts.Logger.Warn("Removing unusable image", "digest", digestPrefix+d.Name(), "error", err)
 					if err := s.discard(path); err != nil && !errors.Is(err, errLocked) {
@@ -322,7 +327,7 @@ func (s *Store) read(digest string) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := decodeRecord(b)
+	r, err := recordFormat.Decode(b)
 	if err != nil {
 		return nil, fmt.Errorf("%w: decode %s: %w", errUnusable, recordName, err)
 	}
