@@ -28,7 +28,8 @@ const (
 	// defaultReconcileEvery: orphans come of crashes, and of faults of this program; neither is
 	// frequent, and a look costs a few files and one call for each orphan.
 	defaultReconcileEvery = 3 * time.Minute
-	// confirmAfter is when what may be an orphan is looked at again, and at the soonest ended.
+	// confirmAfter is when what may be an orphan is looked at again, and at the soonest ended;
+	// sooner when everything is looked at more often.
 	confirmAfter = 3 * time.Second
 	// Delays while machines, or the driver, cannot be asked.
 	inspectRetryFirst, inspectRetryMax = 2 * time.Second, time.Minute
@@ -97,7 +98,7 @@ type sightings map[string]time.Time
 
 // due notes what there is to clean up, and returns what was there before already. Pure but
 // for the map.
-func (s sightings) due(findings []warmpool.Finding, now time.Time) []string {
+func (s sightings) due(findings []warmpool.Finding, confirm time.Duration, now time.Time) []string {
 	var reap []string
 	for id := range s {
 		if !slices.ContainsFunc(findings, func(f warmpool.Finding) bool {
@@ -113,7 +114,7 @@ func (s sightings) due(findings []warmpool.Finding, now time.Time) []string {
 		first, seen := s[f.Machine]
 		if !seen {
 			s[f.Machine] = now
-		} else if now.Sub(first) >= confirmAfter {
+		} else if now.Sub(first) >= confirm {
 			reap = append(reap, f.Machine)
 		}
 	}
@@ -172,7 +173,7 @@ func (p *Provider) reconcile(ctx context.Context, seen sightings) (all bool) {
 		return false
 	}
 	all = p.tell(findings)
-	for _, id := range seen.due(findings, time.Now()) {
+	for _, id := range seen.due(findings, min(confirmAfter, p.opts.ReconcileEvery), time.Now()) {
 		rctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 		p.log.Warn("Reaping machine that belongs to no pod", "machine", id)
 		if err := p.env.supply.Reap(rctx, id); err != nil {

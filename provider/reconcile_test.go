@@ -77,7 +77,7 @@ func TestSightings(t *testing.T) {
 		{time.Hour, nil, nil},
 	} {
 		t0 = t0.Add(step.after)
-		if got := s.due(step.findings, t0); !slices.Equal(got, step.want) {
+		if got := s.due(step.findings, confirmAfter, t0); !slices.Equal(got, step.want) {
 			t.Errorf("step %d: %v, want %v", i, got, step.want)
 		}
 	}

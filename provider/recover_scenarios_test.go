@@ -5,9 +5,12 @@ package provider_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -212,4 +215,111 @@ func TestOrphansWhileRunning(t *testing.T) {
 	if got := w.await("p", "is ready", ready); got.Status.ContainerStatuses[0].RestartCount != 0 {
 		t.Errorf("%+v", got.Status)
 	}
+}
+
+// Wherever the process dies in a call for a machine (for one, for its hand-over, for one that
+// was there before, for its end), the next one goes on: no machine is leaked, no container is
+// started twice, the pod ends when it is deleted.
+func TestCrashAtEverySupplyCall(t *testing.T) {
+	calls := crashAtSupplyCall(t, 0)
+	t.Logf("calls: %v", calls)
+	for _, op := range []string{"reconcile", "acquire", "acquired", "adopt", "release", "reap"} {
+		if !slices.Contains(calls, op) {
+			t.Errorf("a life without %s proves nothing about it", op)
+		}
+	}
+	for i, op := range calls {
+		t.Run(fmt.Sprintf("%d %s", i+1, op), func(t *testing.T) {
+			t.Parallel()
+			crashAtSupplyCall(t, i+1)
+		})
+	}
+}
+
+// crashAtSupplyCall is a life of a pod over two processes, of which one dies in a call, 0 for
+// in none. It returns the calls.
+func crashAtSupplyCall(t *testing.T, at int) (calls []string) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	reached := make(chan struct{})
+	w.supply.setFault(func(ctx context.Context, op string) error {
+		mu.Lock()
+		calls = append(calls, op)
+		n := len(calls)
+		mu.Unlock()
+		if n != at {
+			return nil
+		}
+		close(reached)
+		<-ctx.Done() // the process goes no further
+		return errKilled
+	})
+	// ends lets a process run until it is done or has died, and tells whether it has died.
+	ends := func(pr *process, done func() bool) (died bool) {
+		w.eventually("it is done, or dead", func() bool {
+			select {
+			case <-reached:
+				died = true
+				return true
+			default:
+				return done()
+			}
+		}, nil)
+		pr.stop()
+		return died
+	}
+	get := func() *corev1.Pod {
+		p, err := w.client.CoreV1().Pods("default").Get(t.Context(), "p", metav1.GetOptions{})
+		if err != nil {
+			return nil
+		}
+		return p
+	}
+	runs := func() bool { p := get(); return p != nil && ready(p) }
+	p := w.create(pod("p", []string{"do", "echo begun", "hang"}))
+	deleted := false
+	if !ends(w.runOrDie(reached), runs) && !ends(w.runOrDie(reached), func() bool { return runs() && w.events.has("p ", "MachineAdopted") }) {
+		w.delete("p", ptr(int64(1)))
+		deleted = true
+		ends(w.runOrDie(reached), func() bool { return get() == nil && len(w.supply.ids()) == 0 })
+	}
+	if at == 0 {
+		return calls
+	}
+	w.supply.setFault(nil)
+	w.run()
+	if !deleted {
+		if got := w.await("p", "is ready", ready); got.Status.ContainerStatuses[0].RestartCount != 0 {
+			t.Errorf("%+v", got.Status)
+		}
+		w.eventually("it has one machine", func() bool { return len(w.supply.ids()) == 1 }, func() string { return fmt.Sprint(w.supply.ids()) })
+		w.eventually("its output is there", func() bool { return strings.Contains(w.log(p), "begun") }, nil)
+		if text := w.log(p); strings.Count(text, "begun") != 1 {
+			t.Errorf("its container was started twice:\n%s", text)
+		}
+		w.delete("p", ptr(int64(1)))
+	}
+	w.awaitGone("p")
+	w.awaitNothing()
+	return calls
+}
+
+// runOrDie starts the node process, which may die before it is ready.
+func (w *world) runOrDie(reached <-chan struct{}) *process {
+	w.t.Helper()
+	select {
+	case <-reached:
+		w.t.Fatal("it is dead already")
+	default:
+	}
+	pr := w.begin()
+	select {
+	case <-pr.up:
+	case <-reached:
+	case err := <-pr.done:
+		w.t.Fatalf("provider ended: %v", err)
+	case <-time.After(patience):
+		w.t.Fatal("provider does not get ready")
+	}
+	return pr
 }

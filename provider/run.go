@@ -38,6 +38,9 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 		return err
 	}
 	if err := p.recover(ctx); err != nil {
+		if ctx.Err() != nil {
+			return causeOf(caller, ctx)
+		}
 		return err
 	}
 	wg.Go(func() { p.hand(ctx) })

@@ -141,10 +141,25 @@ type process struct {
 	p    *provider.Provider
 	kill context.CancelFunc
 	done chan error
+	up   chan struct{} // closed when it is ready
 }
 
-// run starts the node process.
+// run starts the node process and waits until it is ready.
 func (w *world) run(change ...func(*provider.Options)) *process {
+	w.t.Helper()
+	pr := w.begin(change...)
+	select {
+	case <-pr.up:
+	case err := <-pr.done:
+		w.t.Fatalf("provider ended: %v", err)
+	case <-time.After(10 * time.Second):
+		w.t.Fatal("provider does not get ready")
+	}
+	return pr
+}
+
+// begin starts the node process.
+func (w *world) begin(change ...func(*provider.Options)) *process {
 	w.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("FIRKIN_TEST_LOG") != "" {
@@ -170,16 +185,8 @@ func (w *world) run(change ...func(*provider.Options)) *process {
 	}
 	running.Store(p)
 	ctx, cancel := context.WithCancel(context.Background())
-	pr := &process{w: w, p: p, kill: cancel, done: make(chan error, 1)}
-	up := make(chan struct{})
-	go func() { pr.done <- p.Run(ctx, func() { close(up) }) }()
-	select {
-	case <-up:
-	case err := <-pr.done:
-		w.t.Fatalf("provider ended: %v", err)
-	case <-time.After(10 * time.Second):
-		w.t.Fatal("provider does not get ready")
-	}
+	pr := &process{w: w, p: p, kill: cancel, done: make(chan error, 1), up: make(chan struct{})}
+	go func() { pr.done <- p.Run(ctx, func() { close(pr.up) }) }()
 	w.t.Cleanup(pr.stop)
 	return pr
 }
