@@ -34,6 +34,8 @@ type Options struct {
 	// StateDir is the root of what persists; the pods' records go to its folder "pods",
 	// and its folder "seccomp" has the profiles that pods name (Localhost).
 	StateDir string
+	// Began is when this process did, for SampleRecovery; zero measures none.
+	Began time.Time
 
 	Supply Supply
 	Images Images
@@ -151,7 +153,7 @@ func New(opts Options) (*Provider, error) {
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
 		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),
-		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
+		seccompDir: filepath.Join(opts.StateDir, "seccomp"), recovery: newRecovery(opts),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)

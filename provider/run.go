@@ -40,6 +40,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 	if err := p.recover(ctx); err != nil {
 		return err
 	}
+	p.env.recovery.settle()
 	wg.Go(func() { p.hand(ctx) })
 
 	pods, err := p.kube.podController(p)

@@ -302,4 +302,7 @@ const (
 	// until the host had the first output of any of the pod's containers. Once a pod, of
 	// its first machine.
 	SampleResumeToFirstByte Sample = "start_resume_to_first_stdout"
+	// SampleRecovery: from the beginning of the node process until it had adopted the last
+	// machine that an earlier one left to a pod. Once a process, if there is any.
+	SampleRecovery Sample = "node_recovery"
 )

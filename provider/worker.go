@@ -40,6 +40,8 @@ type worker struct {
 	// start is the context of everything that brings the pod up; cancelled when it is to go.
 	start     context.Context //nolint:containedctx // the lifetime of the loop's own work
 	stopStart context.CancelFunc
+	// adopting: recovery counts the machine.
+	adopting bool
 	// hold is the context of what watches and copies from the machine that is held.
 	hold *machineHold
 	// volumes are those of the next hold: their content is fetched while the machine comes.
@@ -79,6 +81,7 @@ type environment struct {
 	volumeRefresh time.Duration
 	hostPaths     hostPaths
 	seccompDir    string // profiles that pods name
+	recovery      *recovery
 	// userAgent is the version that HTTP probes and hooks name.
 	userAgent string
 	// silence is how long a guest may not answer until its machine is given up.
@@ -90,6 +93,9 @@ func newWorker(env *environment, s state) *worker {
 		env: env, uid: string(s.pod.UID), s: s,
 		log:  env.log.With("pod", s.pod.Namespace+"/"+s.pod.Name, "podUID", s.pod.UID),
 		bell: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	if w.adopting = s.machine.adopt; w.adopting {
+		env.recovery.expect()
 	}
 	w.published.Store(s.pod)
 	w.view.Store(&podView{})
@@ -241,6 +247,10 @@ func (w *worker) step(ctx context.Context) decision {
 			}
 		}
 		d := decide(&w.s, now)
+		if w.adopting && (!w.s.machine.adopt || w.s.machine.lost != nil) {
+			w.adopting = false
+			w.env.recovery.settle()
+		}
 		again := w.act(ctx, &d, now)
 		again = w.applyResize(&d, now) || again
 		w.tendProbes()

@@ -221,7 +221,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 	}
 	identity := identify(ctx)
 	n.provider, err = provider.New(provider.Options{
-		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir,
+		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir, Began: began,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
 		Images: n.pinned, Logs: n.logs, Observer: n.metrics, Templates: n.ledger, Pools: n.ledger,
 		Node: provider.NodeOptions{

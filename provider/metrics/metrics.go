@@ -27,7 +27,7 @@ var sampleBuckets = []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0
 var sampleNames = []string{
 	string(warmpool.MetricWarmSnapshotRestore), string(warmpool.MetricWarmPoolCheckout), string(warmpool.MetricReadyProbe),
 	string(warmpool.MetricSnapshotSave), string(warmpool.MetricColdTemplateBuild), string(provider.SampleCommandStart),
-	string(provider.SampleFirstByte), string(provider.SampleResumeToFirstByte), string(warmpool.MetricKillDelete),
+	string(provider.SampleFirstByte), string(provider.SampleResumeToFirstByte), string(warmpool.MetricKillDelete), string(provider.SampleRecovery),
 }
 
 // Result tells how something ended.
