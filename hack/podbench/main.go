@@ -5,6 +5,8 @@
 // to the first output of its process, by each path that its machine can come by. It starts a
 // control plane, a controller and a node for that, or uses a cluster that has them. It fails
 // when a checkout is not as much faster than the other paths as it has to be.
+//
+// With --adopt it measures what a restart of the node costs instead.
 package main
 
 import (
@@ -55,11 +57,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	kubeconfig := flags.String("kubeconfig", "", "a cluster with a controller and a node; empty: start one")
 	image := flags.String("image", "", "`image` with a shell, with --kubeconfig")
 	asJSON := flags.Bool("json", false, "print JSON instead of a table")
+	adoptees := flags.Int("adopt", 0, "measure instead how long a node process takes to have the machines of so many `pods` again that the one before left, --samples times")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *samples < 1 {
 		return errors.New("--samples wants at least one round")
+	}
+	if *adoptees > 0 {
+		return adopt(ctx, stdout, stderr, *adoptees, *samples)
 	}
 	f := &fleet{kubeconfig: *kubeconfig, image: *image}
 	if f.kubeconfig == "" {
