@@ -143,7 +143,7 @@ func (w *world) restore(t *testing.T) {
 func (w *world) killMachine(pick uint32) {
 	machines := w.node.Machines()
 	if len(machines) == 0 {
-		w.note("   there is none")
+		w.note("   there is none, of %d processes", len(w.node.MachinePIDs()))
 		return
 	}
 	ids := slices.Sorted(maps.Keys(machines))

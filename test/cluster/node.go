@@ -219,7 +219,8 @@ func (n *Node) Machines() map[string]int {
 	all := n.processes()
 	machines := map[string]int{}
 	for _, pid := range n.MachinePIDs() {
-		_, rest, _ := strings.Cut(all[pid].command, filepath.Join(n.StateDir, "machines")+"/")
+		p := all[pid]
+		_, rest, _ := strings.Cut(p.dir+"/ "+p.command+" ", filepath.Join(n.StateDir, "machines")+"/")
 		if id := rest[:max(0, strings.IndexAny(rest, "/ ,"))]; id != "" {
 			machines[id] = pid
 		}
@@ -273,7 +274,7 @@ func (n *Node) processes() map[int]hostProcess {
 	all := hostProcesses()
 	maps.DeleteFunc(all, func(_ int, p hostProcess) bool {
 		program, _, _ := strings.Cut(p.command, " ")
-		return !strings.Contains(p.command, n.StateDir+"/") || !strings.Contains(program, "qemu") && !strings.Contains(p.command, " machine-shim ")
+		return !strings.Contains(p.command+p.dir, n.StateDir+"/") || !strings.Contains(program, "qemu") && !strings.Contains(p.command, " machine-shim ")
 	})
 	return all
 }
@@ -282,6 +283,9 @@ func (n *Node) processes() map[int]hostProcess {
 type hostProcess struct {
 	parent  int
 	command string
+	// dir is where it runs, empty when that is not known: a QEMU runs in its machine's folder,
+	// and its command line has no path of it.
+	dir string
 }
 
 // Metric sums the samples of a metric whose labels contain all the given pairs, each
