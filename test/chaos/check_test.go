@@ -40,9 +40,13 @@ var invariants = []invariant{
 	{"the ledger's capacity is what it was, and adds up", (*world).capacityKept},
 	{"the node keeps nothing of what is gone", (*world).nothingLeft},
 	{"nothing was quarantined that no kill explains", (*world).quarantineExplained},
+	{"no pod that is not restarted was started twice", (*world).startedOnce},
 	{"no run started twice, and no line of output is lost or told twice", (*world).logsWhole},
 	{"every snapshot is whole", (*world).snapshotsVerify},
 }
+
+// cheap is how many of the invariants are asked again and again while all settles.
+const cheap = 5
 
 // rest waits until every invariant holds, and fails with those that do not in time. Everything
 // must be up.
@@ -78,7 +82,7 @@ func (w *world) broken(ctx context.Context) []string {
 	defer cancel()
 	var broken []string
 	for i, inv := range invariants {
-		if i >= 5 && len(broken) > 0 {
+		if i >= cheap && len(broken) > 0 {
 			break
 		}
 		if err := inv.check(w, ctx); err != nil {
@@ -272,6 +276,18 @@ func (w *world) quarantineExplained(context.Context) error {
 		return fmt.Errorf("%d machines were killed, and these are put aside: %v", len(w.killed), aside)
 	}
 	return nil
+}
+
+// startedOnce asks who was told by the programs themselves, whatever became of their machine
+// and of its output.
+func (w *world) startedOnce(context.Context) error {
+	var errs []error
+	for pod, b := range w.born {
+		if n := w.witness.starts(pod); n > 1 && !b.always {
+			errs = append(errs, fmt.Errorf("pod %s was started %d times", pod, n))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (w *world) logsWhole(ctx context.Context) error {

@@ -184,7 +184,7 @@ func (w *world) pod(a Action) *corev1.Pod {
 			// the test asks about.
 			Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 			NodeName:    nodeName,
-			Containers:  []corev1.Container{{Name: "main", Image: w.image, Command: []string{"sh", "-c", script(a.Program)}}},
+			Containers:  []corev1.Container{{Name: "main", Image: w.image, Command: []string{"sh", "-c", script(a.Program, w.witness.url(a.Pod))}}},
 		},
 	}
 	if a.Always {

@@ -81,10 +81,11 @@ func containerState(s corev1.ContainerStatus) string {
 	return "unknown"
 }
 
-// script is a pod's program: it says that it starts, what it finds of its template, and counts.
-func script(p Program) string {
+// script is a pod's program: it tells a witness and its output that it starts, says what it
+// finds of its template, and counts. The witness is a URL.
+func script(p Program, witness string) string {
 	count := func(while, pause string) string {
-		return "echo start; cat /opt/file 2>/dev/null; i=0; while " + while + "; do i=$((i+1)); echo line $i; sleep " + pause + "; done; "
+		return "wget -q -T 5 -O /dev/null " + witness + "; echo start; cat /opt/file 2>/dev/null; i=0; while " + while + "; do i=$((i+1)); echo line $i; sleep " + pause + "; done; "
 	}
 	few := count("[ $i -lt "+strconv.Itoa(BriefLines)+" ]", "0.1")
 	switch p {

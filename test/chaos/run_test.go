@@ -89,7 +89,10 @@ func TestChaos(t *testing.T) {
 	if !t.Failed() {
 		w.empty(t)
 	}
-	t.Logf("%d actions, %d machines killed, %d nodes, %d quiet points", planner.number, len(w.killed), w.nodesKilled, w.rests)
+	if len(w.born) > 0 && w.witness.total() == 0 && !t.Failed() {
+		t.Error("no program reached the witness: nothing was proven about starts")
+	}
+	t.Logf("%d actions, %d pods, %d starts seen, %d machines killed, %d nodes, %d quiet points", planner.number, len(w.born), w.witness.total(), len(w.killed), w.nodesKilled, w.rests)
 }
 
 // world is what is disturbed, and what is known of it.
@@ -101,6 +104,7 @@ type world struct {
 	kube       kubernetes.Interface
 	objects    ctrl.Client
 	image      string
+	witness    *witness
 	capacity   v1alpha1.Amounts // of the ledger, before anything is disturbed
 
 	// Whether a part is meant to be up.
@@ -148,6 +152,7 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(func() { _ = registry.Close() })
 	w.image, err = registry.Push("busybox:1", busybox)
 	must("push image", err)
+	w.witness = startWitness(t)
 
 	binary := filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
 	w.plane, err = cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
