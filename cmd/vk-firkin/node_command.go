@@ -119,14 +119,14 @@ const closeTimeout = 20 * time.Second
 func (n *node) onClose(close func() error) { n.closers = append(n.closers, close) }
 
 // makeDirectories makes the roots, readable by nobody else: snapshots hold the memory
-// of machines, records hold what pods are.
+// of machines, records hold what pods are. The state is this process's alone from then on.
 func (n *node) makeDirectories(context.Context) error {
 	for _, dir := range []string{n.StateDir, n.CacheDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	return nil
+	return n.lock()
 }
 
 // makeClient reads the kubeconfig and finds the node's address.
@@ -345,13 +345,13 @@ func (n *node) collectGarbage(ctx context.Context) {
 	ticker := time.NewTicker(garbageEvery)
 	defer ticker.Stop()
 	for {
-		images := image.GCOptions{UnusedFor: garbageAge}
+		images := image.GCOptions{Grace: garbageAge}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		case <-n.pressed:
-			images = image.GCOptions{MaxBytes: 1}
+			images = image.GCOptions{}
 		}
 		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused snapshots", "error", err)
