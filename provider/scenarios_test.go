@@ -219,7 +219,9 @@ func TestRestartAdopts(t *testing.T) {
 	first.stop()
 	before := w.supply.acquired
 	w.delete("leaves", ptr(int64(0))) // while nobody looks
-	w.run()
+	seen := &samples{}
+	w.run(func(o *provider.Options) { o.Observer, o.Began = seen, time.Now() })
+	w.eventually("the recovery is measured", func() bool { return seen.get("sample node_recovery") == 1 }, nil)
 	p := w.awaitPhase("long", corev1.PodSucceeded)
 	if p.Status.ContainerStatuses[0].RestartCount != 0 {
 		t.Errorf("status is %+v", p.Status)
