@@ -17,6 +17,7 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
+	"github.com/vk-firkin/vk-firkin/vm/process"
 	"github.com/vk-firkin/vk-firkin/vm/qemu"
 	"github.com/vk-firkin/vk-firkin/vm/vmtest"
 )
@@ -60,6 +61,29 @@ func harness(k vm.Kit, clones int) vmtest.Harness {
 			}
 			if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 				t.Fatal(err)
+			}
+		},
+		Stall: func(t *testing.T, stateDir, id string) func() {
+			var stopped []*process.Process
+			for _, pid := range processesUnder(t, filepath.Join(stateDir, "machines", id)) {
+				p, err := process.Open(pid)
+				if err != nil {
+					t.Fatal(err)
+				}
+				stopped = append(stopped, p)
+				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return func() {
+				for _, p := range stopped { // one that has ended meanwhile is not found
+					if found, err := process.Find(p.Identity()); err == nil {
+						_ = syscall.Kill(p.Identity().PID, syscall.SIGCONT)
+						found.Close()
+					}
+					p.Close()
+				}
+				stopped = nil
 			}
 		},
 		Leftovers: func(t *testing.T, stateDir string) []string {
