@@ -74,6 +74,7 @@ func harness(k vm.Kit, clones int) vmtest.Harness {
 				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 					t.Fatal(err)
 				}
+				halted(t, pid)
 			}
 			return func() {
 				for _, p := range stopped { // one that has ended meanwhile is not found
@@ -131,4 +132,30 @@ func processesUnder(t *testing.T, dir string) []int {
 		}
 	}
 	return pids
+}
+
+// halted waits until every thread of a process has stopped: SIGSTOP is sent, not done, when kill
+// returns.
+func halted(t *testing.T, pid int) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		stats, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "stat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		running := len(stats) == 0
+		for _, path := range stats {
+			stat, err := os.ReadFile(path)
+			_, state, _ := strings.Cut(string(stat), ") ")
+			running = running || err == nil && !strings.HasPrefix(state, "T")
+		}
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not stop", pid)
+		}
+	}
 }

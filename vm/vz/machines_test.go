@@ -79,6 +79,7 @@ func harness(t *testing.T, k vm.Kit, clones int) vmtest.Harness {
 				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 					t.Fatal(err)
 				}
+				halted(t, pid)
 			}
 			return func() {
 				for _, p := range stopped { // one that has ended meanwhile is not found
