@@ -53,9 +53,9 @@ type Options struct {
 	DNS DNS
 	// MachineAddress is the address of every machine in its own network, without prefix length.
 	MachineAddress string
-	// Silence is how long a machine's agent may not answer until the machine is given
-	// up. Zero is one minute.
-	Silence time.Duration
+	// StuckTimeout is how long a machine may not answer until it is ended and its pod
+	// fails or restarts. Zero is DefaultStuckTimeout.
+	StuckTimeout time.Duration
 	// VolumeRefresh is how often the content of volumes that the API server has is read
 	// again, up to half as much later. Zero is one minute.
 	VolumeRefresh time.Duration
@@ -66,10 +66,6 @@ type Options struct {
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
-
-// defaultSilence of a machine's agent: a host that swaps may stall a guest for
-// seconds, and a pod is not worth less than a minute's patience.
-const defaultSilence = time.Minute
 
 func (o Options) withDefaults() (Options, error) {
 	var errs []error
@@ -84,7 +80,7 @@ func (o Options) withDefaults() (Options, error) {
 			errs = append(errs, fmt.Errorf("provider options: %s is required", f.name))
 		}
 	}
-	o.Silence = cmp.Or(o.Silence, defaultSilence)
+	o.StuckTimeout = cmp.Or(o.StuckTimeout, DefaultStuckTimeout)
 	o.VolumeRefresh = cmp.Or(o.VolumeRefresh, defaultVolumeRefresh)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -150,7 +146,7 @@ func New(opts Options) (*Provider, error) {
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
-		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
+		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, stuckTimeout: opts.StuckTimeout,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
 		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),
 		seccompDir: filepath.Join(opts.StateDir, "seccomp"), recovery: newRecovery(opts),

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 )
 
 // recover takes up what an earlier process left. The API's pods were listed before:
@@ -89,7 +91,7 @@ const recoveredDrain = time.Minute
 
 // restoreState is the state that a record speaks of.
 func (e *environment) restoreState(ctx context.Context, rec *record, now time.Time) state {
-	s := state{pod: rec.Pod, startTime: rec.StartTime, refusal: rec.Refusal, kill: rec.Kill.state()}
+	s := state{pod: rec.Pod, startTime: clock.Anchor(rec.StartTime, now), refusal: rec.Refusal, kill: rec.Kill.state(now)}
 	if rec.Finished {
 		s.stage = stageFinished
 	}
@@ -163,7 +165,8 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 			continue
 		}
 		c.attempt, c.everStarted, c.startedAt = r.Attempt, r.EverStarted, r.StartedAt
-		c.exit, c.last, c.drained, c.backoff, c.notBefore = r.Exit, r.Last, r.Drained, r.Backoff, r.NotBefore
+		c.exit, c.last, c.drained, c.notBefore = r.Exit, r.Last, r.Drained, clock.Due(r.NotBefore, now, backoffMax)
+		c.backoff = backoff{Delay: r.Backoff.Delay, Since: clock.Anchor(r.Backoff.Since, now)}
 		c.resize.allocated, c.resize.applied = r.Allocated, r.Applied
 		if r.PostStarted {
 			c.postStart = hookOver
@@ -176,7 +179,7 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 			c.drained = c.drained || rec.Machine.ID == ""
 		case r.Begun:
 			c.step = containerUnknown
-			c.stop = r.Stop.state()
+			c.stop = r.Stop.state(now)
 		}
 	}
 	return c

@@ -120,6 +120,13 @@ type Lease interface {
 	Release(ctx context.Context, grace time.Duration) error
 }
 
+// Prober is implemented by leases whose machine's hypervisor can be asked whether it
+// lives, beside the guest.
+type Prober interface {
+	// State asks the hypervisor. It does not wait for the guest and ends with ctx.
+	State(ctx context.Context) (vm.State, error)
+}
+
 // Timings is how long the parts of an acquisition took.
 type Timings struct {
 	// Restore is from the request to a machine that runs.
@@ -284,6 +291,8 @@ type Observer interface {
 	ObservePhase(phase Phase, path string, took time.Duration)
 	// ObserveSample is called for each measurement.
 	ObserveSample(sample Sample, took time.Duration)
+	// ObserveMachine is called when what is thought of a pod's machine has changed.
+	ObserveMachine(health MachineHealth)
 }
 
 // Sample names a measurement of what a container's user waits for. Stable.

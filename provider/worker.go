@@ -15,6 +15,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 )
 
 // worker owns one pod on this node. Its loop is the only one that touches its state;
@@ -84,8 +86,8 @@ type environment struct {
 	recovery      *recovery
 	// userAgent is the version that HTTP probes and hooks name.
 	userAgent string
-	// silence is how long a guest may not answer until its machine is given up.
-	silence time.Duration
+	// stuckTimeout is how long a machine may not answer until it is given up.
+	stuckTimeout time.Duration
 }
 
 func newWorker(env *environment, s state) *worker {
@@ -367,7 +369,8 @@ func (w *worker) advance(to stage) {
 // prepareRestart makes an ended run the last one and plans the next.
 func (w *worker) prepareRestart(i int, now time.Time) {
 	c := w.s.containers[i]
-	c.notBefore = c.backoff.wait(c.exit.FinishedAt)
+	// Guests have clocks of their own, and this host's may have been set since the run before.
+	c.notBefore = clock.Due(c.backoff.wait(c.exit.FinishedAt), now, c.backoff.Delay)
 	if c.notBefore.After(now) {
 		w.env.events.container(w.s.pod, c.name, true, eventBackOff, "Back-off restarting failed container "+c.name+" in pod "+w.s.pod.Name)
 	}
@@ -378,7 +381,7 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 	c.stop, c.stopSent, c.killSent, c.stopAt = nil, false, false, time.Time{}
 	c.postStart, c.preStop = hookNone, hookNone
 	c.reason, c.message, c.failures, c.startedAt = "", "", 0, time.Time{}
-	c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}
+	c.asked, c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	w.dirty = true
 }
 

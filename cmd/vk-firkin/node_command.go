@@ -231,7 +231,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
 			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
-		VolumeRefresh: n.VolumeRefresh, HostPaths: n.HostPaths,
+		VolumeRefresh: n.VolumeRefresh, StuckTimeout: n.StuckTimeout, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
 		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),

@@ -67,6 +67,7 @@ func TestMetrics(t *testing.T) {
 	m.MachineStarted("", errors.New("no"))
 	m.GuestReconnected()
 	m.SnapshotQuarantined()
+	m.ObserveMachine(provider.MachineSuspect)
 	m.ObserveSample(provider.SampleCommandStart, 15*time.Millisecond)
 	m.Sampled(warmpool.Sample{Metric: warmpool.MetricWarmPoolCheckout, Duration: 3 * time.Millisecond})
 	m.Sampled(warmpool.Sample{Metric: warmpool.MetricRefill, Duration: 300 * time.Millisecond})
@@ -93,6 +94,8 @@ func TestMetrics(t *testing.T) {
 		`vk_firkin_machine_starts_total{path="",result="error"} 1`,
 		`vk_firkin_guest_reconnects_total 1`,
 		`vk_firkin_snapshots_quarantined_total 1`,
+		`vk_firkin_machine_health_total{health="suspect"} 1`,
+		`vk_firkin_machine_health_total{health="stuck"} 0`,
 		`vk_firkin_pods{phase="Pending"} 1`,
 		`vk_firkin_pods{phase="Running"} 2`,
 		`vk_firkin_pods{phase="Failed"} 0`,

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -113,6 +114,18 @@ func (c *ControlPlane) Stop() {
 		_ = c.process.Process.Kill()
 		<-c.exited
 	}
+}
+
+// Components are the ids of the processes that the control plane is made of.
+func (c *ControlPlane) Components() []int {
+	var pids []int
+	for pid, p := range hostProcesses() {
+		if p.parent == c.process.Process.Pid {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids
 }
 
 // Credentials writes what a node with this name needs to join, to out.
