@@ -22,6 +22,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
@@ -36,23 +37,26 @@ func (w *world) act(t *testing.T, a Action) {
 	switch a.Kind {
 	case CreatePod:
 		w.born[a.Pod] = born{program: a.Program, always: a.Always, template: a.Template}
-		_, err = w.kube.CoreV1().Pods(namespace).Create(ctx, w.pod(a), metav1.CreateOptions{})
+		err = w.ask(ctx, func() error {
+			_, err := w.kube.CoreV1().Pods(namespace).Create(ctx, w.pod(a), metav1.CreateOptions{})
+			return err
+		})
 	case DeletePod:
 		grace := int64(2)
 		if a.Force {
 			grace = 0
 		}
-		err = w.kube.CoreV1().Pods(namespace).Delete(ctx, a.Pod, metav1.DeleteOptions{GracePeriodSeconds: &grace})
-		if apierrors.IsNotFound(err) {
-			err = fmt.Errorf("somebody else has deleted the pod: %w", err)
-		}
+		err = w.ask(ctx, func() error {
+			return w.kube.CoreV1().Pods(namespace).Delete(ctx, a.Pod, metav1.DeleteOptions{GracePeriodSeconds: &grace})
+		})
 	case ScalePool:
 		w.replicas[a.Template] = a.Replicas
-		err = w.objects.Patch(ctx, pool(a.Template, 0), ctrl.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, a.Replicas)))
+		patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, a.Replicas)
+		err = w.ask(ctx, func() error { return w.objects.Patch(ctx, pool(a.Template, 0), mergePatch(patch)) })
 	case ChangeTemplate:
 		w.revisions[a.Template] = a.Revision
-		err = w.objects.Patch(ctx, template(w.image, a.Template, 0), ctrl.RawPatch("application/merge-patch+json",
-			fmt.Appendf(nil, `{"spec":{"setup":[{"command":["sh","-c",%q]}]}}`, setupOf(a.Template, a.Revision))))
+		patch := fmt.Appendf(nil, `{"spec":{"setup":[{"command":["sh","-c",%q]}]}}`, setupOf(a.Template, a.Revision))
+		err = w.ask(ctx, func() error { return w.objects.Patch(ctx, template(w.image, a.Template, 0), mergePatch(patch)) })
 	case KillMachine:
 		w.killMachine(a.Pick)
 	case KillNode:
@@ -81,6 +85,28 @@ func (w *world) act(t *testing.T, a Action) {
 		t.Errorf("%v: %v", a, err)
 	}
 }
+
+// ask asks the API server, again when it cannot answer yet: one that was just started admits
+// nothing before it has read what its rules are about. An answer is an answer, also the one to
+// a request whose first answer was lost.
+func (w *world) ask(ctx context.Context, request func() error) error {
+	for first := true; ; first = false {
+		err := request()
+		switch {
+		case err == nil, !first && (apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err)):
+			return nil
+		case apierrors.IsAlreadyExists(err), apierrors.IsNotFound(err), apierrors.IsInvalid(err), ctx.Err() != nil:
+			return err
+		}
+		w.note("   asked again: %v", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func mergePatch(data []byte) ctrl.Patch { return ctrl.RawPatch(types.MergePatchType, data) }
 
 // startAPI starts the control plane again. What was killed may still hold its port or its data
 // for a moment.

@@ -188,7 +188,11 @@ func (p *Planner) choose() Kind {
 		add(min(2*len(p.pods), 6), DeletePod)
 		add(3, ScalePool)
 		add(1, ChangeTemplate)
-		add(1, KillAPI)
+		if p.nodeDown > 0 { // so that nodes start without one, too
+			add(4, KillAPI)
+		} else {
+			add(1, KillAPI)
+		}
 		if p.controllerDown > 0 {
 			add(3, StartController)
 		}

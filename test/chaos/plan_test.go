@@ -80,6 +80,9 @@ func TestPlanIsSound(t *testing.T) {
 			case StartNode:
 				needs("node", false)
 				delete(down, "node")
+				if _, away := down["API"]; away {
+					kinds["node starts without an API server"]++
+				}
 			case KillController:
 				needs("controller", true)
 				down["controller"] = a.Number
@@ -109,7 +112,7 @@ func TestPlanIsSound(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range []Kind{CreatePod, DeletePod, ScalePool, ChangeTemplate, KillNode, TerminateNode, StartNode, KillMachine, KillController, StartController, KillAPI, StartAPI, Rest} {
+	for _, k := range []Kind{CreatePod, DeletePod, ScalePool, ChangeTemplate, KillNode, TerminateNode, StartNode, KillMachine, KillController, StartController, KillAPI, StartAPI, Rest, "node starts without an API server"} {
 		if kinds[k] == 0 {
 			t.Errorf("no plan has %q", k)
 		}
