@@ -11,11 +11,13 @@ import (
 	"time"
 )
 
-// samples keeps what was observed.
-type samples struct{ took []time.Duration }
+// recoveries keeps what was observed of recoveries; nothing else is.
+type recoveries struct {
+	Observer
+	took []time.Duration
+}
 
-func (*samples) ObservePhase(Phase, string, time.Duration) {}
-func (s *samples) ObserveSample(sample Sample, took time.Duration) {
+func (s *recoveries) ObserveSample(sample Sample, took time.Duration) {
 	if sample == SampleRecovery {
 		s.took = append(s.took, took)
 	}
@@ -36,7 +38,7 @@ func TestRecoveryIsMeasured(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				seen := &samples{}
+				seen := &recoveries{}
 				r := newRecovery(Options{Began: time.Now(), Logger: slog.New(slog.DiscardHandler), Observer: seen})
 				settle := func() {
 					time.Sleep(time.Second) // of the bubble's clock
