@@ -86,7 +86,15 @@ build-simulated:
 .PHONY: test-e2e
 test-e2e: build build-simulated ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
-		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/...
+		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/... ./test/chaos
+
+# CHAOS_SEED, in the environment, repeats the decisions of a run that printed it.
+.PHONY: chaos
+chaos: export CHAOS_TIME ?= 10m
+chaos: build guest controlplane ## Kill node, machines, controller and API server at random for CHAOS_TIME (10m) while pods and pools change, then check every invariant.
+	@hack/prerequisites.sh test
+	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
+		$(GO) test -tags e2e -count 1 -v -timeout 2h -run TestChaos ./test/chaos
 
 .PHONY: churn
 churn: build build-simulated guest controlplane ## 200 pods deleted at random moments of their lives on real machines. FIRKIN_SEED repeats a run.
@@ -112,7 +120,7 @@ conformance-sig-node: build guest controlplane ## Kubernetes' own [sig-node] spe
 	$(GO) run ./hack/conformance $(CONFORMANCE_FLAGS)
 
 .PHONY: bench
-bench: guest bench-supply bench-pods bench-rest bench-checkout ## All benchmarks; each fails when its target is missed. Wants a quiet machine.
+bench: guest bench-supply bench-pods bench-rest bench-checkout bench-adopt ## All benchmarks; each fails when its target is missed. Wants a quiet machine.
 	$(GO) run ./hack/bench --kit $(KIT)/amd64
 
 .PHONY: bench-supply
@@ -130,6 +138,10 @@ bench-pods: build guest controlplane ## Pods of one template, bound to first out
 .PHONY: bench-rest
 bench-rest: build guest controlplane ## What a node with 20 idle pods costs, and how old the status of a pod is.
 	$(GO) run ./hack/podbench --idle 20
+
+.PHONY: bench-adopt
+bench-adopt: build guest controlplane ## A node process killed under 20 pods: the next one has their machines in under 2 s, and no pod leaves Ready.
+	$(GO) run ./hack/podbench --adopt 20 --samples 3
 
 FUZZTIME ?= 30s
 .PHONY: fuzz

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 )
 
 // admit makes the plan of the pod, or refuses it. It runs first in the loop, and again
@@ -93,7 +95,7 @@ func (p *Provider) templateChanged(namespace, name string) {
 func newState(pod *corev1.Pod, now time.Time) state {
 	s := state{pod: pod, startTime: now}
 	if t := pod.Status.StartTime; t != nil { // an earlier process got as far as reporting it
-		s.startTime = t.Time
+		s.startTime = clock.Anchor(t.Time, now)
 	}
 	return s
 }

@@ -22,6 +22,7 @@ type machineHold struct {
 	lease   Lease
 	volumes *volumeKeeper
 	ports   *portForwarder // nil: the pod asks for no port of the host
+	live    *liveness
 
 	ctx  context.Context //nolint:containedctx // the lifetime of the hold
 	stop context.CancelFunc
@@ -30,7 +31,7 @@ type machineHold struct {
 
 // keep begins the hold of a machine.
 func (w *worker) keep(lease Lease) {
-	h := &machineHold{lease: lease}
+	h := &machineHold{lease: lease, live: newLiveness(w.env.stuckTimeout)}
 	// Not below w.start: a pod that is deleted still has output to drain.
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.volumes, w.volumes = w.volumes, nil
@@ -41,6 +42,7 @@ func (w *worker) keep(lease Lease) {
 	w.hold = h
 	h.wg.Go(func() { w.keepPorts(h, w.s.pod, w.s.machine.prepared) })
 	h.wg.Go(func() { w.watchMachine(h) })
+	h.wg.Go(func() { w.watchLiveness(h) })
 	h.wg.Go(func() { w.watchContainers(h) })
 	h.wg.Go(func() { h.volumes.refresh(h, w.published.Load) })
 	h.wg.Go(func() { w.watchUsage(h) })
@@ -103,26 +105,20 @@ func (w *worker) watchMachine(h *machineHold) {
 }
 
 // watchContainers follows the machine's containers. When the connection is lost it
-// dials again; a machine that stays silent for too long is given up.
+// dials again: whether the machine is given up is for watchLiveness to say.
 func (w *worker) watchContainers(h *machineHold) {
-	var silentSince time.Time
 	failures := 0
 	for h.ctx.Err() == nil {
 		heard, err := w.watchOnce(h)
 		if h.ctx.Err() != nil {
 			return
 		}
-		now := time.Now()
-		if heard || silentSince.IsZero() {
-			silentSince, failures = now, 0
+		h.live.watching(false)
+		if heard {
+			failures = 0
 		}
 		failures++
 		w.log.Debug("Watch of the machine's containers ended", "err", err)
-		if now.Sub(silentSince) >= w.env.silence {
-			message := fmt.Sprintf("the machine's agent has not answered for %s", w.env.silence)
-			w.here(h, func(*state) { w.lose(reasonMachineSilent, message) })
-			return
-		}
 		if !sleep(h.ctx, retryDelay(failures, connectionRetry, 5*time.Second)) {
 			return
 		}
@@ -132,7 +128,7 @@ func (w *worker) watchContainers(h *machineHold) {
 // watchOnce follows one stream to its end. heard: the guest said something.
 func (w *worker) watchOnce(h *machineHold) (heard bool, err error) {
 	// The lease bounds the dial; the deadline here is for one that does not.
-	dctx, cancel := context.WithTimeout(h.ctx, w.env.silence)
+	dctx, cancel := context.WithTimeout(h.ctx, w.env.stuckTimeout)
 	g, err := h.lease.Guest(dctx)
 	cancel()
 	if err != nil {
@@ -151,6 +147,7 @@ func (w *worker) watchOnce(h *machineHold) (heard bool, err error) {
 	synced := false
 	for stream.Receive() {
 		heard = true
+		h.live.watching(true)
 		quiet.Reset(watchSilence)
 		switch e := stream.Msg().GetEvent().(type) {
 		case *agentv1.WatchContainersResponse_Status:
@@ -221,7 +218,7 @@ func (w *worker) observed(c *containerState, st *agentv1.ContainerStatus) {
 	switch st.GetState() {
 	case agentv1.ContainerState_CONTAINER_STATE_RUNNING:
 		if c.step != containerRunning {
-			c.step, c.everStarted, c.startedAt = containerRunning, true, guestTime(st.GetStartedUnixNano(), now)
+			c.step, c.everStarted, c.startedAt = containerRunning, true, startOf(c, st, now)
 			c.reason, c.message = "", ""
 			w.dirty = true
 		}
@@ -229,7 +226,7 @@ func (w *worker) observed(c *containerState, st *agentv1.ContainerStatus) {
 		w.beginProbes(c)
 	case agentv1.ContainerState_CONTAINER_STATE_EXITED:
 		if c.startedAt.IsZero() {
-			c.startedAt = guestTime(st.GetStartedUnixNano(), now)
+			c.startedAt = startOf(c, st, now)
 		}
 		c.step = containerExited
 		if st.GetStartedUnixNano() > 0 {
@@ -304,6 +301,17 @@ func terminationOf(c *containerState, s *state, st *agentv1.ContainerStatus, now
 // guestTimeSlack is how far a guest's clock may be off to be believed.
 const guestTimeSlack = time.Minute
 
+// startOf is when the guest says that the current run began. It cannot be before this
+// process asked for it: the clock of a guest stays behind when the host's is set forward,
+// and the run's probes would not have their initial delay.
+func startOf(c *containerState, st *agentv1.ContainerStatus, now time.Time) time.Time {
+	t := guestTime(st.GetStartedUnixNano(), now)
+	if !c.asked.IsZero() && t.Before(c.asked.Round(0).Add(-guestTimeSlack)) {
+		return now
+	}
+	return t
+}
+
 // guestTime is a time that a guest gave; one from the future becomes now.
 func guestTime(nano int64, now time.Time) time.Time {
 	if nano <= 0 {
@@ -364,7 +372,7 @@ func (w *worker) lose(reason, message string) {
 	m.retryAt = time.Time{}
 	w.dirty = true
 	w.log.Warn("Machine is lost", "machine", m.id, "reason", reason, "message", message)
-	w.env.events.pod(s.pod, true, eventMachineDied, "Machine "+m.id+": "+message)
+	w.env.events.pod(s.pod, true, reason, "Machine "+m.id+": "+message)
 	for _, c := range s.containers {
 		switch {
 		case c.step == containerRunning, c.step == containerUnknown && c.everStarted:

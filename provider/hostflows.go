@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 )
 
 const (
@@ -44,13 +46,9 @@ type flow struct {
 	in   chan []byte
 	gone chan struct{}
 	once sync.Once
-	used atomic.Int64 // when the last datagram went through, Unix nanoseconds
+	idle *clock.Idle // since the last datagram went through
 }
 
-func (x *flow) touch() { x.used.Store(time.Now().UnixNano()) }
-func (x *flow) idle() time.Duration {
-	return time.Since(time.Unix(0, x.used.Load()))
-}
 func (x *flow) end() { x.once.Do(func() { close(x.gone) }) }
 
 // serveUDP receives until the socket is closed, and then waits for the flows, which end
@@ -88,7 +86,7 @@ func (u *udpPort) take(peer netip.AddrPort, data []byte) {
 	u.mu.Lock()
 	defer u.mu.Unlock() // to the end: the flow does not end in between
 	x := u.flow(peer)
-	x.touch()
+	x.idle.Touch()
 	if u.queued.Add(int64(len(data))) > maxQueued {
 		u.queued.Add(-int64(len(data)))
 		return
@@ -108,15 +106,15 @@ func (u *udpPort) flow(peer netip.AddrPort) *flow {
 	if len(u.flows) >= maxFlows {
 		var oldest *flow
 		for _, x := range u.flows {
-			if oldest == nil || x.used.Load() < oldest.used.Load() {
+			if oldest == nil || x.idle.For() > oldest.idle.For() {
 				oldest = x
 			}
 		}
 		delete(u.flows, oldest.peer)
 		oldest.end()
 	}
-	x := &flow{peer: peer, in: make(chan []byte, flowQueue), gone: make(chan struct{})}
-	x.touch()
+	x := &flow{peer: peer, in: make(chan []byte, flowQueue), gone: make(chan struct{}), idle: clock.NewIdle()}
+	x.idle.Touch()
 	u.flows[peer] = x
 	u.work.Go(func() { u.carry(x) })
 	return x
@@ -153,7 +151,7 @@ func (u *udpPort) carry(x *flow) {
 			if err != nil {
 				return
 			}
-			x.touch()
+			x.idle.Touch()
 			if _, err := u.conn.WriteTo(buf[:n], net.UDPAddrFromAddrPort(x.peer)); errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -173,7 +171,7 @@ func (u *udpPort) carry(x *flow) {
 				return
 			}
 		case <-timer.C:
-			left := flowIdle - x.idle()
+			left := flowIdle - x.idle.For()
 			if left <= 0 {
 				return
 			}

@@ -125,13 +125,13 @@ func TestRecordOfAnEnd(t *testing.T) {
 	}
 	want := *s.kill
 	want.listed = false
-	if got := recs[0].Kill.state(); !reflect.DeepEqual(*got, want) {
+	if got := recs[0].Kill.state(t0); !reflect.DeepEqual(*got, want) {
 		t.Errorf("kill is %+v, want %+v", got, want)
 	}
 	if recs[0].Machine.Passed != 2 || restoreContainer(recs[0], "c", t0).postStart != hookOver || restoreContainer(recs[0], "a", t0).postStart != hookNone {
 		t.Errorf("record is %+v", recs[0])
 	}
-	if (*killRecord)(nil).state() != nil {
+	if (*killRecord)(nil).state(t0) != nil {
 		t.Error("an old record has a kill")
 	}
 }

@@ -326,7 +326,7 @@ func (m *simulation) restart() {
 	m.note("the node restarts")
 	s := &m.w.s
 	rec := recordOf(s)
-	kill, gone := rec.Kill.state(), s.deletion
+	kill, gone := rec.Kill.state(time.Now()), s.deletion
 	for i, c := range s.containers {
 		*c = *restoreContainer(rec, c.name, time.Now())
 		if c.step == containerExited {

@@ -35,6 +35,8 @@ type Options struct {
 	// StateDir is the root of what persists; the pods' records go to its folder "pods",
 	// and its folder "seccomp" has the profiles that pods name (Localhost).
 	StateDir string
+	// Began is when this process did, for SampleRecovery; zero measures none.
+	Began time.Time
 
 	Supply Supply
 	Images Images
@@ -52,9 +54,9 @@ type Options struct {
 	DNS DNS
 	// MachineAddress is the address of every machine in its own network, without prefix length.
 	MachineAddress string
-	// Silence is how long a machine's agent may not answer until the machine is given
-	// up. Zero is one minute.
-	Silence time.Duration
+	// StuckTimeout is how long a machine may not answer until it is ended and its pod
+	// fails or restarts. Zero is DefaultStuckTimeout.
+	StuckTimeout time.Duration
 	// VolumeRefresh is how often the content of volumes that the API server has is read
 	// again, up to half as much later. Zero is one minute.
 	VolumeRefresh time.Duration
@@ -69,10 +71,6 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// defaultSilence of a machine's agent: a host that swaps may stall a guest for
-// seconds, and a pod is not worth less than a minute's patience.
-const defaultSilence = time.Minute
-
 func (o Options) withDefaults() (Options, error) {
 	var errs []error
 	for _, f := range []struct {
@@ -86,7 +84,7 @@ func (o Options) withDefaults() (Options, error) {
 			errs = append(errs, fmt.Errorf("provider options: %s is required", f.name))
 		}
 	}
-	o.Silence = cmp.Or(o.Silence, defaultSilence)
+	o.StuckTimeout = cmp.Or(o.StuckTimeout, DefaultStuckTimeout)
 	o.VolumeRefresh = cmp.Or(o.VolumeRefresh, defaultVolumeRefresh)
 	o.ReconcileEvery = cmp.Or(o.ReconcileEvery, defaultReconcileEvery)
 	if o.Logger == nil {
@@ -157,10 +155,10 @@ func New(opts Options) (*Provider, error) {
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
-		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, silence: opts.Silence,
+		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, stuckTimeout: opts.StuckTimeout,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
 		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),
-		seccompDir: filepath.Join(opts.StateDir, "seccomp"),
+		seccompDir: filepath.Join(opts.StateDir, "seccomp"), recovery: newRecovery(opts),
 	}
 	if opts.Templates != nil {
 		opts.Templates.OnChange(p.templateChanged)

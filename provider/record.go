@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
@@ -71,11 +72,11 @@ func (k *podKill) record() *killRecord {
 	return &killRecord{Settled: k.settled, Reason: k.reason, Message: k.message, Since: k.since, Grace: k.grace}
 }
 
-func (r *killRecord) state() *podKill {
+func (r *killRecord) state(now time.Time) *podKill {
 	if r == nil {
 		return nil
 	}
-	return &podKill{settled: r.Settled, reason: r.Reason, message: r.Message, ending: ending{since: r.Since, grace: r.Grace}}
+	return &podKill{settled: r.Settled, reason: r.Reason, message: r.Message, ending: ending{since: clock.Anchor(r.Since, now), grace: r.Grace}}
 }
 
 // stopRecord is a run that is to end while its pod goes on.
@@ -93,11 +94,11 @@ func (s *containerStop) record() *stopRecord {
 	return &stopRecord{Since: s.since, Grace: s.grace, Message: s.message, Again: s.again}
 }
 
-func (r *stopRecord) state() *containerStop {
+func (r *stopRecord) state(now time.Time) *containerStop {
 	if r == nil {
 		return nil
 	}
-	return &containerStop{since: r.Since, grace: r.Grace, message: r.Message, again: r.Again}
+	return &containerStop{since: clock.Anchor(r.Since, now), grace: r.Grace, message: r.Message, again: r.Again}
 }
 
 type containerRecord struct {

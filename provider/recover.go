@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
@@ -151,7 +152,7 @@ const recoveredDrain = time.Minute
 
 // restoreState is the state that a record speaks of.
 func (e *environment) restoreState(ctx context.Context, rec *record, now time.Time) state {
-	s := state{pod: rec.Pod, startTime: rec.StartTime, refusal: rec.Refusal, kill: rec.Kill.state()}
+	s := state{pod: rec.Pod, startTime: clock.Anchor(rec.StartTime, now), refusal: rec.Refusal, kill: rec.Kill.state(now)}
 	if rec.Finished {
 		s.stage = stageFinished
 	}
@@ -225,7 +226,8 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 			continue
 		}
 		c.attempt, c.everStarted, c.startedAt = r.Attempt, r.EverStarted, r.StartedAt
-		c.exit, c.last, c.drained, c.backoff, c.notBefore = r.Exit, r.Last, r.Drained, r.Backoff, r.NotBefore
+		c.exit, c.last, c.drained, c.notBefore = r.Exit, r.Last, r.Drained, clock.Due(r.NotBefore, now, backoffMax)
+		c.backoff = backoff{Delay: r.Backoff.Delay, Since: clock.Anchor(r.Backoff.Since, now)}
 		c.resize.allocated, c.resize.applied = r.Allocated, r.Applied
 		if r.PostStarted {
 			c.postStart = hookOver
@@ -238,7 +240,7 @@ func restoreContainer(rec *record, name string, now time.Time) *containerState {
 			c.drained = c.drained || rec.Machine.ID == ""
 		case r.Begun:
 			c.step = containerUnknown
-			c.stop = r.Stop.state()
+			c.stop = r.Stop.state(now)
 		}
 	}
 	return c

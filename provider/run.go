@@ -43,6 +43,7 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 		}
 		return err
 	}
+	p.env.recovery.settle()
 	wg.Go(func() { p.hand(ctx) })
 	wg.Go(func() { p.keepReconciling(ctx) })
 

@@ -192,12 +192,12 @@ func TestMachineDies(t *testing.T) {
 
 func TestSilentGuestFailsThePod(t *testing.T) {
 	w := newWorld(t)
-	w.run(func(o *provider.Options) { o.Silence = 500 * time.Millisecond })
+	w.run(func(o *provider.Options) { o.StuckTimeout = 2 * time.Second })
 	w.create(pod("silent", []string{"hang"}))
 	w.await("silent", "is ready", ready)
 	w.supply.only().agent.Hang()
 	p := w.awaitPhase("silent", corev1.PodFailed)
-	if x := p.Status.ContainerStatuses[0].State.Terminated; x == nil || x.Reason != "MachineUnresponsive" || !strings.Contains(x.Message, "answer") {
+	if x := p.Status.ContainerStatuses[0].State.Terminated; x == nil || x.Reason != "MachineStuck" || !strings.Contains(x.Message, "has not answered") {
 		t.Errorf("state is %+v", p.Status.ContainerStatuses[0].State)
 	}
 	w.eventually("the silent machine is released", func() bool { return len(w.supply.ids()) == 0 }, nil)
@@ -219,7 +219,9 @@ func TestRestartAdopts(t *testing.T) {
 	first.stop()
 	before := w.supply.acquired
 	w.delete("leaves", ptr(int64(0))) // while nobody looks
-	w.run()
+	seen := &samples{}
+	w.run(func(o *provider.Options) { o.Observer, o.Began = seen, time.Now() })
+	w.eventually("the recovery is measured", func() bool { return seen.get("sample node_recovery") == 1 }, nil)
 	p := w.awaitPhase("long", corev1.PodSucceeded)
 	if p.Status.ContainerStatuses[0].RestartCount != 0 {
 		t.Errorf("status is %+v", p.Status)

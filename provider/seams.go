@@ -123,6 +123,13 @@ type Lease interface {
 	Release(ctx context.Context, grace time.Duration) error
 }
 
+// Prober is implemented by leases whose machine's hypervisor can be asked whether it
+// lives, beside the guest.
+type Prober interface {
+	// State asks the hypervisor. It does not wait for the guest and ends with ctx.
+	State(ctx context.Context) (vm.State, error)
+}
+
 // Timings is how long the parts of an acquisition took.
 type Timings struct {
 	// Restore is from the request to a machine that runs.
@@ -287,6 +294,8 @@ type Observer interface {
 	ObservePhase(phase Phase, path string, took time.Duration)
 	// ObserveSample is called for each measurement.
 	ObserveSample(sample Sample, took time.Duration)
+	// ObserveMachine is called when what is thought of a pod's machine has changed.
+	ObserveMachine(health MachineHealth)
 }
 
 // Sample names a measurement of what a container's user waits for. Stable.
@@ -305,4 +314,7 @@ const (
 	// until the host had the first output of any of the pod's containers. Once a pod, of
 	// its first machine.
 	SampleResumeToFirstByte Sample = "start_resume_to_first_stdout"
+	// SampleRecovery: from the beginning of the node process until it had adopted the last
+	// machine that an earlier one left to a pod. Once a process, if there is any.
+	SampleRecovery Sample = "node_recovery"
 )

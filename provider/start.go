@@ -202,7 +202,7 @@ func (w *worker) adopted(lease Lease, err error) {
 	case errors.Is(err, vm.ErrNotFound):
 		w.lose(reasonMachineDied, "the machine ended while the node was away")
 	case m.failures >= adoptTries:
-		w.lose(reasonMachineSilent, "the machine did not answer after a restart of the node: "+err.Error())
+		w.lose(reasonMachineStuck, "the machine did not answer after a restart of the node: "+err.Error())
 	}
 }
 
@@ -294,7 +294,7 @@ const setUpCalls = 8
 func (w *worker) startContainer(i int) {
 	s := &w.s
 	c := s.containers[i]
-	c.step = containerStarting
+	c.step, c.asked = containerStarting, time.Now()
 	w.begins(c, s.plan.containers[i].spec)
 	if c.last != nil {
 		c.backoff = c.backoff.next(c.last.FinishedAt, time.Now())

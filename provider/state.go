@@ -168,6 +168,8 @@ type containerState struct {
 	// notBefore is when the next run or the next try may begin.
 	notBefore time.Time
 
+	// asked is when this process began to start the current run; zero for one that it adopted.
+	asked time.Time
 	// requested, answered are when this process asked for the current run, and had the
 	// answer that it runs; heard is when its first output came. For measurements.
 	requested, answered, heard time.Time

@@ -38,8 +38,8 @@ const (
 
 	// reasonMachineDied ends the containers of a machine that ended by itself.
 	reasonMachineDied = "MachineDied"
-	// reasonMachineSilent ends the containers of a machine whose agent does not answer.
-	reasonMachineSilent = "MachineUnresponsive"
+	// reasonMachineStuck ends the containers of a machine that does not answer.
+	reasonMachineStuck = "MachineStuck"
 )
 
 // containerIDScheme is the runtime's name in container ids.

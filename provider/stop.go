@@ -45,7 +45,7 @@ func (w *worker) list(loop context.Context) {
 			end.listing, end.listed = false, true
 			if err != nil {
 				if loop.Err() == nil {
-					w.lose(reasonMachineSilent, "the machine's agent did not answer when the pod was to end: "+err.Error())
+					w.lose(reasonMachineStuck, "the machine's agent did not answer when the pod was to end: "+err.Error())
 				}
 				return
 			}

@@ -128,6 +128,8 @@ type samples struct {
 func (s *samples) ObservePhase(p provider.Phase, path string, _ time.Duration) {
 	s.add("phase " + string(p) + " " + path)
 }
+func (s *samples) ObserveMachine(provider.MachineHealth) {}
+
 func (s *samples) ObserveSample(name provider.Sample, took time.Duration) {
 	if took < 0 {
 		name += " negative"

@@ -253,7 +253,7 @@ func (b *contentBuilder) token(ctx context.Context, t *corev1.ServiceAccountToke
 		if err != nil {
 			return err
 		}
-		have = cachedToken{token: got.Token, renewAt: now.Add(min(got.ExpirationTimestamp.Sub(now)*8/10, 24*time.Hour))}
+		have = cachedToken{token: got.Token, renewAt: now.Add(tokenLife(got.ExpirationTimestamp.Sub(now), seconds(expiration)) * 8 / 10)}
 		b.tokens[key] = have
 	}
 	mode := uint32(tokenMode)
@@ -269,6 +269,19 @@ func (b *contentBuilder) token(ctx context.Context, t *corev1.ServiceAccountToke
 	f.Mode = mode
 	b.files[t.Path] = f
 	return nil
+}
+
+// maxTokenLife is the age at which the kubelet renews a token at the latest, as four fifths of it.
+const maxTokenLife = 30 * time.Hour
+
+// tokenLife is how long a token is valid by its time of expiry and this host's clock, which
+// need not be the API server's: no longer than was asked for, and one that seems to have expired is of a clock that
+// is ahead.
+func tokenLife(left, asked time.Duration) time.Duration {
+	if left <= 0 || left > asked {
+		left = asked
+	}
+	return min(left, maxTokenLife)
 }
 
 // singleUser is the user that all containers are set to run as, if it is one and known.

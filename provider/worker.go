@@ -15,6 +15,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 )
 
 // worker owns one pod on this node. Its loop is the only one that touches its state;
@@ -40,6 +42,8 @@ type worker struct {
 	// start is the context of everything that brings the pod up; cancelled when it is to go.
 	start     context.Context //nolint:containedctx // the lifetime of the loop's own work
 	stopStart context.CancelFunc
+	// adopting: recovery counts the machine.
+	adopting bool
 	// hold is the context of what watches and copies from the machine that is held.
 	hold *machineHold
 	// volumes are those of the next hold: their content is fetched while the machine comes.
@@ -79,10 +83,11 @@ type environment struct {
 	volumeRefresh time.Duration
 	hostPaths     hostPaths
 	seccompDir    string // profiles that pods name
+	recovery      *recovery
 	// userAgent is the version that HTTP probes and hooks name.
 	userAgent string
-	// silence is how long a guest may not answer until its machine is given up.
-	silence time.Duration
+	// stuckTimeout is how long a machine may not answer until it is given up.
+	stuckTimeout time.Duration
 }
 
 func newWorker(env *environment, s state) *worker {
@@ -90,6 +95,9 @@ func newWorker(env *environment, s state) *worker {
 		env: env, uid: string(s.pod.UID), s: s,
 		log:  env.log.With("pod", s.pod.Namespace+"/"+s.pod.Name, "podUID", s.pod.UID),
 		bell: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	if w.adopting = s.machine.adopt; w.adopting {
+		env.recovery.expect()
 	}
 	w.published.Store(s.pod)
 	w.view.Store(&podView{})
@@ -241,6 +249,10 @@ func (w *worker) step(ctx context.Context) decision {
 			}
 		}
 		d := decide(&w.s, now)
+		if w.adopting && (!w.s.machine.adopt || w.s.machine.lost != nil) {
+			w.adopting = false
+			w.env.recovery.settle()
+		}
 		again := w.act(ctx, &d, now)
 		again = w.applyResize(&d, now) || again
 		w.tendProbes()
@@ -357,7 +369,8 @@ func (w *worker) advance(to stage) {
 // prepareRestart makes an ended run the last one and plans the next.
 func (w *worker) prepareRestart(i int, now time.Time) {
 	c := w.s.containers[i]
-	c.notBefore = c.backoff.wait(c.exit.FinishedAt)
+	// Guests have clocks of their own, and this host's may have been set since the run before.
+	c.notBefore = clock.Due(c.backoff.wait(c.exit.FinishedAt), now, c.backoff.Delay)
 	if c.notBefore.After(now) {
 		w.env.events.container(w.s.pod, c.name, true, eventBackOff, "Back-off restarting failed container "+c.name+" in pod "+w.s.pod.Name)
 	}
@@ -368,7 +381,7 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 	c.stop, c.stopSent, c.killSent, c.stopAt = nil, false, false, time.Time{}
 	c.postStart, c.preStop = hookNone, hookNone
 	c.reason, c.message, c.failures, c.startedAt = "", "", 0, time.Time{}
-	c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}
+	c.asked, c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	w.dirty = true
 }
 

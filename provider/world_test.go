@@ -173,7 +173,7 @@ func (w *world) begin(change ...func(*provider.Options)) *process {
 		Node: provider.NodeOptions{Arch: "amd64", HostOS: "linux", Driver: "fake", KubeletPort: 10250,
 			Capacity: provider.Capacity(4000, 4<<30, 100<<30, 20), Allocatable: provider.Capacity(4000, 4<<30, 100<<30, 20)},
 		DNS:            provider.DNS{Machine: []string{"10.0.2.3"}},
-		MachineAddress: "10.0.2.15", Silence: 2 * time.Second,
+		MachineAddress: "10.0.2.15", StuckTimeout: 5 * time.Second,
 		Recorder: w.events, Logger: log,
 	}
 	for _, c := range change {

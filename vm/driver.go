@@ -67,7 +67,8 @@ type Machine interface {
 	// ID is the id given to Create or Restore.
 	ID() string
 
-	// State asks the hypervisor; it never blocks on the guest.
+	// State asks the hypervisor; it never blocks on the guest. It is how one finds out that a
+	// hypervisor lives and does not answer: then it is ErrUnavailable, or ctx's error.
 	State(ctx context.Context) (State, error)
 
 	// Resume lets a paused machine run. A running machine is left as it is.

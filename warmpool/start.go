@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 )
 
 // recall reads what an earlier process has left on disk, and counts it in the ledger.
@@ -72,7 +73,7 @@ func (l *Ledger) putBack(r record, room *reservation) *warmEntry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := &warmEntry{
-		room: room, pool: r.Pool, template: r.template(), images: r.Images, created: r.Created, cost: r.Warm,
+		room: room, pool: r.Pool, template: r.template(), images: r.Images, created: clock.Anchor(r.Created, l.now()), cost: r.Warm,
 		cancel: func() {}, // Start deletes it when it cannot be shelved
 	}
 	p := l.shelves.pool(r.Pool)

@@ -13,12 +13,16 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
 
 // version is stamped by the Makefile.
 var version = "dev"
+
+// began is when this process did.
+var began = time.Now()
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

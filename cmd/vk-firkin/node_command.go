@@ -224,7 +224,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 	}
 	identity := identify(ctx)
 	n.provider, err = provider.New(provider.Options{
-		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir,
+		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir, Began: began,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
 		Images: n.pinned, Logs: n.logs, Observer: n.metrics, Templates: n.ledger, Pools: n.ledger,
 		Node: provider.NodeOptions{
@@ -234,7 +234,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
 			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
-		VolumeRefresh: n.VolumeRefresh, ReconcileEvery: n.ReconcileEvery, HostPaths: n.HostPaths,
+		VolumeRefresh: n.VolumeRefresh, ReconcileEvery: n.ReconcileEvery, StuckTimeout: n.StuckTimeout, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
 		MachineAddress: strings.Split(network.Address, "/")[0],
 		Logger:         n.log("provider"),

@@ -119,7 +119,10 @@ type machineLease struct {
 	guest  *provider.Guest // guarded by mu
 }
 
-var _ provider.Lease = (*machineLease)(nil)
+var (
+	_ provider.Lease  = (*machineLease)(nil)
+	_ provider.Prober = (*machineLease)(nil)
+)
 
 // MachineID is part of provider.Lease.
 func (l *machineLease) MachineID() string { return l.lease.MachineID() }
@@ -175,6 +178,11 @@ func (l *machineLease) Guest(ctx context.Context) (*provider.Guest, error) {
 
 // Wait is part of provider.Lease.
 func (l *machineLease) Wait(ctx context.Context) (vm.Exit, error) { return l.lease.Machine().Wait(ctx) }
+
+// State is part of provider.Prober.
+func (l *machineLease) State(ctx context.Context) (vm.State, error) {
+	return l.lease.Machine().State(ctx)
+}
 
 // Release is part of provider.Lease.
 func (l *machineLease) Release(ctx context.Context, grace time.Duration) error {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/vm"
 )
 
@@ -59,6 +60,7 @@ type nodeOptions struct {
 	MaxPending        int
 	PendingTimeout    time.Duration
 
+	StuckTimeout       time.Duration
 	VolumeRefresh      time.Duration
 	ReconcileEvery     time.Duration
 	HostPaths          []string
@@ -171,6 +173,7 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&o.Refills, "refills", 0, "how many warm machines are restored at once, beside those that pods wait for (default: half the processors)")
 	flags.StringVar(&o.RefillMinFreeDisk, "refill-min-free-disk", "20Gi", "disk that must stay free to fill warm pools; no less than --min-free-disk")
 	flags.IntVar(&o.MaxPending, "max-pending", 64, "how many pods wait for room on the node, in order, before further ones are refused for now; 0 for none")
+	flags.DurationVar(&o.StuckTimeout, "machine-stuck-timeout", provider.DefaultStuckTimeout, "how long a pod's machine may not answer until it is ended and the pod fails or restarts; time that this host sleeps does not count")
 	flags.DurationVar(&o.VolumeRefresh, "volume-refresh", time.Minute, "how often ConfigMaps, Secrets and tokens in volumes are read again, up to half as much later")
 	flags.DurationVar(&o.ReconcileEvery, "reconcile-interval", 3*time.Minute, "how often machines are looked for that belong to no pod, up to an eighth sooner or later")
 	flags.StringSliceVar(&o.HostPaths, "allow-host-path", nil, "directories of this host, as absolute paths, that hostPath volumes may name: the machine gets a copy (default: none)")
@@ -288,6 +291,9 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	}
 	if o.MaxPending < 0 || o.MaxPending > 10000 {
 		fault("--max-pending %d: want 0 to 10000", o.MaxPending)
+	}
+	if o.StuckTimeout < 5*time.Second || o.StuckTimeout > time.Hour {
+		fault("--machine-stuck-timeout %s: want 5s to 1h", o.StuckTimeout)
 	}
 	if o.VolumeRefresh < time.Second || o.VolumeRefresh > time.Hour {
 		fault("--volume-refresh %s: want 1s to 1h", o.VolumeRefresh)

@@ -78,7 +78,7 @@ func TestNodeOptionFaults(t *testing.T) {
 		{"metrics on the network", append(complete, "--metrics-address", "0.0.0.0:1"), []string{"--metrics-address"}},
 		{"shapes", append(complete, "--shapes", "big,1x1Mi"), []string{`"big"`, `"1x1Mi"`}},
 		{"sizes", append(complete, "--reserved-memory", "-1", "--min-free-disk", "lots"), []string{"--reserved-memory", "--min-free-disk"}},
-		{"volumes", append(complete, "--volume-refresh", "1ms", "--allow-host-path", "/ok,relative"), []string{"--volume-refresh", "--allow-host-path \"relative\""}},
+		{"volumes", append(complete, "--volume-refresh", "1ms", "--machine-stuck-timeout", "1s", "--allow-host-path", "/ok,relative"), []string{"--volume-refresh", "--machine-stuck-timeout", "--allow-host-path \"relative\""}},
 		{"pools", append(complete, "--refills", "-1", "--refill-min-free-disk", "some", "--max-pending", "-1", "--pending-timeout", "0s"), []string{"--refills", "--refill-min-free-disk", "--max-pending", "--pending-timeout"}},
 		{"two addresses of one family", append(complete, "--node-ip", "192.0.2.1,192.0.2.2"), []string{"--node-ip"}},
 		{"labels", append(complete, "--node-labels", "a b=c,node-role.kubernetes.io/control-plane=,kubernetes.io/os=linux"), []string{"a b", "node-role", "kubernetes.io/os"}},

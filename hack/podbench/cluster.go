@@ -23,6 +23,7 @@ type fleet struct {
 	kubeconfig string
 	image      string
 	node       *cluster.Node // nil when the cluster was there
+	args       []string      // further flags of the node
 	stops      []func()
 }
 
@@ -66,7 +67,7 @@ func (f *fleet) start(ctx context.Context, log io.Writer) (err error) {
 	}
 	f.stops = append(f.stops, controller.Stop)
 	node, err := plane.StartNode(ctx, cluster.NodeOptions{
-		Name: "bench", Binary: "bin/vk-firkin", Kits: "bin/guest", Dir: dir, InsecureRegistries: []string{registry.Addr()},
+		Name: "bench", Binary: "bin/vk-firkin", Kits: "bin/guest", Dir: dir, InsecureRegistries: []string{registry.Addr()}, Args: f.args,
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@
 //   - how pods of one template start, from being bound to the first output, by each path that a
 //     machine can come by, in one run: a checkout has to be faster than the others by far;
 //   - with --idle, what a node with so many idle pods costs, and how old the status of others is.
+//   - with --adopt, what a restart of the node process costs with so many pods.
 package main
 
 import (
@@ -58,11 +59,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	image := flags.String("image", "", "`image` with a shell, with --kubeconfig")
 	asJSON := flags.Bool("json", false, "print JSON instead of a table")
 	idle := flags.Int("idle", 0, "measure a node at rest with this `number` of pods instead of how pods start")
+	adoptees := flags.Int("adopt", 0, "measure instead how long a node process takes to have the machines of so many `pods` again that the one before left, --samples times")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *samples < 1 || *idle < 0 {
 		return errors.New("--samples wants at least one round, --idle no negative number")
+	}
+	if *adoptees > 0 {
+		return adopt(ctx, stdout, stderr, *adoptees, *samples)
 	}
 	f := &fleet{kubeconfig: *kubeconfig, image: *image}
 	if f.kubeconfig == "" {

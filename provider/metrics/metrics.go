@@ -27,7 +27,7 @@ var sampleBuckets = []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0
 var sampleNames = []string{
 	string(warmpool.MetricWarmSnapshotRestore), string(warmpool.MetricWarmPoolCheckout), string(warmpool.MetricReadyProbe),
 	string(warmpool.MetricSnapshotSave), string(warmpool.MetricColdTemplateBuild), string(provider.SampleCommandStart),
-	string(provider.SampleFirstByte), string(provider.SampleResumeToFirstByte), string(warmpool.MetricKillDelete),
+	string(provider.SampleFirstByte), string(provider.SampleResumeToFirstByte), string(warmpool.MetricKillDelete), string(provider.SampleRecovery),
 }
 
 // Result tells how something ended.
@@ -66,6 +66,7 @@ type Metrics struct {
 	reconnects      prometheus.Counter
 	snapshotsBroken prometheus.Counter
 	samples         *prometheus.HistogramVec
+	health          *prometheus.CounterVec
 	pools           poolMetrics
 	care            careMetrics
 }
@@ -96,10 +97,14 @@ func New(s Sources) *Metrics {
 			Name: "vk_firkin_sample_seconds", Buckets: sampleBuckets,
 			Help: "Latencies that users wait for, each from its real start to its real end by the host's clock.",
 		}, []string{"sample"}),
+		health: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "vk_firkin_machine_health_total",
+			Help: "Changes of the health of pods' machines, by what they came to be: suspect does not answer, stuck was ended for it, healthy answers again.",
+		}, []string{"health"}),
 		pools: newPoolMetrics(),
 		care:  newCareMetrics(),
 	}
-	m.registry.MustRegister(m.phases, m.pulls, m.starts, m.reconnects, m.snapshotsBroken, m.samples,
+	m.registry.MustRegister(m.phases, m.pulls, m.starts, m.reconnects, m.snapshotsBroken, m.samples, m.health,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if s.Pods != nil {
 		m.registry.MustRegister(podCollector{pods: s.Pods})
@@ -112,6 +117,9 @@ func New(s Sources) *Metrics {
 	// A scrape shows what has not happened yet as 0, so that a rate sees the first.
 	for _, r := range []string{"present", string(ResultSuccess), string(ResultError)} {
 		m.pulls.WithLabelValues(r)
+	}
+	for _, h := range []provider.MachineHealth{provider.MachineHealthy, provider.MachineSuspect, provider.MachineStuck} {
+		m.health.WithLabelValues(string(h))
 	}
 	for _, name := range sampleNames {
 		m.samples.WithLabelValues(name)
@@ -130,6 +138,11 @@ func (m *Metrics) ObservePhase(phase provider.Phase, path string, took time.Dura
 // ObserveSample implements provider.Observer.
 func (m *Metrics) ObserveSample(sample provider.Sample, took time.Duration) {
 	m.samples.WithLabelValues(string(sample)).Observe(max(took, 0).Seconds())
+}
+
+// ObserveMachine implements provider.Observer.
+func (m *Metrics) ObserveMachine(health provider.MachineHealth) {
+	m.health.WithLabelValues(string(health)).Inc()
 }
 
 // ImagePulled counts an image that a pod asked for. present: it was on the node.

@@ -74,6 +74,7 @@ func TestMetrics(t *testing.T) {
 	m.CollectionEnded(time.Unix(1700000001, 0), errors.New("no"))
 	m.SnapshotScrubbed(3, false)
 	m.SnapshotScrubbed(4, true)
+	m.ObserveMachine(provider.MachineSuspect)
 	m.ObserveSample(provider.SampleCommandStart, 15*time.Millisecond)
 	m.Sampled(warmpool.Sample{Metric: warmpool.MetricWarmPoolCheckout, Duration: 3 * time.Millisecond})
 	m.Sampled(warmpool.Sample{Metric: warmpool.MetricRefill, Duration: 300 * time.Millisecond})
@@ -107,6 +108,8 @@ func TestMetrics(t *testing.T) {
 		`vk_firkin_gc_last_run_timestamp_seconds{result="error"} 1.700000001e+09`,
 		`vk_firkin_scrubs_total{result="damaged"} 1`,
 		`vk_firkin_scrub_bytes_total 7`,
+		`vk_firkin_machine_health_total{health="suspect"} 1`,
+		`vk_firkin_machine_health_total{health="stuck"} 0`,
 		`vk_firkin_pods{phase="Pending"} 1`,
 		`vk_firkin_pods{phase="Running"} 2`,
 		`vk_firkin_pods{phase="Failed"} 0`,

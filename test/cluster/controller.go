@@ -98,6 +98,9 @@ func (m *Controller) Kill() {
 	<-m.exited
 }
 
+// Exited is closed when the process that was started last has ended.
+func (m *Controller) Exited() <-chan struct{} { return m.exited }
+
 // Stop ends the process in order.
 func (m *Controller) Stop() {
 	if m == nil || m.process == nil || m.process.Process == nil {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,28 +37,38 @@ type ControlPlane struct {
 // in dir/cp and returns when it is ready. ctx bounds the start only: the processes
 // run until Stop, or until this process dies.
 func StartControlPlane(ctx context.Context, binary, dir string) (*ControlPlane, error) {
-	c := &ControlPlane{Dir: filepath.Join(dir, "cp"), binary: binary, exited: make(chan struct{})}
+	c := &ControlPlane{Dir: filepath.Join(dir, "cp"), binary: binary}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	c.process = exec.Command(binary, "up", "--dir", c.Dir)
-	c.process.SysProcAttr = childAttributes()
-	log, err := os.Create(filepath.Join(dir, "controlplane.log"))
-	if err != nil {
+	if err := c.Start(ctx); err != nil {
 		return nil, err
+	}
+	return c, nil
+}
+
+// Start starts the processes, again after Kill, with the data and the port they had, and
+// returns when they are ready.
+func (c *ControlPlane) Start(ctx context.Context) error {
+	c.exited = make(chan struct{})
+	c.process = exec.Command(c.binary, "up", "--dir", c.Dir)
+	c.process.SysProcAttr = childAttributes()
+	log, err := os.OpenFile(filepath.Join(filepath.Dir(c.Dir), "controlplane.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
 	}
 	defer log.Close()
 	c.process.Stderr = log
 	out, err := c.process.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := c.process.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	ready := make(chan error, 1)
-	go func() {
-		defer close(c.exited)
+	go func(process *exec.Cmd, exited chan struct{}) {
+		defer close(exited)
 		var up struct {
 			Kubeconfig string `json:"kubeconfig"`
 		}
@@ -65,11 +76,13 @@ func StartControlPlane(ctx context.Context, binary, dir string) (*ControlPlane, 
 		if err == nil {
 			err = json.Unmarshal(line, &up)
 		}
-		c.Kubeconfig = up.Kubeconfig
+		if err == nil {
+			c.Kubeconfig = up.Kubeconfig
+		}
 		ready <- err
 		_, _ = io.Copy(io.Discard, out)
-		_ = c.process.Wait()
-	}()
+		_ = process.Wait()
+	}(c.process, c.exited)
 	select {
 	case err = <-ready:
 	case <-ctx.Done():
@@ -77,14 +90,21 @@ func StartControlPlane(ctx context.Context, binary, dir string) (*ControlPlane, 
 	}
 	if err != nil {
 		c.Stop()
-		return nil, fmt.Errorf("%w; see %s", err, log.Name())
+		return fmt.Errorf("%w; see %s", err, log.Name())
 	}
-	return c, nil
+	return nil
+}
+
+// Kill ends the API server, and all of the control plane with it, as a crash would. What etcd
+// has written stays.
+func (c *ControlPlane) Kill() {
+	_ = c.process.Process.Kill()
+	<-c.exited
 }
 
 // Stop ends the control plane and waits for it.
 func (c *ControlPlane) Stop() {
-	if c == nil || c.process.Process == nil {
+	if c == nil || c.process == nil || c.process.Process == nil {
 		return
 	}
 	_ = c.process.Process.Signal(syscall.SIGTERM)
@@ -94,6 +114,18 @@ func (c *ControlPlane) Stop() {
 		_ = c.process.Process.Kill()
 		<-c.exited
 	}
+}
+
+// Components are the ids of the processes that the control plane is made of.
+func (c *ControlPlane) Components() []int {
+	var pids []int
+	for pid, p := range hostProcesses() {
+		if p.parent == c.process.Process.Pid {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids
 }
 
 // Credentials writes what a node with this name needs to join, to out.

@@ -55,6 +55,7 @@ type Node struct {
 	cluster *ControlPlane
 	process *exec.Cmd
 	exited  chan struct{}
+	began   time.Time // the process
 }
 
 // StartNode joins a node to the cluster and returns when it is Ready.
@@ -107,12 +108,20 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 
 // Start starts the process and waits until its node is Ready.
 func (n *Node) Start(ctx context.Context) error {
+	if err := n.Launch(); err != nil {
+		return err
+	}
+	return n.WaitReady(ctx)
+}
+
+// Launch starts the process and waits for nothing.
+func (n *Node) Launch() error {
 	log, err := os.OpenFile(n.LogPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	began := time.Now()
+	n.began = time.Now()
 	n.process = exec.Command(n.binary, n.args...)
 	n.process.Env = append(os.Environ(), n.env...)
 	n.process.Stdout, n.process.Stderr = log, log
@@ -125,6 +134,11 @@ func (n *Node) Start(ctx context.Context) error {
 		defer close(exited)
 		_ = p.Wait()
 	}(n.process, n.exited)
+	return nil
+}
+
+// WaitReady waits until the node of the process that runs is Ready.
+func (n *Node) WaitReady(ctx context.Context) error {
 	for {
 		// Ready must be newer than this start, or the condition of an earlier
 		// process would count.
@@ -132,7 +146,7 @@ func (n *Node) Start(ctx context.Context) error {
 			`jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}`)
 		fields := strings.Fields(out)
 		if err == nil && len(fields) == 2 && fields[0] == "True" {
-			if beat, err := time.Parse(time.RFC3339, fields[1]); err == nil && !beat.Before(began.Truncate(time.Second)) {
+			if beat, err := time.Parse(time.RFC3339, fields[1]); err == nil && !beat.Before(n.began.Truncate(time.Second)) {
 				return nil
 			}
 		}
@@ -143,6 +157,20 @@ func (n *Node) Start(ctx context.Context) error {
 			return fmt.Errorf("node %s is not ready (%s): %w; see %s", n.Name, strings.TrimSpace(out), ctx.Err(), n.LogPath)
 		case <-time.After(200 * time.Millisecond):
 		}
+	}
+}
+
+// Exited is closed when the process that was started last has ended.
+func (n *Node) Exited() <-chan struct{} { return n.exited }
+
+// Terminate tells the process to end, in order, and waits for it. Its machines go on.
+func (n *Node) Terminate(ctx context.Context) error {
+	_ = n.process.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-n.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("node %s does not end: %w; see %s", n.Name, ctx.Err(), n.LogPath)
 	}
 }
 
@@ -184,6 +212,20 @@ func (n *Node) MachinePIDs() []int {
 	}
 	slices.Sort(pids)
 	return pids
+}
+
+// Machines are the processes that machines live in, by the ids of the machines.
+func (n *Node) Machines() map[string]int {
+	all := n.processes()
+	machines := map[string]int{}
+	for _, pid := range n.MachinePIDs() {
+		p := all[pid]
+		_, rest, _ := strings.Cut(p.dir+"/ "+p.command+" ", filepath.Join(n.StateDir, "machines")+"/")
+		if id := rest[:max(0, strings.IndexAny(rest, "/ ,"))]; id != "" {
+			machines[id] = pid
+		}
+	}
+	return machines
 }
 
 // MachinePID is the id of the process that a machine lives in, 0 when there is none.
@@ -232,7 +274,7 @@ func (n *Node) processes() map[int]hostProcess {
 	all := hostProcesses()
 	maps.DeleteFunc(all, func(_ int, p hostProcess) bool {
 		program, _, _ := strings.Cut(p.command, " ")
-		return !strings.Contains(p.command, n.StateDir+"/") || !strings.Contains(program, "qemu") && !strings.Contains(p.command, " machine-shim ")
+		return !strings.Contains(p.command+p.dir, n.StateDir+"/") || !strings.Contains(program, "qemu") && !strings.Contains(p.command, " machine-shim ")
 	})
 	return all
 }
@@ -241,6 +283,9 @@ func (n *Node) processes() map[int]hostProcess {
 type hostProcess struct {
 	parent  int
 	command string
+	// dir is where it runs, empty when that is not known: a QEMU runs in its machine's folder,
+	// and its command line has no path of it.
+	dir string
 }
 
 // Metric sums the samples of a metric whose labels contain all the given pairs, each

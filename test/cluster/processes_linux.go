@@ -32,7 +32,8 @@ func hostProcesses() map[int]hostProcess {
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e)))
 		parent, perr := strconv.Atoi(fields[1])
 		if err == nil && perr == nil {
-			all[pid] = hostProcess{parent: parent, command: strings.ReplaceAll(string(b), "\x00", " ")}
+			dir, _ := os.Readlink(filepath.Join(filepath.Dir(e), "cwd"))
+			all[pid] = hostProcess{parent: parent, command: strings.ReplaceAll(string(b), "\x00", " "), dir: dir}
 		}
 	}
 	return all

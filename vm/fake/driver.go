@@ -326,6 +326,9 @@ func (m *machine) State(ctx context.Context) (vm.State, error) {
 	if err := m.begin(ctx, OpState); err != nil {
 		return "", m.wrap("ask", err)
 	}
+	if err := m.instance.answer(ctx); err != nil {
+		return "", m.wrap("ask", err)
+	}
 	return m.instance.state(), nil
 }
 
@@ -334,12 +337,18 @@ func (m *machine) Resume(ctx context.Context) error {
 	if err := m.begin(ctx, OpResume); err != nil {
 		return m.wrap("resume", err)
 	}
+	if err := m.instance.answer(ctx); err != nil {
+		return m.wrap("resume", err)
+	}
 	return m.wrap("resume", m.instance.setPaused(false))
 }
 
 // Pause is part of vm.Pauser.
 func (m *machine) Pause(ctx context.Context) error {
 	if err := m.begin(ctx, OpPause); err != nil {
+		return m.wrap("pause", err)
+	}
+	if err := m.instance.answer(ctx); err != nil {
 		return m.wrap("pause", err)
 	}
 	if !m.driver.features.Pause {
@@ -374,7 +383,7 @@ func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
 	i := m.instance
 	i.mu.Lock()
 	guest, paused := i.guest, i.paused
-	asking := grace > 0 && guest != nil && !paused && !i.hasExited() && m.driver.features.GracefulStop
+	asking := grace > 0 && guest != nil && !paused && i.stalled == nil && !i.hasExited() && m.driver.features.GracefulStop
 	i.stopping = i.stopping || asking
 	i.mu.Unlock()
 	if asking {
@@ -414,6 +423,9 @@ func (m *machine) Save(ctx context.Context, dir string) ([]string, error) {
 
 func (m *machine) save(ctx context.Context, dir string) ([]string, error) {
 	if err := m.begin(ctx, OpSave); err != nil {
+		return nil, err
+	}
+	if err := m.instance.answer(ctx); err != nil {
 		return nil, err
 	}
 	i := m.instance

@@ -46,6 +46,12 @@ func TestConformance(t *testing.T) {
 				t.Errorf("machine %q does not run", id)
 			}
 		},
+		Stall: func(t *testing.T, _, id string) func() {
+			if !host.Stall(id, true) {
+				t.Errorf("machine %q does not run", id)
+			}
+			return func() { host.Stall(id, false) }
+		},
 		Leftovers: func(t *testing.T, _ string) []string {
 			if n := host.Running(); n > 0 {
 				return []string{"running machines"}

@@ -59,6 +59,45 @@ func (h *Host) Kill(id string) bool {
 	return i != nil && i.end(vm.ExitCrashed, "killed by Host.Kill")
 }
 
+// Stall stops or continues a machine's hypervisor: it lives and answers nobody. False if it
+// does not run.
+func (h *Host) Stall(id string, stall bool) bool {
+	h.mu.Lock()
+	i := h.machines[id]
+	h.mu.Unlock()
+	if i == nil || i.hasExited() {
+		return false
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch {
+	case stall && i.stalled == nil:
+		i.stalled = make(chan struct{})
+	case !stall && i.stalled != nil:
+		close(i.stalled)
+		i.stalled = nil
+	}
+	return true
+}
+
+// answer waits while the hypervisor is stalled.
+func (i *instance) answer(ctx context.Context) error {
+	i.mu.Lock()
+	stalled := i.stalled
+	i.mu.Unlock()
+	if stalled == nil {
+		return nil
+	}
+	select {
+	case <-stalled:
+		return nil
+	case <-i.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the hypervisor does not answer: %w", vm.ErrUnavailable, ctx.Err())
+	}
+}
+
 // Running counts the machines that have not exited.
 func (h *Host) Running() int {
 	h.mu.Lock()
@@ -97,6 +136,7 @@ type instance struct {
 	guest    Guest
 	paused   bool
 	resumed  chan struct{} // closed while it runs
+	stalled  chan struct{} // guarded by mu; nil, or closed when the stall ends
 	stopping bool
 	exit     vm.Exit
 	conn     *hostConn
@@ -240,6 +280,9 @@ func (i *instance) wait() error {
 	for {
 		i.mu.Lock()
 		paused, resumed := i.paused, i.resumed
+		if i.stalled != nil {
+			paused, resumed = true, i.stalled
+		}
 		i.mu.Unlock()
 		if i.hasExited() {
 			return net.ErrClosed

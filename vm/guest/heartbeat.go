@@ -7,8 +7,9 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/clock"
 )
 
 // heartbeat finds out that a guest has fallen silent. HTTP/2 has such a check of its own,
@@ -18,7 +19,7 @@ type heartbeat struct {
 	idle, timeout time.Duration
 	ping          func(context.Context) error
 	lost          func() // gives the connection up
-	heard         atomic.Int64
+	silent        *clock.Idle
 
 	mu     sync.Mutex
 	paused bool               // guarded by mu
@@ -27,13 +28,11 @@ type heartbeat struct {
 }
 
 func newHeartbeat(idle, timeout time.Duration) *heartbeat {
-	h := &heartbeat{idle: idle, timeout: timeout, wake: make(chan struct{}, 1)}
-	h.hear()
-	return h
+	return &heartbeat{idle: idle, timeout: timeout, silent: clock.NewIdle(), wake: make(chan struct{}, 1)}
 }
 
 // hear notes that something came from the guest.
-func (h *heartbeat) hear() { h.heard.Store(time.Now().UnixNano()) }
+func (h *heartbeat) hear() { h.silent.Touch() }
 
 // pause says whether silence means nothing from now on.
 func (h *heartbeat) pause(paused bool) {
@@ -58,7 +57,7 @@ func (h *heartbeat) run(done <-chan struct{}) {
 		h.mu.Lock()
 		paused := h.paused
 		h.mu.Unlock()
-		silent := time.Since(time.Unix(0, h.heard.Load()))
+		silent := h.silent.For()
 		switch {
 		case paused:
 			timer.Reset(time.Hour)

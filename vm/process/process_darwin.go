@@ -188,8 +188,7 @@ func In(dir, program string) ([]*Process, error) {
 	var found []*Process
 	for _, info := range all {
 		pid := int(info.Proc.P_pid)
-		executable, args, err := arguments(pid)
-		if err != nil || program != "" && executable != program || !slices.Contains(args, dir) {
+		if !worksIn(pid, dir, program) {
 			continue // ended meanwhile, or another one
 		}
 		p, err := Open(pid)
@@ -202,9 +201,19 @@ func In(dir, program string) ([]*Process, error) {
 			}
 			return nil, err
 		}
+		// Once more, now that it is identified: the number may have changed hands since.
+		if !worksIn(pid, dir, program) {
+			p.Close()
+			continue
+		}
 		found = append(found, p)
 	}
 	return found, nil
+}
+
+func worksIn(pid int, dir, program string) bool {
+	executable, args, err := arguments(pid)
+	return err == nil && executable == program && slices.Contains(args, dir)
 }
 
 // Measure is not known on macOS: the memory of a machine belongs to a process of the

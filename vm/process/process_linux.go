@@ -197,7 +197,7 @@ func In(dir, program string) ([]*Process, error) {
 		if err != nil {
 			continue
 		}
-		if cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd")); err != nil || cwd != dir {
+		if !worksIn(pid, dir) {
 			continue
 		}
 		p, err := Open(pid)
@@ -210,13 +210,19 @@ func In(dir, program string) ([]*Process, error) {
 			}
 			return nil, err
 		}
-		if program != "" && strings.TrimSuffix(p.identity.Executable, " (deleted)") != program {
+		// Once more, now that the handle is open: the number may have changed hands since.
+		if program != "" && strings.TrimSuffix(p.identity.Executable, " (deleted)") != program || !worksIn(pid, dir) {
 			p.Close()
 			continue
 		}
 		found = append(found, p)
 	}
 	return found, nil
+}
+
+func worksIn(pid int, dir string) bool {
+	cwd, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "cwd"))
+	return err == nil && cwd == dir
 }
 
 // clockTick is the unit of times in /proc/<pid>/stat: USER_HZ, 100 on every

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
+	"github.com/vk-firkin/vk-firkin/vm/process"
 	"github.com/vk-firkin/vk-firkin/vm/qemu"
 	"github.com/vk-firkin/vk-firkin/vm/vmtest"
 )
@@ -60,6 +61,30 @@ func harness(k vm.Kit, clones int) vmtest.Harness {
 			}
 			if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 				t.Fatal(err)
+			}
+		},
+		Stall: func(t *testing.T, stateDir, id string) func() {
+			var stopped []*process.Process
+			for _, pid := range processesUnder(t, filepath.Join(stateDir, "machines", id)) {
+				p, err := process.Open(pid)
+				if err != nil {
+					t.Fatal(err)
+				}
+				stopped = append(stopped, p)
+				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+				halted(t, pid)
+			}
+			return func() {
+				for _, p := range stopped { // one that has ended meanwhile is not found
+					if found, err := process.Find(p.Identity()); err == nil {
+						_ = syscall.Kill(p.Identity().PID, syscall.SIGCONT)
+						found.Close()
+					}
+					p.Close()
+				}
+				stopped = nil
 			}
 		},
 		Leftovers: func(t *testing.T, stateDir string) []string {
@@ -107,4 +132,30 @@ func processesUnder(t *testing.T, dir string) []int {
 		}
 	}
 	return pids
+}
+
+// halted waits until every thread of a process has stopped: SIGSTOP is sent, not done, when kill
+// returns.
+func halted(t *testing.T, pid int) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		stats, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "stat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		running := len(stats) == 0
+		for _, path := range stats {
+			stat, err := os.ReadFile(path)
+			_, state, _ := strings.Cut(string(stat), ") ")
+			running = running || err == nil && !strings.HasPrefix(state, "T")
+		}
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not stop", pid)
+		}
+	}
 }

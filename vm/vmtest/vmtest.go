@@ -32,6 +32,9 @@ type Harness struct {
 	Shape vm.Shape
 	// Kill ends the hypervisor of a machine from outside, as a crash would.
 	Kill func(t *testing.T, stateDir, id string)
+	// Stall stops the hypervisor of a machine from outside, so that it lives and answers nobody,
+	// and returns what lets it go on. Nil: it cannot be done here.
+	Stall func(t *testing.T, stateDir, id string) (goOn func())
 	// Leftovers lists what the machines of a state directory still hold on the host
 	// beyond vm.Driver.List: processes, sockets, files.
 	Leftovers func(t *testing.T, stateDir string) []string
@@ -105,6 +108,7 @@ func Run(t *testing.T, h Harness) {
 		{"PowersOff", s.features.Snapshots, s.powersOff},
 		{"Panics", s.features.Snapshots, s.panics},
 		{"Dies", s.features.Snapshots && h.Kill != nil, s.dies},
+		{"Stalls", s.features.Snapshots && h.Stall != nil, s.stalls},
 		{"DiesUnwatched", s.features.Snapshots && h.Kill != nil, s.diesUnwatched},
 		{"PowersOffUnwatched", s.features.Snapshots, s.powersOffUnwatched},
 		{"ExitedIsExited", s.features.Snapshots, s.exitedIsExited},

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // processesUnder lists live processes whose working directory is dir or below it.
@@ -34,4 +35,30 @@ func processesUnder(t *testing.T, dir string) []int {
 		}
 	}
 	return pids
+}
+
+// halted waits until every thread of a process has stopped: SIGSTOP is sent, not done, when kill
+// returns.
+func halted(t *testing.T, pid int) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		stats, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "stat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		running := len(stats) == 0
+		for _, path := range stats {
+			stat, err := os.ReadFile(path)
+			_, state, _ := strings.Cut(string(stat), ") ")
+			running = running || err == nil && !strings.HasPrefix(state, "T")
+		}
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not stop", pid)
+		}
+	}
 }

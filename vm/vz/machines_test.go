@@ -15,6 +15,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
 	"github.com/vk-firkin/vk-firkin/vm/vmtest"
+	"github.com/vk-firkin/vk-firkin/vm/process"
 	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
 	"github.com/vk-firkin/vk-firkin/vm/vz/simulator"
 )
@@ -64,6 +65,31 @@ func harness(t *testing.T, k vm.Kit, clones int) vmtest.Harness {
 				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
+			}
+		},
+		// The shim alone: on a Mac the guest goes on in a process of the framework's.
+		Stall: func(t *testing.T, stateDir, id string) func() {
+			var stopped []*process.Process
+			for _, pid := range processesUnder(t, filepath.Join(stateDir, "machines", id)) {
+				p, err := process.Open(pid)
+				if err != nil {
+					t.Fatal(err)
+				}
+				stopped = append(stopped, p)
+				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+				halted(t, pid)
+			}
+			return func() {
+				for _, p := range stopped { // one that has ended meanwhile is not found
+					if found, err := process.Find(p.Identity()); err == nil {
+						_ = syscall.Kill(p.Identity().PID, syscall.SIGCONT)
+						found.Close()
+					}
+					p.Close()
+				}
+				stopped = nil
 			}
 		},
 		Leftovers: remnants,

@@ -1,0 +1,220 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/clientcmd"
+	ctrl "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
+	"github.com/vk-firkin/vk-firkin/test/cluster"
+	"github.com/vk-firkin/vk-firkin/test/images"
+)
+
+const (
+	namespace = "chaos"
+	nodeName  = "chaos"
+	// settleTime is how long everything may take at a quiet point: a template may have to be
+	// built, after a pause for the machine that was killed while it was built before.
+	settleTime = 5 * time.Minute
+	// upTime is how long a part may take to come up.
+	upTime = 2 * time.Minute
+	// shown is how many of the last actions a failure tells.
+	shown = 40
+)
+
+// TestChaos disturbs a node at random and checks that nothing is lost.
+func TestChaos(t *testing.T) {
+	limit := 2 * time.Minute
+	if given := os.Getenv("CHAOS_TIME"); given != "" {
+		d, err := time.ParseDuration(given)
+		if err != nil {
+			t.Fatalf("CHAOS_TIME: %v", err)
+		}
+		limit = d
+	}
+	seed := rand.Uint64()
+	if given := os.Getenv("CHAOS_SEED"); given != "" {
+		n, err := strconv.ParseUint(given, 10, 64)
+		if err != nil {
+			t.Fatalf("CHAOS_SEED: %v", err)
+		}
+		seed = n
+	}
+	t.Logf("CHAOS_SEED=%d CHAOS_TIME=%v", seed, limit)
+	w := newWorld(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("The decisions again: CHAOS_SEED=%d make chaos", seed)
+			w.explain(t)
+		}
+	})
+	planner := NewPlanner(seed)
+	for disturbed := time.Duration(0); disturbed < limit && !t.Failed(); {
+		a := planner.Next()
+		began := time.Now()
+		w.note("%v", a)
+		if a.Kind == Rest {
+			w.rest(t)
+			continue
+		}
+		w.act(t, a)
+		w.pause(t, a.Pause)
+		w.watch(t)
+		disturbed += time.Since(began)
+	}
+	if !t.Failed() {
+		w.note("the end")
+		w.restore(t)
+		w.rest(t)
+	}
+	if !t.Failed() {
+		w.empty(t)
+	}
+	if len(w.born) > 0 && w.witness.total() == 0 && !t.Failed() {
+		t.Error("no program reached the witness: nothing was proven about starts")
+	}
+	t.Logf("%d actions, %d pods, %d starts seen, %d machines killed, %d nodes, %d quiet points", planner.number, len(w.born), w.witness.total(), len(w.killed), w.nodesKilled, w.rests)
+}
+
+// world is what is disturbed, and what is known of it.
+type world struct {
+	dir        string
+	plane      *cluster.ControlPlane
+	controller *cluster.Controller
+	node       *cluster.Node
+	kube       kubernetes.Interface
+	objects    ctrl.Client
+	image      string
+	witness    *witness
+	capacity   v1alpha1.Amounts // of the ledger, before anything is disturbed
+
+	// Whether a part is meant to be up.
+	nodeUp, controllerUp, apiUp bool
+	born                        map[string]born
+	revisions, replicas         map[string]int
+	// killed are the machines that were killed, and the UIDs of the pods that had one.
+	killed             map[string]bool
+	bereaved           map[string]bool
+	nodesKilled, rests int
+	history            []string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	// Short: unix sockets are below it.
+	dir, err := os.MkdirTemp("/tmp", "fk-ch-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{
+		dir: dir, nodeUp: true, controllerUp: true, apiUp: true, born: map[string]born{}, killed: map[string]bool{}, bereaved: map[string]bool{},
+		revisions: map[string]int{}, replicas: map[string]int{},
+	}
+	t.Cleanup(func() {
+		w.node.Stop()
+		w.controller.Stop()
+		w.plane.Stop()
+		if !t.Failed() {
+			_ = os.RemoveAll(dir)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v; logs are in %s", what, err, dir)
+		}
+	}
+	busybox, err := images.Busybox(ctx, filepath.Join(dir, "images"))
+	must("make image", err)
+	registry, err := images.StartRegistry(images.RegistryOptions{})
+	must("start registry", err)
+	t.Cleanup(func() { _ = registry.Close() })
+	w.image, err = registry.Push("busybox:1", busybox)
+	must("push image", err)
+	w.witness = startWitness(t)
+
+	binary := filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
+	w.plane, err = cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
+	must("start control plane", err)
+	config, err := clientcmd.BuildConfigFromFlags("", w.plane.Kubeconfig)
+	must("read kubeconfig", err)
+	config.QPS, config.Burst = 100, 100
+	w.kube, err = kubernetes.NewForConfig(config)
+	must("make client", err)
+	scheme := runtime.NewScheme()
+	must("know the API", v1alpha1.AddToScheme(scheme))
+	must("know Kubernetes", clientscheme.AddToScheme(scheme))
+	w.controller, err = w.plane.StartController(ctx, binary, filepath.Join(dir, "controller"))
+	must("start controller", err)
+	w.objects, err = ctrl.New(config, ctrl.Options{Scheme: scheme})
+	must("make client", err)
+	w.node, err = w.plane.StartNode(ctx, cluster.NodeOptions{
+		Name: nodeName, Binary: binary, Kits: os.Getenv("FIRKIN_KIT_DIR"), Dir: dir, InsecureRegistries: []string{registry.Addr()},
+		// What is left of this host's disk is no part of it.
+		Args: []string{"--no-taint", "--min-free-disk", "2Gi", "--refill-min-free-disk", "3Gi"},
+	})
+	must("start node", err)
+	must("make namespace", w.objects.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}))
+	for _, name := range Templates {
+		w.revisions[name], w.replicas[name] = 1, 1
+		must("make template", w.objects.Create(ctx, template(w.image, name, 1)))
+		must("make pool", w.objects.Create(ctx, pool(name, 1)))
+	}
+	w.note("everything is up")
+	w.rest(t)
+	ledger, err := w.ledger(ctx)
+	must("read ledger", err)
+	w.capacity = ledger.Status.Capacity
+	return w
+}
+
+// note remembers what was done, for a failure to tell.
+func (w *world) note(format string, args ...any) {
+	w.history = append(w.history, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+}
+
+// explain tells what a person needs to find out why.
+func (w *world) explain(t *testing.T) {
+	t.Logf("The last actions:\n%s", strings.Join(w.history[max(0, len(w.history)-shown):], "\n"))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, args := range [][]string{
+		{"get", "pods", "-o", "wide"}, {"get", "warmpools,snapshottemplates,nodeledgers", "-o", "wide"}, {"get", "events", "--sort-by=.lastTimestamp"},
+	} {
+		if out, err := w.plane.Output(ctx, append(args, "-n", namespace)...); err == nil {
+			t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
+		}
+	}
+	t.Logf("Logs and state are kept in %s: node %s, controller %s", w.dir, w.node.LogPath, w.controller.LogPath)
+}
+
+// pause between two actions.
+func (w *world) pause(t *testing.T, d time.Duration) {
+	t.Helper()
+	select {
+	case <-t.Context().Done():
+		t.Fatal(t.Context().Err())
+	case <-time.After(d):
+	}
+}
