@@ -6,27 +6,30 @@ package snapshot
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
-// scrubName is what the store remembers of its scrubs, scrubNewName the same while it is
-// being written.
-const (
-	scrubName       = ".scrub.json"
-	scrubNewName    = ".scrub.json.new"
-	scrubVersion    = 1
-	maxScrubBytes   = 1 << 20
-	maxScrubEntries = 4096
-)
+// scrubName is what the store remembers of its scrubs.
+const scrubName = ".scrub.json"
+
+// scrubFormat of .scrub.json.
+var scrubFormat = durable.NewFormat(durable.FormatOptions[scrubRecord]{
+	Kind: "scrub", Version: 1,
+	Check: func(r *scrubRecord) error {
+		if r.Members < 0 || r.Members > maxMembers {
+			return fmt.Errorf("%d files", r.Members)
+		}
+		return nil
+	},
+})
 
 // ScrubOptions say how sets are looked after.
 type ScrubOptions struct {
@@ -53,7 +56,7 @@ type Scrubbed struct {
 
 // scrubRecord is .scrub.json.
 type scrubRecord struct {
-	Version int `json:"version"`
+	durable.Header
 	// Checked is when all files of an instance were last found whole.
 	Checked map[string]time.Time `json:"checked,omitempty"`
 	// Instance is being read, and the first Members of its files were found whole.
@@ -245,36 +248,22 @@ func (r *scrubRecord) forget(infos []Info) {
 // readScrub reads what earlier scrubs have done. Without it, and with one that cannot be
 // understood, sets count as read when they were published: at worst they are read again.
 func (s *Store) readScrub() scrubRecord {
-	fresh := scrubRecord{Version: scrubVersion, Checked: map[string]time.Time{}}
-	data, err := readBounded(filepath.Join(s.dir, scrubName), maxScrubBytes)
+	r, err := scrubFormat.Read(s.opts.fs, filepath.Join(s.dir, scrubName))
 	if err != nil {
 		if !isNotExist(err) {
 			s.opts.Logger.Warn("Reading snapshots again: what was read last is not known", "error", err)
 		}
-		return fresh
-	}
-	var r scrubRecord
-	if json.Unmarshal(data, &r) != nil || r.Version != scrubVersion || r.Members < 0 || len(r.Checked) > maxScrubEntries {
-		s.opts.Logger.Warn("Reading snapshots again: what was read last is of another version of this program, or damaged")
-		return fresh
+		r = scrubRecord{}
 	}
 	if r.Checked == nil {
-		r.Checked = fresh.Checked
+		r.Checked = map[string]time.Time{}
 	}
 	return r
 }
 
 // writeScrub keeps the record. It is not synced: what a crash of the host takes is read again.
 func (s *Store) writeScrub(r scrubRecord) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encode what was scrubbed: %w", err)
-	}
-	fresh := filepath.Join(s.dir, scrubNewName)
-	if err := os.WriteFile(fresh, data, 0o600); err != nil {
-		return fmt.Errorf("remember what was scrubbed: %w", err)
-	}
-	if err := os.Rename(fresh, filepath.Join(s.dir, scrubName)); err != nil {
+	if err := scrubFormat.Write(s.opts.fs, filepath.Join(s.dir, scrubName), r, durable.Unsynced); err != nil {
 		return fmt.Errorf("remember what was scrubbed: %w", err)
 	}
 	return nil

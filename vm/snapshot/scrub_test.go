@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot/snapshottest"
 )
 
@@ -206,7 +207,14 @@ func TestScrubGoesOnAfterARestart(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	half := filepath.Join(dir, durable.TempPrefix+scrubName) // of a record that was being written
+	if err := os.WriteFile(half, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s = openTest(t, dir, opts)
+	if _, err := os.Lstat(half); !isNotExist(err) {
+		t.Errorf("half a record is left: %v", err)
+	}
 	before := s.readScrub()
 	var got []Scrubbed
 	next, err := s.Scrub(t.Context(), ScrubOptions{Every: 7 * 24 * time.Hour}, func(r Scrubbed) { got = append(got, r) })

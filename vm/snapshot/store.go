@@ -192,7 +192,7 @@ func (s *Store) recover(ctx context.Context) error {
 				// Kept, and tried again at the next start: the machine may exist.
 				s.opts.Logger.Error("Leaving an unfinished snapshot behind", "name", name, "error", err)
 			}
-		case strings.HasPrefix(name, removingPrefix):
+		case strings.HasPrefix(name, removingPrefix), strings.HasPrefix(name, durable.TempPrefix):
 			if err := s.opts.fs.RemoveAll(filepath.Join(s.dir, name)); err != nil {
 				s.opts.Logger.Error("Leaving a deleted snapshot behind", "name", name, "error", err)
 			}
