@@ -534,7 +534,7 @@ func (s *fakeSupply) close() {
 }
 
 func (s *fakeSupply) lease(id, path string, m *fakeMachine) *fakeLease {
-	return &fakeLease{s: s, id: id, path: path, m: m}
+	return &fakeLease{s: s, id: id, path: path, m: m, turn: make(chan struct{}, 1)}
 }
 
 type fakeLease struct {
@@ -542,7 +542,7 @@ type fakeLease struct {
 	id, path string
 	m        *fakeMachine
 
-	mu     sync.Mutex
+	turn   chan struct{} // holds one while somebody has client
 	client *guest.Client
 }
 
@@ -555,8 +555,12 @@ func (l *fakeLease) Images() []warmpool.SlotImage { return l.m.images }
 func (l *fakeLease) Notices() []provider.Notice   { return nil }
 
 func (l *fakeLease) Guest(ctx context.Context) (*provider.Guest, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	if l.client == nil || l.client.Err() != nil {
 		c, err := l.m.agent.Dial(ctx, guest.Options{DialTimeout: 300 * time.Millisecond, IdleTimeout: 300 * time.Millisecond, PingTimeout: 300 * time.Millisecond})
 		if err != nil {
@@ -581,10 +585,10 @@ func (l *fakeLease) Release(ctx context.Context, _ time.Duration) error {
 	if err := l.s.ask(ctx, "release"); err != nil {
 		return err
 	}
-	l.mu.Lock()
+	l.turn <- struct{}{}
 	if l.client != nil {
 		_ = l.client.Close()
 	}
-	l.mu.Unlock()
+	<-l.turn
 	return l.s.Reap(ctx, l.id)
 }

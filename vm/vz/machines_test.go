@@ -14,8 +14,8 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
-	"github.com/vk-firkin/vk-firkin/vm/vmtest"
 	"github.com/vk-firkin/vk-firkin/vm/process"
+	"github.com/vk-firkin/vk-firkin/vm/vmtest"
 	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
 	"github.com/vk-firkin/vk-firkin/vm/vz/simulator"
 )
