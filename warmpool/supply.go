@@ -170,6 +170,7 @@ type Supply struct {
 	aliases  map[string]string       // guarded by mu; machine by request, for those whose ids differ
 	adoptees []*warmEntry            // guarded by mu; warm entries of an earlier process, until Start
 	refills  int                     // guarded by mu; under way
+	press    Skip                    // guarded by mu; see Press
 	demand   int                     // guarded by mu; restores for requests under way
 }
 

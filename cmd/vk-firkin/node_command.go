@@ -31,6 +31,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
 	"github.com/vk-firkin/vk-firkin/provider/nodeledger"
 	"github.com/vk-firkin/vk-firkin/provider/podlog"
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/image"
@@ -80,15 +81,14 @@ type node struct {
 	logs      *podlog.Store
 	metrics   *metrics.Metrics
 	provider  *provider.Provider
+	relief    *pressure.Manager
 	closers   []func() error
-	// pressed holds one when the host's disk is short.
-	pressed chan struct{}
 }
 
 // runNode makes the node and runs it until ctx ends.
 func runNode(ctx context.Context, s *nodeSettings) (err error) {
 	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
-	n := &node{nodeSettings: s, pressed: make(chan struct{}, 1)}
+	n := &node{nodeSettings: s}
 	defer func() {
 		for i := len(n.closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, n.closers[i]())
@@ -104,6 +104,7 @@ func runNode(ctx context.Context, s *nodeSettings) (err error) {
 		{"images", n.makeImages},
 		{"supply", n.makeSupply},
 		{"pools", n.makeLedger},
+		{"relief", n.makeRelief},
 		{"pods", n.makeProvider},
 	} {
 		if err := step.make(ctx); err != nil {
@@ -229,7 +230,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
 			KubeletVersion: kubeletVersion(version), Version: version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest,
 			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
-			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
+			Measure: n.shortage, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
 		VolumeRefresh: n.VolumeRefresh, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
@@ -283,6 +284,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
 	group.Go(func() error { n.collectGarbage(ctx); return nil })
+	group.Go(func() error { n.relief.Run(ctx); return nil })
 	group.Go(func() error { n.keepPools(ctx); return nil })
 	group.Go(func() error { n.ledger.Run(ctx); return nil })
 	group.Go(func() error {
@@ -338,25 +340,21 @@ const (
 	garbageAge = 36 * time.Hour
 )
 
-// collectGarbage removes snapshots and images that nobody uses, until ctx ends. When the
-// disk is short, it does so at once, and no image is too young: all of them can be pulled
-// again, as the kubelet has it.
+// collectGarbage removes snapshots and images that nobody has used for long, until ctx ends.
+// What is done when the disk is short, is in node_relief.go.
 func (n *node) collectGarbage(ctx context.Context) {
 	ticker := time.NewTicker(garbageEvery)
 	defer ticker.Stop()
 	for {
-		images := image.GCOptions{UnusedFor: garbageAge}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-		case <-n.pressed:
-			images = image.GCOptions{MaxBytes: 1}
 		}
 		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused snapshots", "error", err)
 		}
-		if _, err := n.images.GC(ctx, images); err != nil && ctx.Err() == nil {
+		if _, err := n.images.GC(ctx, image.GCOptions{UnusedFor: garbageAge}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused images", "error", err)
 		}
 	}

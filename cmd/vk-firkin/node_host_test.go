@@ -12,23 +12,6 @@ import (
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 )
 
-func TestJudgeDisk(t *testing.T) {
-	for _, tt := range []struct {
-		free, floor, freeInodes, inodes int64
-		short                           bool
-	}{
-		{10 << 30, 10 << 30, 100, 100, false}, // equal to the floor passes
-		{10<<30 - 1, 10 << 30, 100, 100, true},
-		{10 << 30, 0, 50_000, 1_000_000, false},
-		{10 << 30, 0, 49_999, 1_000_000, true},
-		{10 << 30, 0, 0, 0, false}, // a file system without a fixed number
-	} {
-		if short, text := judgeDisk(tt.free, tt.floor, tt.freeInodes, tt.inodes); short != tt.short || text == "" {
-			t.Errorf("%+v: %v, %q", tt, short, text)
-		}
-	}
-}
-
 // Tools compare a kubelet's version with the control plane's, whatever ours is.
 func TestKubeletVersion(t *testing.T) {
 	for own, want := range map[string]string{

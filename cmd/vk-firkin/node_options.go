@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/vm"
 )
 
@@ -64,6 +65,10 @@ type nodeOptions struct {
 	ClusterDNS         []string
 	ClusterDomain      string
 	PressureTransition time.Duration
+	EvictionHard       string
+	EvictionSoft       string
+	EvictionSoftGrace  map[string]string
+	EvictionMaxGrace   int
 	DrainOnShutdown    bool
 	ShutdownGrace      time.Duration
 	ShutdownCritical   time.Duration
@@ -172,6 +177,10 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&o.ClusterDNS, "cluster-dns", nil, "addresses of the cluster's name servers, which must be reachable from this host (default: none, pods resolve as this host does)")
 	flags.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "domain of the cluster, for pods' names and searches")
 	flags.DurationVar(&o.PressureTransition, "eviction-pressure-transition-period", 5*time.Minute, "how long a pressure must be over until the node says so")
+	flags.StringVar(&o.EvictionHard, "eviction-hard", "memory.available<100Mi,nodefs.available<1Gi", "thresholds below which running pods are ended, one by one; nodefs is where the state folder is; no more than --min-free-disk unless given; empty for none")
+	flags.StringVar(&o.EvictionSoft, "eviction-soft", "", "thresholds below which running pods are ended after a grace period, such as memory.available<1Gi")
+	flags.StringToStringVar(&o.EvictionSoftGrace, "eviction-soft-grace-period", nil, "how long each soft threshold may be passed, such as memory.available=1m30s")
+	flags.IntVar(&o.EvictionMaxGrace, "eviction-max-pod-grace-period", 0, "seconds that pods have at most to end at a soft threshold")
 	flags.BoolVar(&o.DrainOnShutdown, "drain-on-shutdown", false, "end all pods when told to stop, by priority (default: their machines go on)")
 	flags.DurationVar(&o.ShutdownGrace, "shutdown-grace-period", 30*time.Second, "with --drain-on-shutdown: how long all pods have together to end")
 	flags.DurationVar(&o.ShutdownCritical, "shutdown-grace-period-critical-pods", 10*time.Second, "the last part of --shutdown-grace-period, for critical pods alone")
@@ -188,6 +197,9 @@ type nodeSettings struct {
 	minFreeDisk    int64
 
 	refillMinFreeDisk int64
+
+	hard, soft map[string]pressure.Amount
+	softGrace  map[string]time.Duration
 }
 
 // complete checks every option and reports all faults at once.
@@ -226,6 +238,7 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	if o.PressureTransition < 0 {
 		fault("--eviction-pressure-transition-period %s: want 0 or more", o.PressureTransition)
 	}
+	s.completeEviction(note, fault)
 	if o.ShutdownCritical < 0 || o.ShutdownGrace < o.ShutdownCritical || o.ShutdownGrace > maxShutdownGrace {
 		fault("--shutdown-grace-period %s with %s for critical pods: want at most %s, and no less than the latter", o.ShutdownGrace, o.ShutdownCritical, maxShutdownGrace)
 	}

@@ -67,6 +67,7 @@ type Metrics struct {
 	snapshotsBroken prometheus.Counter
 	samples         *prometheus.HistogramVec
 	pools           poolMetrics
+	pressure        pressureMetrics
 }
 
 var _ provider.Observer = (*Metrics)(nil)
@@ -95,7 +96,7 @@ func New(s Sources) *Metrics {
 			Name: "vk_firkin_sample_seconds", Buckets: sampleBuckets,
 			Help: "Latencies that users wait for, each from its real start to its real end by the host's clock.",
 		}, []string{"sample"}),
-		pools: newPoolMetrics(),
+		pools: newPoolMetrics(), pressure: newPressureMetrics(),
 	}
 	m.registry.MustRegister(m.phases, m.pulls, m.starts, m.reconnects, m.snapshotsBroken, m.samples,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -103,6 +104,7 @@ func New(s Sources) *Metrics {
 		m.registry.MustRegister(podCollector{pods: s.Pods})
 	}
 	m.pools.register(m.registry)
+	m.pressure.register(m.registry)
 	if s.Supply != nil {
 		m.registry.MustRegister(supplyCollector{supply: s.Supply, now: time.Now})
 	}
