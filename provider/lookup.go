@@ -45,11 +45,13 @@ type podView struct {
 	machine       bool
 	machineID     string
 	machineMemory int64
+	// releasing: it is being given back.
+	releasing bool
 }
 
 // viewOf is the view of a state.
 func viewOf(s *state, h *machineHold) *podView {
-	v := &podView{machine: s.machine.step == machineHeld}
+	v := &podView{machine: s.machine.step == machineHeld, releasing: s.machine.step == machineReleasing}
 	if v.machine && h != nil {
 		v.machineID, v.machineMemory = h.lease.MachineID(), s.machine.shape.MemoryBytes
 	}

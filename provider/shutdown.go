@@ -95,7 +95,7 @@ func allDown(workers []*worker) bool {
 			continue
 		default:
 		}
-		if order(w.published.Load().Status.Phase) < order(corev1.PodFailed) || w.view.Load().machine {
+		if v := w.view.Load(); order(w.published.Load().Status.Phase) < order(corev1.PodFailed) || v.machine || v.releasing {
 			return false
 		}
 	}

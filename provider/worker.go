@@ -377,7 +377,7 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 
 // saveRetry is how often a record is written again that could not be, when nothing else
 // happens to its pod: a full disk may have room again.
-const saveRetry = 5 * time.Second
+const saveRetry = 2 * time.Second
 
 // save writes the record. What follows from it waits until it is on disk. A record
 // that cannot be written is no reason to stop a pod: the disk may be full for a

@@ -129,6 +129,13 @@ type Consoler interface {
 	Console(ctx context.Context) ([]byte, error)
 }
 
+// Describer is implemented by machines that can tell what they were made of, also when an
+// earlier process made them.
+type Describer interface {
+	// Config is what Create or Restore was given; the zero value when that is not known.
+	Config() Config
+}
+
 // Meter is implemented by machines whose cost to the host can be measured.
 type Meter interface {
 	// Usage measures what the machine costs the host now.

@@ -19,8 +19,8 @@ import (
 //
 // Errors: vm.ErrNotFound when there is no such machine, also when it was never
 // finished: it is deleted then. vm.ErrUnavailable when it could not be asked: it
-// keeps its room, and Adopt may be called again, or Discard. A *Refusal with reason
-// Exists when somebody has it, with Invalid or Shutdown.
+// keeps its room, and Adopt may be called again, or Discard. ErrQuarantined when it, or what may be
+// it, is in quarantine: nothing has changed. A *Refusal with reason Exists when somebody has it, with Invalid or Shutdown.
 func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 	if err := req.validate(); err != nil {
 		return nil, err
@@ -30,7 +30,7 @@ func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 		return nil, err
 	}
 	defer end()
-	f, err := s.take(req.MachineID, Entry{PodUID: req.PodUID, Budget: req.budget()})
+	f, err := s.take(req.MachineID, Entry{PodUID: req.PodUID, Budget: req.budget()}, true)
 	if err != nil {
 		return nil, err
 	}
@@ -114,20 +114,28 @@ type found struct {
 }
 
 // take gives the caller a machine that exists and that nobody has, and the claim to
-// its request. Its room is what it had, or as e says.
-func (s *Supply) take(id string, e Entry) (found, error) {
+// its request. Its room is what it had, or as e says. Nobody adopts what is in quarantine.
+func (s *Supply) take(id string, e Entry, adopting bool) (found, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := found{id: id, request: id}
 	if machine := s.aliases[id]; machine != "" {
 		f.id = machine
 	}
+	if adopting {
+		if err := s.quarantineOf(id, f.id); err != nil {
+			return found{}, err
+		}
+	}
 	if r, ok := s.records[f.id]; ok {
 		f.record, f.request = r, r.Request
+	} else if b, ok := s.broken[f.id]; ok && s.aliases[b.guess.Request] == f.id {
+		f.request = b.guess.Request
 	}
 	if room := s.pending[f.id]; room != nil {
 		f.room, f.before = room, true
 		delete(s.pending, f.id)
+		delete(s.tried, f.id)
 		return f, nil
 	}
 	if err := s.ledger.claim(f.request); err != nil {
@@ -148,16 +156,12 @@ func (s *Supply) suspend(f found) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pending[f.id] = f.room
-	if f.record.Machine == "" {
-		s.records[f.id] = record{Machine: f.id, Request: f.request} // tried, see Orphans
-	}
-	r := s.records[f.id]
-	r.tried = true
-	s.records[f.id] = r
+	s.tried[f.id] = true // see Orphans
 }
 
-// Discard deletes a machine that nobody has leased, adopted in vain or unknown, and
-// what it left; by its own id or that of its request. Nil when it is gone. A *Refusal
+// Discard deletes a machine that nobody has leased, adopted in vain, quarantined or unknown,
+// and what it left; by its own id or that of its request. It does not ask whether it should:
+// Reconcile says what is to be deleted. Nil when it is gone. A *Refusal
 // with reason Exists when somebody has it, also as a warm entry; other errors leave it
 // as it was.
 func (s *Supply) Discard(ctx context.Context, id string) error {
@@ -170,7 +174,7 @@ func (s *Supply) Discard(ctx context.Context, id string) error {
 	}
 	defer end()
 	// In the ledger meanwhile, so that nobody makes a machine of this id.
-	f, err := s.take(id, Entry{})
+	f, err := s.take(id, Entry{}, false)
 	if err != nil {
 		return err
 	}
@@ -186,6 +190,9 @@ func (s *Supply) Discard(ctx context.Context, id string) error {
 	s.settle(f.id)
 	s.ledger.unclaim(f.request)
 	f.room.release()
+	if err := s.opts.QuarantineDir.forget(f.id); err != nil {
+		s.opts.Logger.Error("Cannot write down that a machine is not in quarantine any more", "machine", f.id, "error", err)
+	}
 	return nil
 }
 
@@ -193,9 +200,17 @@ func (s *Supply) Discard(ctx context.Context, id string) error {
 func (s *Supply) settle(machine string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.records[machine]
+	request := s.records[machine].Request
+	if bad, ok := s.broken[machine]; ok {
+		request = bad.guess.Request
+	}
+	if s.aliases[request] == machine {
+		delete(s.aliases, request)
+	}
 	delete(s.records, machine)
-	delete(s.aliases, r.Request)
+	delete(s.broken, machine)
+	delete(s.tried, machine)
+	delete(s.quarantined, machine)
 }
 
 // Orphans returns the machines of the driver that nobody knows: neither the caller,
@@ -217,8 +232,10 @@ func (s *Supply) Orphans(ctx context.Context, known []string) ([]string, error) 
 		if slices.Contains(known, id) || slices.Contains(builders, id) {
 			return true
 		}
-		if r, ok := s.records[id]; ok && s.pending[id] != nil && !r.tried { // nobody has it yet
-			return slices.Contains(known, r.Request)
+		if s.pending[id] != nil { // nobody has it yet
+			_, kept := s.quarantined[id]
+			_, unclear := s.broken[id]
+			return kept || unclear || s.tried[id] || slices.Contains(known, s.records[id].Request)
 		}
 		return s.ledger.Has(id) || slices.ContainsFunc(before, func(e Entry) bool { return e.Machine == id })
 	}), nil

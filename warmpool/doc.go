@@ -11,7 +11,7 @@
 //
 // # States of a machine in the ledger
 //
-//	reserved -> restoring -> probing -> warm -> active -> stopping -> (gone)
+//	reserved -> restoring -> probing -> warm -> active -> [quarantined ->] stopping -> (gone)
 //
 // They only move forward; any state may go to stopping, a machine that is made for a
 // request goes from probing to active, and only a machine that is known not to exist is
@@ -43,4 +43,9 @@
 // takes over those that answer ([Supply.Start]). [Supply.Drain] ends all of them, for a
 // node that leaves. A machine that was checked out keeps its own id; its record says
 // which request has it, so that [Supply.Adopt] finds it.
+//
+// What an earlier process left is decided about by one pure function (judge), at the start
+// and every few minutes after it ([Supply.Reconcile]): a pod's is recovered, what is dead or
+// shown to be nobody's is cleaned up, what cannot be asked is asked again, and what is not
+// clear is quarantined. All of it is charged until it is known not to exist.
 package warmpool

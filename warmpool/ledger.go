@@ -95,11 +95,13 @@ const (
 	StateProbing   State = "probing"
 	StateWarm      State = "warm"
 	StateActive    State = "active"
-	StateStopping  State = "stopping"
+	// StateQuarantined: kept for somebody to look at, see Verdict.
+	StateQuarantined State = "quarantined"
+	StateStopping    State = "stopping"
 )
 
 // order of the states: they only move forward.
-var order = [...]State{StateReserved, StateRestoring, StateProbing, StateWarm, StateActive, StateStopping}
+var order = [...]State{StateReserved, StateRestoring, StateProbing, StateWarm, StateActive, StateQuarantined, StateStopping}
 
 // Entry is one machine in the ledger.
 type Entry struct {

@@ -385,7 +385,8 @@ type memoryMachine struct {
 	hung  bool // its agent does not answer
 }
 
-func (m *memoryMachine) ID() string { return m.id }
+func (m *memoryMachine) ID() string        { return m.id }
+func (m *memoryMachine) Config() vm.Config { return m.cfg }
 
 func (m *memoryMachine) State(context.Context) (vm.State, error) {
 	m.mu.Lock()

@@ -20,16 +20,29 @@ type memoryRecords struct {
 
 	mu  sync.Mutex
 	all map[string]record
+	bad map[string]broken
 }
 
-func (r *memoryRecords) load() ([]record, error) {
+func (r *memoryRecords) load() ([]record, []broken, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []record
 	for _, rec := range r.all {
 		all = append(all, rec)
 	}
-	return all, nil
+	var bad []broken
+	for _, b := range r.bad {
+		bad = append(bad, b)
+	}
+	return all, bad, nil
+}
+
+// spoil makes a machine's record unreadable, but for what one can guess.
+func (r *memoryRecords) spoil(machine string, guess record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.all, machine)
+	r.bad[machine] = broken{machine: machine, err: errBoom, guess: guess}
 }
 
 func (r *memoryRecords) write(rec record) error {
@@ -49,6 +62,7 @@ func (r *memoryRecords) remove(machine string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.all, machine)
+	delete(r.bad, machine)
 	return nil
 }
 
@@ -116,7 +130,7 @@ var smallShape = vm.Shape{VCPUs: 1, MemoryBytes: 256 * mi}
 func newPooled(t *testing.T, change func(*Options)) *pooled {
 	t.Helper()
 	h := newMemoryHost()
-	p := &pooled{t: t, host: h, records: &memoryRecords{host: h, all: map[string]record{}}, watch: newWatcher()}
+	p := &pooled{t: t, host: h, records: &memoryRecords{host: h, all: map[string]record{}, bad: map[string]broken{}}, watch: newWatcher()}
 	p.opts = Options{
 		Driver: memoryDriver{h}, Store: h, Images: memoryImages{h}, Kit: testKit(),
 		Capacity: Budget{MilliCPU: 64_000, MemoryBytes: 16 << 30}, Restores: 8, Refills: 4, QueueWait: time.Minute,

@@ -19,7 +19,7 @@ import (
 )
 
 // recordVersion is the version of a record on disk. One of another version is not
-// read: its machine is an orphan.
+// read: its machine is quarantined, see Verdict.
 const recordVersion = 1
 
 // maxRecordBytes bounds a record on disk; one has about 1 KiB.
@@ -46,8 +46,15 @@ type record struct {
 	// Warm is what it costs in its pool, Active what it costs its pod.
 	Warm   Budget `json:"warm"`
 	Active Budget `json:"active"`
+}
 
-	tried bool // its adoption was tried in vain
+// broken is a record that cannot be read.
+type broken struct {
+	machine string
+	err     error
+	// guess is what it seems to say, where that makes sense: what room its machine takes, and
+	// which request has it. Nobody is given a machine by it.
+	guess record
 }
 
 func (r record) template() Template {
@@ -69,9 +76,8 @@ func (r record) validate() error {
 
 // recorder keeps records.
 type recorder interface {
-	// load returns all that can be read. The error joins those that cannot, which are
-	// gone after that.
-	load() ([]record, error)
+	// load returns all that can be read, and those that cannot, which stay.
+	load() ([]record, []broken, error)
 	// write puts a record in the place of the machine's former one, whole or not at all.
 	write(r record) error
 	// remove drops a machine's record. Idempotent.
@@ -87,51 +93,75 @@ const (
 // process, and a machine does not survive what a sync protects from.
 type directory string
 
-func (d directory) load() ([]record, error) {
+func (d directory) load() ([]record, []broken, error) {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return nil, fmt.Errorf("make directory of warm machines: %w", err)
+		return nil, nil, fmt.Errorf("make directory of warm machines: %w", err)
 	}
 	files, err := os.ReadDir(string(d))
 	if err != nil {
-		return nil, fmt.Errorf("read records of warm machines: %w", err)
+		return nil, nil, fmt.Errorf("read records of warm machines: %w", err)
 	}
 	var records []record
-	var errs []error
+	var bad []broken
 	for _, f := range files {
 		path := filepath.Join(string(d), f.Name())
 		if strings.HasPrefix(f.Name(), tempPrefix) {
-			errs = append(errs, os.Remove(path))
+			if err := os.Remove(path); err != nil {
+				return nil, nil, fmt.Errorf("remove half a record: %w", err)
+			}
 			continue
 		}
 		machine, ok := strings.CutSuffix(f.Name(), recordSuffix)
-		if !ok || !f.Type().IsRegular() {
+		if !ok || !f.Type().IsRegular() || vm.ValidateID(machine) != nil {
 			continue // nothing of ours
 		}
-		r, err := readRecord(path, machine)
+		r, guess, err := readRecord(path, machine)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("record of machine %q: %w", machine, err), os.Remove(path))
+			bad = append(bad, broken{machine: machine, err: err, guess: guess})
 			continue
 		}
 		records = append(records, r)
 	}
-	return records, errors.Join(errs...)
+	return records, bad, nil
 }
 
-func readRecord(path, machine string) (record, error) {
+func readRecord(path, machine string) (r, guess record, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return record{}, err
+		return record{}, record{}, err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
 	if err != nil {
-		return record{}, err
+		return record{}, record{}, err
 	}
-	r, err := decodeRecord(data)
+	r, err = decodeRecord(data)
 	if err == nil && r.Machine != machine {
 		err = fmt.Errorf("it is of machine %.100q", r.Machine)
 	}
-	return r, err
+	if err != nil {
+		return record{}, guessRecord(data), err
+	}
+	return r, record{}, nil
+}
+
+// guessRecord reads of a record that is not to be trusted what may be right all the same:
+// another version of this program has the same names for the same things. Pure.
+func guessRecord(data []byte) record {
+	var all map[string]json.RawMessage
+	if len(data) > maxRecordBytes || json.Unmarshal(data, &all) != nil {
+		return record{}
+	}
+	var g record
+	if json.Unmarshal(all["request"], &g.Request) != nil || vm.ValidateID(g.Request) != nil {
+		g.Request = ""
+	}
+	for name, b := range map[string]*Budget{"warm": &g.Warm, "active": &g.Active} {
+		if json.Unmarshal(all[name], b) != nil || b.validate() != nil {
+			*b = Budget{}
+		}
+	}
+	return g
 }
 
 // decodeRecord reads a record and checks it. Pure.
@@ -175,6 +205,6 @@ func (d directory) remove(machine string) error {
 // own ids.
 type forgetful struct{}
 
-func (forgetful) load() ([]record, error) { return nil, nil }
-func (forgetful) write(record) error      { return nil }
-func (forgetful) remove(string) error     { return nil }
+func (forgetful) load() ([]record, []broken, error) { return nil, nil, nil }
+func (forgetful) write(record) error                { return nil }
+func (forgetful) remove(string) error               { return nil }

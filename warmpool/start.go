@@ -14,14 +14,11 @@ import (
 )
 
 // recall reads what an earlier process has left on disk, and counts it in the ledger.
-// Records that cannot be read are dropped: their machines are orphans.
+// So are the machines of records that cannot be read, see Reconcile.
 func (s *Supply) recall() error {
-	records, err := s.opts.records.load()
+	records, bad, err := s.opts.records.load()
 	if err != nil {
-		if records == nil {
-			return err
-		}
-		s.opts.Logger.Error("Dropping records of machines that cannot be read", "error", err)
+		return err
 	}
 	latest := latestOf(records)
 	for i, r := range records {
@@ -53,7 +50,7 @@ func (s *Supply) recall() error {
 			s.aliases[r.Request] = r.Machine
 		}
 	}
-	return nil
+	return s.recallBroken(bad)
 }
 
 // latestOf returns, for each request, the index of the record of its machine: the

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -236,8 +237,8 @@ func TestTwoMachinesOfOneRequest(t *testing.T) {
 
 func TestRecords(t *testing.T) {
 	dir := directory(filepath.Join(t.TempDir(), "warm"))
-	if records, err := dir.load(); err != nil || len(records) != 0 {
-		t.Fatalf("%v, %v", records, err)
+	if records, bad, err := dir.load(); err != nil || len(records)+len(bad) != 0 {
+		t.Fatalf("%v, %v, %v", records, bad, err)
 	}
 	r := record{
 		Version: recordVersion, Machine: "warm-1", Request: "pod", PodUID: "uid", Pool: "ns/a", Namespace: "ns", Name: "a", Revision: "r1", Shape: smallShape,
@@ -257,22 +258,44 @@ func TestRecords(t *testing.T) {
 		t.Errorf("on disk (-want +got):\n%s", diff)
 	}
 	for name, content := range map[string]string{
-		"warm-2.json": golden, "warm-3.json": "{", "warm-4.json": `{"version":2}`, ".tmp-warm-5": "half", "note.txt": "of a user",
+		"warm-2.json": golden, "warm-3.json": "{", "warm-4.json": `{"version":2,"request":"pod-4","active":{"memoryBytes":7},"warm":{"memoryBytes":-7}}`, ".tmp-warm-5": "half", "note.txt": "of a user",
 		"warm-6.json": `{"version":1,"machine":"warm-6","namespace":"","name":"","revision":"","shape":{"vcpus":1,"memoryBytes":268435456},"created":"1970-01-01T00:00:01Z","warm":{"milliCPU":-1,"memoryBytes":1,"diskBytes":0},"active":{"milliCPU":0,"memoryBytes":0,"diskBytes":0}}`,
 	} {
 		if err := os.WriteFile(filepath.Join(string(dir), name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	records, err := dir.load()
-	if err == nil {
-		t.Error("nobody heard of the records that cannot be read")
+	records, bad, err := dir.load()
+	if err != nil {
+		t.Error(err)
+	}
+	unreadable := map[string]string{}
+	for _, b := range bad {
+		unreadable[b.machine] = b.err.Error()
+		guess := record{}
+		if b.machine == "warm-4" {
+			guess = record{Request: "pod-4", Active: Budget{MemoryBytes: 7}}
+		}
+		if b.machine == "warm-2" {
+			guess = record{Request: r.Request, Warm: r.Warm, Active: r.Active}
+		}
+		if diff := cmp.Diff(guess, b.guess, cmp.AllowUnexported(record{})); diff != "" && b.machine != "warm-6" {
+			t.Errorf("guessed of %s (-want +got):\n%s", b.machine, diff)
+		}
+	}
+	for machine, why := range map[string]string{"warm-2": "it is of machine", "warm-3": "unexpected", "warm-4": "version 2, want 1", "warm-6": "absurd"} {
+		if !strings.Contains(unreadable[machine], why) {
+			t.Errorf("%s: %q, want %q", machine, unreadable[machine], why)
+		}
+	}
+	if len(bad) != 4 {
+		t.Errorf("unreadable: %v", unreadable)
 	}
 	if diff := cmp.Diff([]record{r}, records, cmp.AllowUnexported(record{})); diff != "" {
 		t.Errorf("loaded (-want +got):\n%s", diff)
 	}
 	left, err := os.ReadDir(string(dir))
-	if err != nil || len(left) != 2 {
+	if err != nil || len(left) != 6 { // what cannot be read stays
 		t.Errorf("left %v, %v", left, err)
 	}
 	for range 2 {

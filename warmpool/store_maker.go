@@ -110,7 +110,9 @@ func (s storeMaker) Find(ctx context.Context, t Template) ([][]SlotImage, error)
 // Origin is part of Snapshots.
 func (s storeMaker) Origin(machine string) (proven, known bool) {
 	ref, known := s.store.Reference(machine)
-	return ref.Proven, known
+	// One that cannot be read keeps its snapshot; it does not tell that the machine was never
+	// proven.
+	return ref.Proven, known && (ref.Proven || ref.Instance != "")
 }
 
 // Forget is part of Snapshots.

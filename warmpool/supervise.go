@@ -248,6 +248,7 @@ func (s *Supply) Status() Status {
 	l.mu.Unlock()
 	slices.SortFunc(st.Pools, func(a, b PoolStatus) int { return cmp.Compare(a.Pool, b.Pool) })
 	st.Templates = s.templates.list()
+	st.Quarantined = s.Quarantined()
 	return st
 }
 

@@ -35,6 +35,8 @@ type Options struct {
 	// that were checked out; absolute, made when it is missing. Empty: nothing is kept, and
 	// Start deletes the entries of an earlier process.
 	RecordsDir string
+	// QuarantineDir is where people hear which machines are in quarantine. Empty: nowhere.
+	QuarantineDir QuarantineDir
 	// Restores is how many machines are restored at once for requests. 0 is the number
 	// of processors: a restored guest runs at once, and more than that only wait for
 	// each other.
@@ -161,17 +163,23 @@ type Supply struct {
 
 	graves graves // machines that are to be deleted
 
-	mu       sync.Mutex              // taken before Ledger.mu, never inside it
-	closed   bool                    // guarded by mu
-	started  bool                    // guarded by mu
-	leases   map[string]*Lease       // guarded by mu; by machine
-	pending  map[string]*reservation // guarded by mu; machines of an earlier process that nobody has, by id
-	records  map[string]record       // guarded by mu; those of an earlier process, by machine, until adopted
-	aliases  map[string]string       // guarded by mu; machine by request, for those whose ids differ
-	adoptees []*warmEntry            // guarded by mu; warm entries of an earlier process, until Start
-	refills  int                     // guarded by mu; under way
-	press    Skip                    // guarded by mu; see Press
-	demand   int                     // guarded by mu; restores for requests under way
+	mu      sync.Mutex              // taken before Ledger.mu, never inside it
+	closed  bool                    // guarded by mu
+	started bool                    // guarded by mu
+	leases  map[string]*Lease       // guarded by mu; by machine
+	pending map[string]*reservation // guarded by mu; machines of an earlier process that nobody has, by id
+	records map[string]record       // guarded by mu; those of an earlier process, by machine, until adopted
+	aliases map[string]string       // guarded by mu; machine by request, for those whose ids differ
+	broken  map[string]broken       // guarded by mu; records that cannot be read, by machine
+	tried   map[string]bool         // guarded by mu; pending machines whose adoption was tried in vain
+	// quarantined are those of pending that are kept for somebody to look at; unsure are
+	// requests that may have one of them. See Reconcile.
+	quarantined map[string]Quarantined // guarded by mu; by machine
+	unsure      map[string]bool        // guarded by mu; by request
+	adoptees    []*warmEntry           // guarded by mu; warm entries of an earlier process, until Start
+	refills     int                    // guarded by mu; under way
+	press       Skip                   // guarded by mu; see Press
+	demand      int                    // guarded by mu; restores for requests under way
 }
 
 // New returns a supply that knows of the machines in RecordsDir and has touched none.
@@ -194,6 +202,8 @@ func New(opts Options) (*Supply, error) {
 		pending: make(map[string]*reservation),
 		records: make(map[string]record),
 		aliases: make(map[string]string),
+		broken:  make(map[string]broken), tried: make(map[string]bool),
+		quarantined: make(map[string]Quarantined), unsure: make(map[string]bool),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.templates = newTemplates(s)

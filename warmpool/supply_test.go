@@ -435,7 +435,8 @@ func TestUnfinishedMachineIsNotAdopted(t *testing.T) {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(path, id), nil, 0o600); err != nil {
+		unproven := fmt.Sprintf(`{"machine":%q,"key":%q,"instance":%q}`, id, ref.Key(), strings.Repeat("a", 32))
+		if err := os.WriteFile(filepath.Join(path, id), []byte(unproven), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		m, err := n.driver.Restore(t.Context(), id, ref.Dir(), vm.Config{})

@@ -117,6 +117,8 @@ type Status struct {
 	Account   Account
 	Pools     []PoolStatus
 	Templates []TemplateStatus
+	// Quarantined are the machines that are kept for somebody to look at.
+	Quarantined []Quarantined
 }
 
 // SlotImage is the image in a slot of a machine, or the system of a macOS guest.

@@ -120,14 +120,14 @@ const closeTimeout = 20 * time.Second
 func (n *node) onClose(close func() error) { n.closers = append(n.closers, close) }
 
 // makeDirectories makes the roots, readable by nobody else: snapshots hold the memory
-// of machines, records hold what pods are.
+// of machines, records hold what pods are. The state is this process's alone from then on.
 func (n *node) makeDirectories(context.Context) error {
 	for _, dir := range []string{n.StateDir, n.CacheDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	return nil
+	return n.lock()
 }
 
 // makeClient reads the kubeconfig and finds the node's address.
@@ -354,7 +354,7 @@ func (n *node) collectGarbage(ctx context.Context) {
 		if _, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: garbageAge, Keep: n.keptSnapshots()}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused snapshots", "error", err)
 		}
-		if _, err := n.images.GC(ctx, image.GCOptions{UnusedFor: garbageAge}); err != nil && ctx.Err() == nil {
+		if _, err := n.images.GC(ctx, image.GCOptions{Grace: garbageAge}); err != nil && ctx.Err() == nil {
 			n.logger.Error("Cannot collect unused images", "error", err)
 		}
 	}

@@ -60,8 +60,18 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
-func TestHostMemoryPressure(t *testing.T) {
-	if m, err := hostMemoryPressure(); err != nil || m.Message == "" {
+func TestReadMemory(t *testing.T) {
+	if m, err := readMemory(); err != nil || m.Available <= 0 || m.Available > m.Total {
 		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+func TestReadDisk(t *testing.T) {
+	r, device, err := readDisk(t.TempDir())
+	if err != nil || r.Total <= 0 || r.Available > r.Total || device == 0 {
+		t.Errorf("%+v, %d, %v", r, device, err)
+	}
+	if _, _, err := readDisk("/does/not/exist"); err == nil {
+		t.Error("what is not there is measured")
 	}
 }

@@ -156,19 +156,21 @@ func (n *node) freeSnapshots(ctx context.Context, need int64) (freed int64, err 
 // freeImages removes images that nobody uses, the least recently used first, until need
 // bytes are free. None is too young: all can be pulled again, as the kubelet has it.
 func (n *node) freeImages(ctx context.Context, need int64) (freed int64, err error) {
-	all, err := n.images.List()
+	plan, err := n.images.GC(ctx, image.GCOptions{DryRun: true})
 	if err != nil {
 		return 0, err
 	}
-	var total int64
-	for _, i := range all {
-		total += i.SizeBytes
+	var chosen []string
+	for _, d := range plan.Decisions { // the longest unused first
+		if d.Remove && freed < need {
+			chosen, freed = append(chosen, d.Info.Digest), freed+max(d.Info.SizeBytes, 1)
+		}
 	}
-	removed, err := n.images.GC(ctx, image.GCOptions{MaxBytes: max(total-need, 1)})
-	for _, i := range removed {
-		freed += max(i.SizeBytes, 1)
+	if freed < need || len(chosen) == 0 {
+		chosen = nil // all, and what pulls that failed have left
 	}
-	return freed, err
+	report, err := n.images.GC(ctx, image.GCOptions{Only: chosen})
+	return report.RemovedBytes, err
 }
 
 // measurePods measures what comes free on the host with each pod that could be ended.

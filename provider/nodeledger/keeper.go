@@ -149,6 +149,14 @@ func (k *Keeper) Targets() []warmpool.Target {
 	return slices.Clone(k.applied.targets)
 }
 
+// Listed tells whether the API server has said what is to be kept: before, no targets
+// means that they are not known.
+func (k *Keeper) Listed() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.listed
+}
+
 // Pools is part of provider.Pools.
 func (k *Keeper) Pools() []provider.NodePool {
 	targets := k.Targets()

@@ -291,10 +291,11 @@ type machine struct {
 }
 
 var (
-	_ vm.Machine = (*machine)(nil)
-	_ vm.Pauser  = (*machine)(nil)
-	_ vm.Saver   = (*machine)(nil)
-	_ vm.Meter   = (*machine)(nil)
+	_ vm.Machine   = (*machine)(nil)
+	_ vm.Pauser    = (*machine)(nil)
+	_ vm.Saver     = (*machine)(nil)
+	_ vm.Meter     = (*machine)(nil)
+	_ vm.Describer = (*machine)(nil)
 )
 
 func (m *machine) wrap(doing string, err error) error {
@@ -313,6 +314,9 @@ func (m *machine) begin(ctx context.Context, op string) error {
 	}
 	return nil
 }
+
+// Config is part of vm.Describer.
+func (m *machine) Config() vm.Config { return m.instance.cfg }
 
 // ID is part of vm.Machine.
 func (m *machine) ID() string { return m.instance.id }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -91,73 +92,159 @@ func (s *Store) List() ([]Info, error) {
 	return out, nil
 }
 
-// GCOptions say what may go. The zero value lets everything stay.
+// GCOptions choose what a collection removes.
 type GCOptions struct {
-	// UnusedFor: images that nobody has pulled or pinned for longer go. 0: age does not
-	// matter.
-	UnusedFor time.Duration
-	// MaxBytes: the least recently used go until all together are not above it. 0:
-	// size does not matter; 1 or so: everything that may go.
-	MaxBytes int64
-	// DryRun: only tell.
+	// Grace is how long nobody must have pulled or pinned an image. 0 is no time at all.
+	Grace time.Duration
+	// Keep are digests that somebody needs who has not pinned them, and who that is.
+	Keep map[string]string
+	// Only, when not nil, are the digests of the images that may go; nothing else does.
+	Only []string
+	// DryRun only tells.
 	DryRun bool
 }
 
-// GC removes whole images that nobody has pinned, and references to images that
-// are gone. It returns what it removed, or would. An image that another process
-// uses stays.
-func (s *Store) GC(ctx context.Context, opts GCOptions) ([]Info, error) {
+// Decision is what a collection does with one image.
+type Decision struct {
+	Info Info
+	// Remove: it goes.
+	Remove bool
+	// Young: only its age keeps it.
+	Young bool
+	// Reason for people, in every case.
+	Reason string
+}
+
+// Leftover is what a pull or a removal that did not come to its end has left.
+type Leftover struct {
+	Name  string
+	Bytes int64
+}
+
+// GCReport is what a collection did, or would do.
+type GCReport struct {
+	// Decisions, the longest unused first.
+	Decisions []Decision
+	Leftovers []Leftover
+	// RemovedBytes is what was, or would be, freed on disk.
+	RemovedBytes int64
+}
+
+// GC removes whole images that nobody has pinned and that were unused for the grace
+// period, references to images that are gone, and what pulls and removals that failed have
+// left. An image that another process uses stays. One that cannot be removed does not keep
+// the others: the errors are joined.
+func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
+	if s.collectOnly {
+		if _, err := s.fsys.Stat(s.dir); errors.Is(err, fs.ErrNotExist) {
+			return GCReport{}, nil
+		}
+	}
 	all, err := s.List()
 	if err != nil {
-		return nil, fmt.Errorf("collect images: %w", err)
+		return GCReport{}, fmt.Errorf("collect images: %w", err)
 	}
-	var removed []Info
+	slices.SortStableFunc(all, func(a, b Info) int { return a.LastUsed.Compare(b.LastUsed) })
+	var report GCReport
 	var errs []error
-	for _, i := range chooseGarbage(all, opts, s.opts.Now()) {
-		if err := ctx.Err(); err != nil {
+	for _, i := range all {
+		if ctx.Err() != nil {
 			errs = append(errs, context.Cause(ctx))
 			break
 		}
-		if !opts.DryRun {
+		d := decide(i, opts, s.opts.Now())
+		if d.Remove && !opts.DryRun {
 			ok, err := s.remove(i.Digest)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("remove image %s: %w", i.Digest, err))
+				d.Reason = err.Error()
+			} else if !ok {
+				d.Reason = "in use meanwhile"
+			} else {
+				s.opts.Logger.Info("Removed unused image", "digest", i.Digest, "bytes", i.SizeBytes)
 			}
-			if !ok || err != nil {
-				continue
-			}
-			s.opts.Logger.Info("Removed unused image", "digest", i.Digest, "bytes", i.SizeBytes)
+			d.Remove = ok && err == nil
 		}
-		removed = append(removed, i)
+		if d.Remove {
+			report.RemovedBytes += i.SizeBytes
+		}
+		report.Decisions = append(report.Decisions, d)
+	}
+	if opts.Only == nil {
+		report.Leftovers, err = s.leftovers(opts.DryRun)
+		errs = append(errs, err)
+		for _, l := range report.Leftovers {
+			report.RemovedBytes += l.Bytes
+		}
 	}
 	if !opts.DryRun {
 		errs = append(errs, s.forgetRefs())
 	}
 	if err := errors.Join(errs...); err != nil {
-		return removed, fmt.Errorf("collect images: %w", err)
+		return report, fmt.Errorf("collect images: %w", err)
 	}
-	return removed, nil
+	return report, nil
 }
 
-// chooseGarbage decides what goes, the least recently used first.
-func chooseGarbage(all []Info, opts GCOptions, now time.Time) []Info {
-	var total int64
-	for _, i := range all {
-		total += i.SizeBytes
+// decide tells whether a collection removes an image, and why. Pure.
+func decide(i Info, opts GCOptions, now time.Time) Decision {
+	unused := now.Sub(i.LastUsed)
+	switch who := opts.Keep[i.Digest]; {
+	case i.Pinned:
+		return Decision{Info: i, Reason: "in use by this process"}
+	case who != "":
+		return Decision{Info: i, Reason: who}
+	case opts.Only != nil && !slices.Contains(opts.Only, i.Digest):
+		return Decision{Info: i, Young: true, Reason: "not among those that are to go"}
+	case unused < opts.Grace:
+		return Decision{Info: i, Young: true, Reason: fmt.Sprintf("unused for %s, less than %s", unused.Round(time.Second), opts.Grace)}
 	}
-	all = slices.Clone(all)
-	slices.SortStableFunc(all, func(a, b Info) int { return a.LastUsed.Compare(b.LastUsed) })
-	var out []Info
-	for _, i := range all {
-		old := opts.UnusedFor > 0 && now.Sub(i.LastUsed) > opts.UnusedFor
-		over := opts.MaxBytes > 0 && total > opts.MaxBytes
-		if i.Pinned || !old && !over {
-			continue
+	return Decision{Info: i, Remove: true, Reason: fmt.Sprintf("unused for %s", unused.Round(time.Second))}
+}
+
+// leftovers removes, or only lists, what pulls and removals that failed have left; opening
+// the store does the same, but a node may run for months.
+func (s *Store) leftovers(dryRun bool) (left []Leftover, err error) {
+	err = s.exclusive(func() error {
+		all, err := s.fsys.ReadDir(s.dir)
+		if err != nil {
+			return err
 		}
-		total -= i.SizeBytes
-		out = append(out, i)
-	}
-	return out
+		var errs []error
+		for _, d := range all {
+			if !strings.HasPrefix(d.Name(), tmpPrefix) && !strings.HasPrefix(d.Name(), trashPrefix) {
+				continue
+			}
+			path := filepath.Join(s.dir, d.Name())
+			l := Leftover{Name: d.Name(), Bytes: allocatedBytes(path)}
+			gone, err := s.sweep(path, dryRun)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if gone && err == nil {
+				left = append(left, l)
+			}
+		}
+		return errors.Join(errs...)
+	})
+	return left, err
+}
+
+// allocatedBytes is what the files of a directory take on disk, about: they may vanish
+// meanwhile.
+func allocatedBytes(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // an estimate
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				n += st.Blocks * 512 // the unit of st_blocks, whatever the block size
+			}
+		}
+		return nil
+	})
+	return n
 }
 
 // remove takes an image away unless it was pinned meanwhile.

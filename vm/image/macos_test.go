@@ -112,12 +112,12 @@ func TestMacOSPushAndPull(t *testing.T) {
 		t.Errorf("pinned %+v, %v", pinned, err)
 	}
 	img.Release()
-	if gone, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil || len(gone) != 0 {
-		t.Errorf("collected %v, %v while it is pinned", gone, err)
+	if report, err := s.GC(t.Context(), GCOptions{}); err != nil || report.RemovedBytes != 0 {
+		t.Errorf("collected %+v, %v while it is pinned", report, err)
 	}
 	s.Unpin(img.Digest, "owner")
-	if gone, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil || len(gone) != 1 {
-		t.Errorf("collected %v, %v", gone, err)
+	if report, err := s.GC(t.Context(), GCOptions{}); err != nil || !report.Decisions[0].Remove {
+		t.Errorf("collected %+v, %v", report, err)
 	}
 }
 

@@ -79,6 +79,9 @@ func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) (*Image,
 }
 
 func (s *Store) pull(ctx context.Context, reference string, opts PullOptions) (*Image, error) {
+	if s.collectOnly {
+		return nil, fmt.Errorf("%w: the store was opened to collect only", ErrInvalidOptions)
+	}
 	ref, err := parseReference(reference, s.guard.insecure)
 	if err != nil {
 		return nil, err
@@ -399,6 +402,9 @@ func (s *Store) writeRef(r refRecord) error {
 // of files that are leftovers or damaged.
 func (s *Store) refs() (good []refRecord, bad []string, err error) {
 	all, err := s.fsys.ReadDir(filepath.Join(s.dir, refsName))
+	if s.collectOnly && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -416,7 +422,7 @@ func (s *Store) refs() (good []refRecord, bad []string, err error) {
 		switch {
 		case err != nil:
 			bad = append(bad, path)
-		case r.Architecture == s.opts.Arch:
+		case s.collectOnly || r.Architecture == s.opts.Arch:
 			good = append(good, r)
 		}
 	}

@@ -95,6 +95,9 @@ type Store struct {
 	builds flights[*lease] // by digest
 	slots  chan struct{}
 
+	// collectOnly: the images may be of any kind, and none is pulled.
+	collectOnly bool
+
 	ctx    context.Context //nolint:containedctx // the lifetime of the store's own work, ended by Close
 	cancel context.CancelFunc
 
@@ -149,6 +152,38 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := s.load(); err != nil {
 		cancel()
 		return nil, fmt.Errorf("open image store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// OpenForCollection opens the store in dir to list and collect only, whatever slot size and
+// architecture its images are of; dir need not exist. It changes nothing by itself, and
+// leaves to Open what cannot be read. Of the options only Logger and Now count.
+func OpenForCollection(dir string, opts Options) (*Store, error) {
+	opts.SlotBytes = minSlotBytes
+	opts, err := opts.withDefaults(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Store{
+		dir: dir, opts: opts, fsys: opts.fsys, collectOnly: true, guard: newGuard(opts.Timeouts, nil),
+		images: map[string]*entry{}, ctx: ctx, cancel: cancel,
+	}
+	all, err := s.fsys.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		cancel()
+		return nil, fmt.Errorf("open image store %s: %w", dir, err)
+	}
+	for _, d := range all {
+		if !validHex(d.Name()) {
+			continue
+		}
+		if e, err := s.read(digestPrefix + d.Name()); err == nil {
+			s.images[e.Digest] = e
+		} else {
+			s.opts.Logger.Warn("Leaving an image to the node", "digest", digestPrefix+d.Name(), "error", err)
+		}
 	}
 	return s, nil
 }
@@ -227,7 +262,7 @@ func (s *Store) load() error {
 			path := filepath.Join(s.dir, d.Name())
 			switch {
 			case strings.HasPrefix(d.Name(), tmpPrefix), strings.HasPrefix(d.Name(), trashPrefix):
-				if err := s.sweep(path); err != nil {
+				if _, err := s.sweep(path, false); err != nil {
 					return err
 				}
 			case validHex(d.Name()):
@@ -250,17 +285,20 @@ func (s *Store) load() error {
 	})
 }
 
-// sweep removes a temporary directory unless its owner lives.
-func (s *Store) sweep(path string) error {
+// sweep removes a temporary directory, or only says that it would, unless its owner lives.
+func (s *Store) sweep(path string, dryRun bool) (bool, error) {
 	l, err := lockFile(filepath.Join(path, ownerName), true, true)
 	if errors.Is(err, errLocked) {
-		return nil
+		return false, nil
 	}
 	if err == nil {
 		defer func() { _ = l.Close() }()
 	}
+	if dryRun {
+		return true, nil
+	}
 	s.opts.Logger.Info("Removing leftover of an interrupted pull", "path", path)
-	return s.fsys.RemoveAll(path)
+	return true, s.fsys.RemoveAll(path)
 }
 
 // errUnusable: what is in an image's place is no image of this store's kind.
@@ -288,10 +326,10 @@ func (s *Store) read(digest string) (*entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: decode %s: %w", errUnusable, recordName, err)
 	}
-	if r.Digest != digest || r.MacOS == nil && r.SlotBytes != s.opts.SlotBytes {
+	if r.Digest != digest || !s.collectOnly && r.MacOS == nil && r.SlotBytes != s.opts.SlotBytes {
 		return nil, fmt.Errorf("%w: it is %s in a slot of %d bytes", errUnusable, r.Digest, r.SlotBytes)
 	}
-	if r.Architecture != s.opts.Arch {
+	if !s.collectOnly && r.Architecture != s.opts.Arch {
 		return nil, fmt.Errorf("%w: %s", errOtherArch, r.Architecture)
 	}
 	for name, want := range r.files() {

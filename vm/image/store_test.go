@@ -50,7 +50,7 @@ func TestFaultAtEveryStep(t *testing.T) {
 			t.Errorf("pull succeeded and left the disk %v, %v", st, err)
 		}
 		img.Release()
-		if _, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+		if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
 			return err
 		}
 		img, err = s.Pull(t.Context(), ref, PullOptions{})
@@ -122,7 +122,7 @@ func TestFaultAtEveryStep(t *testing.T) {
 				t.Fatalf("%s (%d, sticky %v): pull again: %v", fsys.failed, n, sticky, err)
 			}
 			img.Release()
-			if _, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+			if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
 				t.Error(err)
 			}
 			if err := s.Close(); err != nil {
@@ -313,13 +313,15 @@ func TestPinAndGC(t *testing.T) {
 	a, b, c := pull("a"), pull("b"), pull("c")
 	gc := func(s *Store, o GCOptions, want ...*Image) {
 		t.Helper()
-		removed, err := s.GC(t.Context(), o)
+		report, err := s.GC(t.Context(), o)
 		if err != nil {
 			t.Error(err)
 		}
 		var got, digests []string
-		for _, i := range removed {
-			got = append(got, i.Digest)
+		for _, d := range report.Decisions {
+			if d.Remove {
+				got = append(got, d.Info.Digest)
+			}
 		}
 		for _, i := range want {
 			digests = append(digests, i.Digest)
@@ -328,17 +330,17 @@ func TestPinAndGC(t *testing.T) {
 			t.Error(d)
 		}
 	}
-	all := GCOptions{MaxBytes: 1}
+	all := GCOptions{}
 	gc(s, all)
 	a.Release()
 	a.Release() // twice is once
 	now = now.Add(time.Hour)
 	b.Release()
-	gc(s, GCOptions{})
-	gc(s, GCOptions{UnusedFor: 2 * time.Hour})
-	gc(s, GCOptions{MaxBytes: 1, DryRun: true}, a, b)
-	gc(s, GCOptions{MaxBytes: a.SizeBytes + b.SizeBytes + c.SizeBytes})
-	gc(s, GCOptions{MaxBytes: a.SizeBytes + b.SizeBytes + c.SizeBytes - 1}, a)
+	gc(s, GCOptions{Grace: 2 * time.Hour})
+	gc(s, GCOptions{DryRun: true}, a, b)
+	gc(s, GCOptions{Keep: map[string]string{a.Digest: "a test", b.Digest: "a test"}})
+	gc(s, GCOptions{Only: []string{}})
+	gc(s, GCOptions{Only: []string{a.Digest, c.Digest}}, a)
 	if _, err := os.Stat(a.DiskPath); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the disk of a is still there: %v", err)
 	}
@@ -363,7 +365,7 @@ func TestPinAndGC(t *testing.T) {
 		t.Fatal(err)
 	}
 	now = now.Add(24 * time.Hour)
-	gc(s, GCOptions{UnusedFor: time.Hour}, b)
+	gc(s, GCOptions{Grace: time.Hour}, b)
 
 	// Another process, here another store, must not remove it either.
 	other := openStore(t, dir, opts)
@@ -414,7 +416,7 @@ func TestPullsAndGCAtOnce(t *testing.T) {
 	for i := range 2 {
 		wg.Go(func() {
 			for range 20 {
-				if _, err := stores[i].GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+				if _, err := stores[i].GC(t.Context(), GCOptions{}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -422,7 +424,7 @@ func TestPullsAndGCAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	for _, s := range stores {
-		if _, err := s.GC(t.Context(), GCOptions{MaxBytes: 1}); err != nil {
+		if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
 			t.Error(err)
 		}
 	}

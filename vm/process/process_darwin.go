@@ -177,7 +177,7 @@ func (p *Process) Close() {
 	})
 }
 
-// In finds the processes of program that work in dir. macOS tells nobody another
+// In finds the processes of program, or of any when it is empty, that work in dir. macOS tells nobody another
 // process's working directory without cgo, so they are known by dir among their
 // arguments.
 func In(dir, program string) ([]*Process, error) {
@@ -189,7 +189,7 @@ func In(dir, program string) ([]*Process, error) {
 	for _, info := range all {
 		pid := int(info.Proc.P_pid)
 		executable, args, err := arguments(pid)
-		if err != nil || executable != program || !slices.Contains(args, dir) {
+		if err != nil || program != "" && executable != program || !slices.Contains(args, dir) {
 			continue // ended meanwhile, or another one
 		}
 		p, err := Open(pid)

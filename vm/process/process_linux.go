@@ -180,8 +180,8 @@ func (p *Process) Close() {
 	p.close.Do(func() { _ = p.handle.Close() })
 }
 
-// In finds the processes of program whose working directory is dir: those of a machine
-// whose maker died before it could write down their numbers.
+// In finds the processes of program, or of any when it is empty, whose working directory is
+// dir: those of a machine whose maker died before it could write down their numbers.
 func In(dir, program string) ([]*Process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -210,7 +210,7 @@ func In(dir, program string) ([]*Process, error) {
 			}
 			return nil, err
 		}
-		if strings.TrimSuffix(p.identity.Executable, " (deleted)") != program {
+		if program != "" && strings.TrimSuffix(p.identity.Executable, " (deleted)") != program {
 			p.Close()
 			continue
 		}

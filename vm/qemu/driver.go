@@ -270,6 +270,11 @@ func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	return m, func() { m.watch(nil) }, nil
 }
 
+var _ vm.Describer = (*machine)(nil)
+
+// Config is part of vm.Describer.
+func (m *machine) Config() vm.Config { return m.record.Config }
+
 // newExited is a machine that has ended.
 func newExited(d *Driver, r record, exit vm.Exit) *machine {
 	m := newMachine(d, r)

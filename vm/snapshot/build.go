@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // build makes the set of a key: it boots a machine, or for a template restores one from
@@ -55,10 +56,11 @@ func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (bu
 	id := builderIDPrefix + random
 	dir := filepath.Join(s.dir, buildingPrefix+random)
 	saved := filepath.Join(dir, machineDir)
+	s.setBuilder(id, true) // before there is anything that a collection could take for a leftover
 	if err := s.opts.fs.Mkdir(dir); err != nil {
+		s.setBuilder(id, false)
 		return nil, err
 	}
-	s.setBuilder(id, true)
 	published, machineGone := false, true
 	defer func() {
 		s.setBuilder(id, false) // a machine that could not be deleted is anybody's to reap
@@ -181,7 +183,7 @@ func (s *Store) publish(ctx context.Context, dir string, names []string, sealKey
 	if err := checkSaved(saved, names); err != nil {
 		return err
 	}
-	if err := s.opts.fs.WriteFile(filepath.Join(dir, sealKeyName), sealKey); err != nil {
+	if err := durable.WriteNew(s.opts.fs, filepath.Join(dir, sealKeyName), sealKey, durable.Synced); err != nil {
 		return err
 	}
 	members := []string{sealKeyName}
@@ -199,29 +201,29 @@ func (s *Store) publish(ctx context.Context, dir string, names []string, sealKey
 		if err != nil {
 			return fmt.Errorf("read %q: %w", name, err)
 		}
-		if err := s.opts.fs.Sync(path); err != nil {
+		if err := durable.Sync(s.opts.fs, path); err != nil {
 			return fmt.Errorf("sync %q: %w", name, err)
 		}
 		m.Members = append(m.Members, Member{Name: name, Size: size, SHA256: sum, Sparse: sparse})
 	}
-	if err := s.opts.fs.Sync(saved); err != nil {
+	if err := s.opts.fs.SyncDir(saved); err != nil {
 		return fmt.Errorf("sync %q: %w", machineDir, err)
 	}
 	data, err := encodeManifest(*m)
 	if err != nil {
 		return err
 	}
-	if err := s.opts.fs.WriteFile(filepath.Join(dir, manifestName), data); err != nil {
+	if err := durable.WriteNew(s.opts.fs, filepath.Join(dir, manifestName), data, durable.Synced); err != nil {
 		return err
 	}
-	if err := s.opts.fs.Sync(dir); err != nil {
+	if err := s.opts.fs.SyncDir(dir); err != nil {
 		return fmt.Errorf("sync snapshot: %w", err)
 	}
 	final := filepath.Join(s.dir, m.Key)
 	if err := s.opts.fs.Rename(dir, final); err != nil {
 		return err
 	}
-	if err := s.opts.fs.Sync(s.dir); err != nil {
+	if err := s.opts.fs.SyncDir(s.dir); err != nil {
 		// It is whole, and may or may not survive a crash of the host: the next Ensure
 		// takes what it finds.
 		return fmt.Errorf("sync store: %w", err)

@@ -20,6 +20,11 @@ type GCOptions struct {
 	Grace time.Duration
 	// Keep are keys that somebody will want, whatever their age.
 	Keep []string
+	// KeepTemplates: so are all snapshots of templates. For a node that was not told yet
+	// which templates it is to have.
+	KeepTemplates bool
+	// Only, when not nil, are the names of the snapshots that may go; nothing else does.
+	Only []string
 	// DryRun only tells.
 	DryRun bool
 }
@@ -29,20 +34,31 @@ type Decision struct {
 	Info Info
 	// Remove: it goes.
 	Remove bool
-	// Reason for people, in both cases.
+	// Young: only its age keeps it.
+	Young bool
+	// Reason for people, in every case.
 	Reason string
 }
 
 // GCReport is what a collection did, or would do.
 type GCReport struct {
 	Decisions []Decision
+	// Leftovers are what builds and removals that failed have left, and that is gone now,
+	// or would be.
+	Leftovers []Leftover
 	// RemovedBytes is what was, or would be, freed on disk.
 	RemovedBytes int64
 }
 
+// Leftover is the directory of a build or a removal that did not come to its end.
+type Leftover struct {
+	Name  string
+	Bytes int64
+}
+
 // GC removes snapshots that nothing refers to and that were unused for the grace
-// period, whole sets only, quarantined ones too. One that cannot be removed does not
-// keep the others: the errors are joined.
+// period, whole sets only, quarantined ones too, and what failed builds and removals have
+// left. One that cannot be removed does not keep the others: the errors are joined.
 //
 // Errors: ErrReadOnly unless DryRun, ErrClosed.
 func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
@@ -72,7 +88,57 @@ func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
 		}
 		report.Decisions = append(report.Decisions, d)
 	}
+	if opts.Only == nil {
+		report.Leftovers, err = s.sweep(ctx, opts)
+		errs = append(errs, err)
+		for _, l := range report.Leftovers {
+			report.RemovedBytes += l.Bytes
+		}
+	}
 	return report, errors.Join(errs...)
+}
+
+// sweep removes what builds and removals that failed have left; opening the store does
+// the same, but a node may run for months.
+func (s *Store) sweep(ctx context.Context, opts GCOptions) ([]Leftover, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil && !isNotExist(err) {
+		return nil, fmt.Errorf("look for leftovers: %w", err)
+	}
+	var left []Leftover
+	var errs []error
+	for _, e := range entries {
+		var age time.Duration
+		if info, err := e.Info(); err == nil {
+			age = s.opts.Now().Sub(info.ModTime())
+		}
+		building := strings.HasPrefix(e.Name(), buildingPrefix)
+		if !building && !strings.HasPrefix(e.Name(), removingPrefix) || building && (s.isBuilding(e.Name()) || age < opts.Grace) {
+			continue
+		}
+		path := filepath.Join(s.dir, e.Name())
+		l := Leftover{Name: e.Name()}
+		l.Bytes, _ = allocatedBytes(path)
+		if !opts.DryRun {
+			remove := func() error { return s.opts.fs.RemoveAll(path) }
+			if building {
+				remove = func() error { return s.removeBuilding(ctx, e.Name()) }
+			}
+			if err := remove(); err != nil {
+				errs = append(errs, fmt.Errorf("remove leftover %s: %w", e.Name(), err))
+				continue
+			}
+		}
+		left = append(left, l)
+	}
+	return left, errors.Join(errs...)
+}
+
+// isBuilding tells whether a directory is that of a build under way.
+func (s *Store) isBuilding(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.builders[builderIDPrefix+strings.TrimPrefix(name, buildingPrefix)]
 }
 
 // decide tells whether a collection removes a snapshot, and why. Pure.
@@ -80,15 +146,19 @@ func decide(i Info, opts GCOptions, now time.Time) Decision {
 	unused := now.Sub(i.LastUsed)
 	switch {
 	case len(i.Machines) > 0:
-		return Decision{i, false, fmt.Sprintf("%d machines were restored from it", len(i.Machines))}
+		return Decision{Info: i, Reason: fmt.Sprintf("%d machines were restored from it", len(i.Machines))}
 	case i.Pins > 0:
-		return Decision{i, false, "in use by this process"}
+		return Decision{Info: i, Reason: "in use by this process"}
 	case i.Status == StatusReady && slices.Contains(opts.Keep, i.Key):
-		return Decision{i, false, "wanted"}
+		return Decision{Info: i, Reason: "wanted"}
+	case i.Status == StatusReady && i.Manifest.Kind == KindTemplate && opts.KeepTemplates:
+		return Decision{Info: i, Reason: "perhaps wanted: the node was not told its templates yet"}
+	case opts.Only != nil && !slices.Contains(opts.Only, i.Name):
+		return Decision{Info: i, Young: true, Reason: "not among those that are to go"}
 	case unused < opts.Grace:
-		return Decision{i, false, fmt.Sprintf("unused for %s, less than %s", unused.Round(time.Second), opts.Grace)}
+		return Decision{Info: i, Young: true, Reason: fmt.Sprintf("unused for %s, less than %s", unused.Round(time.Second), opts.Grace)}
 	}
-	return Decision{i, true, fmt.Sprintf("unused for %s", unused.Round(time.Second))}
+	return Decision{Info: i, Remove: true, Reason: fmt.Sprintf("unused for %s", unused.Round(time.Second))}
 }
 
 // Delete removes one snapshot, by a name as for Inspect.

@@ -192,6 +192,7 @@ func (s *Store) publishKnown(key string, set *set) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sets[key] = set
+	s.verified[set.manifest.Instance] = s.opts.Now()
 }
 
 // load reads and verifies a set on disk.
@@ -203,7 +204,7 @@ func (s *Store) load(ctx context.Context, dir, key string, spec Spec) (*set, err
 	if err := m.matches(key, spec, s.driver.Name(), s.features); err != nil {
 		return nil, fmt.Errorf("%w: %w", vm.ErrSnapshotInvalid, err)
 	}
-	if err := verifySet(ctx, dir, m); err != nil {
+	if err := s.verifyOnce(ctx, dir, m); err != nil {
 		return nil, err
 	}
 	sealKey, err := readBounded(filepath.Join(dir, sealKeyName), sealKeyBytes)
@@ -211,6 +212,18 @@ func (s *Store) load(ctx context.Context, dir, key string, spec Spec) (*set, err
 		return nil, fmt.Errorf("read seal key: %w", err)
 	}
 	return &set{dir: dir, manifest: m, sealKey: sealKey}, nil
+}
+
+// verifyOnce reads a set unless this process has: then its sizes are looked at, as before
+// every use.
+func (s *Store) verifyOnce(ctx context.Context, dir string, m Manifest) error {
+	s.mu.Lock()
+	_, known := s.verified[m.Instance]
+	s.mu.Unlock()
+	if known {
+		return checkSizes(dir, m)
+	}
+	return verifySet(ctx, dir, m)
 }
 
 // Lengths in hex digits and bytes.

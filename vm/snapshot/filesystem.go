@@ -4,52 +4,13 @@
 package snapshot
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"syscall"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
-
-// fileSystem is where publishing can fail: the calls that change the store. Tests
-// make call N fail, for every N. All paths are absolute.
-type fileSystem interface {
-	Mkdir(path string) error
-	// WriteFile creates the file with mode 0600, writes and syncs it.
-	WriteFile(path string, data []byte) error
-	// Sync makes a file's content, or a directory's entries, survive a crash.
-	Sync(path string) error
-	Rename(from, to string) error
-	RemoveAll(path string) error
-}
-
-// hostFS is the real file system.
-type hostFS struct{}
-
-func (hostFS) Mkdir(path string) error      { return os.Mkdir(path, 0o700) }
-func (hostFS) Rename(from, to string) error { return os.Rename(from, to) }
-func (hostFS) RemoveAll(path string) error  { return os.RemoveAll(path) }
-
-func (hostFS) WriteFile(path string, data []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-func (hostFS) Sync(path string) (err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return f.Sync()
-}
 
 // FreeBytes is how many bytes an ordinary user may still write to the file system
 // that holds path. It is the default of Options.FreeBytes.
@@ -92,5 +53,5 @@ func allocatedBytes(dir string) (int64, error) {
 
 // noSpace tells whether the host's disk is the cause.
 func noSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return durable.IsNoSpace(err)
 }

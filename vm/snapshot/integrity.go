@@ -33,18 +33,37 @@ func digestFile(ctx context.Context, path string, sparse bool) (size int64, sum 
 		}
 		err = errors.Join(err, f.Close())
 	}()
+	return digest(f, f, sparse)
+}
+
+// digestPaced is digestFile for a reader that is in nobody's way.
+func digestPaced(path string, sparse bool, p *pace) (size int64, sum string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	leaveAlone(f)
+	return digest(f, &pacedFile{File: f, pace: p}, sparse)
+}
+
+// digest reads f through r.
+func digest(f *os.File, r interface {
+	io.Reader
+	kit.SparseFile
+}, sparse bool) (size int64, sum string, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return 0, "", err
 	}
 	if sparse {
-		sum, err = kit.SparseDigest(f, info.Size())
+		sum, err = kit.SparseDigest(r, info.Size())
 		return info.Size(), sum, err
 	}
 	h := sha256.New()
 	// A buffer large enough that the calls do not count; without WriterTo and
 	// ReaderFrom in the way.
-	size, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+	size, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{r}, make([]byte, 1<<20))
 	return size, hex.EncodeToString(h.Sum(nil)), err
 }
 
@@ -80,13 +99,23 @@ func verifySet(ctx context.Context, dir string, m Manifest) error {
 		return err
 	}
 	for _, f := range m.Members {
-		size, sum, err := digestFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Name)), f.Sparse)
-		switch {
-		case err != nil:
+		size, sum, err := digestFile(ctx, memberPath(dir, f), f.Sparse)
+		if err != nil {
 			return fmt.Errorf("read %q: %w", f.Name, err)
-		case size != f.Size || sum != f.SHA256:
-			return &IntegrityError{Key: m.Key, Member: f.Name, Problem: "does not have the content that was saved"}
 		}
+		if err := f.check(m.Key, size, sum); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func memberPath(dir string, f Member) string { return filepath.Join(dir, filepath.FromSlash(f.Name)) }
+
+// check compares a member with what was read. Pure.
+func (f Member) check(key string, size int64, sum string) error {
+	if size != f.Size || sum != f.SHA256 {
+		return &IntegrityError{Key: key, Member: f.Name, Problem: "does not have the content that was saved"}
 	}
 	return nil
 }

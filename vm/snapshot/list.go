@@ -202,7 +202,8 @@ func (s *Store) references() ([]Reference, error) {
 	}
 	s.mu.Unlock()
 	if !owner {
-		return readReferences(filepath.Join(s.dir, refsDir))
+		refs, _, err := readReferences(s.opts.fs, filepath.Join(s.dir, refsDir))
+		return refs, err
 	}
 	slices.SortFunc(refs, func(a, b Reference) int { return cmp.Compare(a.Machine, b.Machine) })
 	return refs, nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Names inside a set.
@@ -104,7 +105,8 @@ func encodeManifest(m Manifest) ([]byte, error) {
 
 // DecodeManifest reads a manifest of at most 1 MiB and checks every field. It
 // accepts no unknown field, no other version and no name that leaves the set. The
-// error is ErrManifest, or that of r.
+// error is ErrManifest, with a
+// *durable.VersionError when another vk-firkin wrote it, or that of r.
 func DecodeManifest(r io.Reader) (Manifest, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxManifestBytes+1))
 	if err != nil {
@@ -120,8 +122,11 @@ func DecodeManifest(r io.Reader) (Manifest, error) {
 	if err := json.Unmarshal(data, &head); err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err) //nolint:errorlint // the kind is ErrManifest
 	}
-	if head.Version != FormatVersion {
-		return Manifest{}, fmt.Errorf("%w: version %d, this program reads %d", ErrManifest, head.Version, FormatVersion)
+	switch {
+	case head.Version < 1:
+		return Manifest{}, fmt.Errorf("%w: version %d", ErrManifest, head.Version)
+	case head.Version != FormatVersion:
+		return Manifest{}, fmt.Errorf("%w: %w", ErrManifest, &durable.VersionError{Kind: "snapshot", Version: head.Version, Oldest: FormatVersion, Newest: FormatVersion})
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()

@@ -273,6 +273,12 @@ func TestDecide(t *testing.T) {
 		{"wanted, but damaged", with(func(i *Info) { i.Status = StatusDamaged }), GCOptions{Keep: []string{"k"}}, true},
 		{"wanted, but in quarantine", with(func(i *Info) { i.Status = StatusQuarantined }), GCOptions{Keep: []string{"k"}}, true},
 		{"in quarantine, with a machine", with(func(i *Info) { i.Status, i.Machines = StatusQuarantined, []string{"m"} }), GCOptions{}, false},
+		{"a template, while they are not known", with(func(i *Info) { i.Manifest.Kind = KindTemplate }), GCOptions{KeepTemplates: true}, false},
+		{"a template, when they are known", with(func(i *Info) { i.Manifest.Kind = KindTemplate }), GCOptions{}, true},
+		{"a base, while templates are not known", hourOld, GCOptions{KeepTemplates: true}, true},
+		{"chosen", hourOld, GCOptions{Only: []string{"k"}}, true},
+		{"not chosen", hourOld, GCOptions{Only: []string{}}, false},
+		{"pinned since it was chosen", with(func(i *Info) { i.Pins = 1 }), GCOptions{Only: []string{"k"}}, false},
 		{"used in the future", with(func(i *Info) { i.LastUsed = now.Add(time.Hour) }), GCOptions{Grace: time.Minute}, false},
 	} {
 		if d := decide(c.info, c.opts, now); d.Remove != c.remove || d.Reason == "" {

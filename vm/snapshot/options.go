@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
@@ -99,8 +100,11 @@ type Event struct {
 // Options of a store.
 type Options struct {
 	// Driver builds and restores. Without one the store can only be looked at and
-	// cleaned, and references of machines are all believed.
+	// cleaned, and references of machines are all believed, unless Machines tells better.
 	Driver vm.Driver
+	// Machines lists the machines of the host where there is no Driver to be asked; nil is
+	// not known.
+	Machines func(ctx context.Context) ([]string, error)
 	// Logger gets what has no caller to be returned to. nil discards.
 	Logger *slog.Logger
 	// Now is the clock of manifests and collection. nil is time.Now.
@@ -113,6 +117,10 @@ type Options struct {
 	// Builds is how many snapshots are built at once. 0 is 1: a build boots a
 	// machine and reads all its memory.
 	Builds int
+	// RestoreFailures is how many restores in a row may fail without a clear cause before
+	// the snapshot is put aside, even if its files are what was saved. 0 is 2: one may be a
+	// busy host, two are the snapshot.
+	RestoreFailures int
 	// Network is given to every restored machine; nil leaves it with loopback only.
 	Network *agentv1.Network
 	// OnEvent is called for each event, from any goroutine, without locks held. It
@@ -124,7 +132,7 @@ type Options struct {
 	// then on, also when it fails. nil is guest.Dial.
 	Dial func(ctx context.Context, conn net.Conn) (*guest.Client, error)
 
-	fs fileSystem // tests only
+	fs durable.FS // tests let it fail
 }
 
 func (o Options) withDefaults() Options {
@@ -143,6 +151,9 @@ func (o Options) withDefaults() Options {
 	if o.Builds <= 0 {
 		o.Builds = 1
 	}
+	if o.RestoreFailures <= 0 {
+		o.RestoreFailures = 2
+	}
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
 	}
@@ -152,7 +163,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	if o.fs == nil {
-		o.fs = hostFS{}
+		o.fs = durable.Host
 	}
 	o.Timeouts = o.Timeouts.withDefaults()
 	return o

@@ -5,13 +5,14 @@ package snapshot
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // quarantineTime is the time in the name of a quarantined set. It sorts.
@@ -22,11 +23,16 @@ const maxReason = 4 << 10
 
 // quarantineRecord is reason.json.
 type quarantineRecord struct {
+	durable.Header
 	Key      string    `json:"key"`
 	Instance string    `json:"instance,omitempty"`
 	Time     time.Time `json:"time"`
 	Reason   string    `json:"reason"`
 }
+
+var quarantineFormat = durable.NewFormat(durable.FormatOptions[quarantineRecord]{
+	Kind: "snapshot-quarantine", Version: 1, Unversioned: 1, MaxBytes: 4 * maxReason, Indent: true,
+})
 
 // Quarantine takes a snapshot out of use and keeps it for examination, with the
 // reason. Machines that were restored from it go on; the next Ensure builds it
@@ -119,11 +125,8 @@ func (s *Store) moveToQuarantine(key, instance string, about Event, reason strin
 	about.Type = EventQuarantined
 	about.Message = fmt.Sprintf("Quarantined snapshot %s, it will be built again: %s", shortKey(key), reason)
 	s.emit(about)
-	data, err := json.MarshalIndent(quarantineRecord{Key: key, Instance: instance, Time: now, Reason: reason}, "", "  ")
-	if err == nil {
-		err = s.opts.fs.WriteFile(filepath.Join(to, reasonName), append(data, '\n'))
-	}
-	if err = errors.Join(err, s.opts.fs.Sync(s.dir)); err != nil {
+	err := quarantineFormat.Write(s.opts.fs, filepath.Join(to, reasonName), quarantineRecord{Key: key, Instance: instance, Time: now, Reason: reason}, durable.Synced)
+	if err = errors.Join(err, s.opts.fs.SyncDir(filepath.Dir(to)), s.opts.fs.SyncDir(s.dir)); err != nil {
 		// It is out of use, which is what counts; the reason is in the event.
 		s.opts.Logger.Error("Keeping a quarantined snapshot without its reason", "snapshot", shortKey(key), "error", err)
 	}
@@ -137,6 +140,7 @@ func (s *Store) drop(key string) {
 	if known := s.sets[key]; known != nil {
 		known.gone = true
 		delete(s.sets, key)
+		delete(s.verified, known.manifest.Instance)
 	}
 }
 
@@ -148,12 +152,8 @@ func readQuarantine(dir, name string) quarantineRecord {
 	if t, err := time.Parse(quarantineTime, stamp); err == nil {
 		r.Time = t
 	}
-	data, err := readBounded(filepath.Join(dir, name, reasonName), 4*maxReason)
-	if err != nil {
-		return r
-	}
-	var read quarantineRecord
-	if json.Unmarshal(data, &read) != nil || read.Key != key {
+	read, err := quarantineFormat.Read(durable.Host, filepath.Join(dir, name, reasonName))
+	if err != nil || read.Key != key {
 		return r
 	}
 	return read

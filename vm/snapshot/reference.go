@@ -6,13 +6,13 @@ package snapshot
 import (
 	"cmp"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Reference says that a machine was restored from a set. It is on disk from before
@@ -26,8 +26,21 @@ type Reference struct {
 	Proven bool `json:"proven"`
 }
 
-// maxReferenceBytes bounds a reference on disk; one has about 200 bytes.
-const maxReferenceBytes = 4 << 10
+// referenceRecord is a reference on disk.
+type referenceRecord struct {
+	durable.Header
+	Reference
+}
+
+var referenceFormat = durable.NewFormat(durable.FormatOptions[referenceRecord]{
+	Kind: "snapshot-reference", Version: 1, Unversioned: 1, MaxBytes: 4 << 10, // one has about 250 bytes
+	Check: func(r *referenceRecord) error {
+		if vm.ValidateID(r.Machine) != nil || !isHex(r.Key, keyLength) || !isHex(r.Instance, instanceLength) {
+			return errors.New("names of a machine, a key or an instance are none")
+		}
+		return nil
+	},
+})
 
 // Reference returns the reference of a machine.
 func (s *Store) Reference(machine string) (Reference, bool) {
@@ -39,38 +52,50 @@ func (s *Store) Reference(machine string) (Reference, bool) {
 
 // Forget drops the reference of a machine that was deleted. Idempotent.
 func (s *Store) Forget(machine string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r, ok := s.refs[machine]
+	r, ok := s.Reference(machine)
 	if !ok {
 		return nil
 	}
-	if err := os.Remove(s.referencePath(r)); err != nil && !isNotExist(err) {
+	if err := durable.Remove(s.opts.fs, s.referencePath(r), referenceDurability); err != nil {
 		return fmt.Errorf("forget reference of machine %q: %w", machine, err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.refs, machine)
 	s.dropSealKey(r.Instance)
 	return nil
 }
 
-// refer writes a reference. It is not synced: it has to survive this process, and
-// a machine does not survive what a sync protects from.
+// referenceDurability: the one write before a machine is made is not on the way of a
+// checkout, so that it can wait for the disk.
+const referenceDurability = durable.Synced
+
+// refer writes a reference. It counts from before it is on disk; when it does not get
+// there, the former one does. The store is not locked meanwhile: a disk takes its time.
 func (s *Store) refer(r Reference) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encode reference: %w", err)
+	s.mu.Lock()
+	before, known := s.refs[r.Machine]
+	s.refs[r.Machine] = r
+	s.mu.Unlock()
+	path := s.referencePath(r)
+	err := durable.MakeDir(s.opts.fs, filepath.Dir(path), referenceDurability)
+	if err == nil {
+		err = referenceFormat.Write(s.opts.fs, path, referenceRecord{Reference: r}, referenceDurability)
 	}
+	if err == nil {
+		return nil
+	}
+	// Something may have come to the disk. If it stays there, it counts until Forget.
+	removed := !known && durable.Remove(s.opts.fs, path, durable.Unsynced) == nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	path := s.referencePath(r)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("write reference: %w", err)
+	switch {
+	case known:
+		s.refs[r.Machine] = before
+	case removed:
+		delete(s.refs, r.Machine)
 	}
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		return fmt.Errorf("write reference: %w", err)
-	}
-	s.refs[r.Machine] = r
-	return nil
+	return fmt.Errorf("write reference: %w", err)
 }
 
 func (s *Store) referencePath(r Reference) string {
@@ -80,26 +105,31 @@ func (s *Store) referencePath(r Reference) string {
 // loadReferences reads the references on disk and drops those of machines that the
 // driver does not have. When the driver cannot be asked, all are believed.
 func (s *Store) loadReferences(ctx context.Context) error {
-	refs, err := readReferences(filepath.Join(s.dir, refsDir))
+	refs, faults, err := readReferences(s.opts.fs, filepath.Join(s.dir, refsDir))
 	if err != nil {
 		return err
 	}
-	var known []string
-	asked := false
-	if s.driver != nil {
-		ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Call)
-		defer cancel()
-		if known, err = s.driver.List(ctx); err != nil {
-			s.opts.Logger.Warn("Keeping all references of snapshots: the driver could not list its machines", "error", err)
-		} else {
-			asked = true
+	for _, f := range faults {
+		if !errors.Is(f, durable.ErrCorrupt) {
+			// It may be read the next time, or by the vk-firkin that wrote it: a machine that
+			// was finished must not be taken for one that was not.
+			return fmt.Errorf("read reference of machine %q: %w", f.ID, f.Err)
 		}
+		s.opts.Logger.Warn("Taking a machine whose reference cannot be read for one that was never finished", "machine", f.ID, "path", f.Path, "error", f.Err)
+	}
+	if err := s.sweepReferences(); err != nil {
+		return err
+	}
+	known, asked, err := s.machines(ctx)
+	if err != nil {
+		s.opts.Logger.Warn("Keeping all references of snapshots: the driver could not list its machines", "error", err)
+		asked = false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range refs {
 		if asked && !slices.Contains(known, r.Machine) {
-			if err := os.Remove(s.referencePath(r)); err != nil && !isNotExist(err) {
+			if err := durable.Remove(s.opts.fs, s.referencePath(r), durable.Unsynced); err != nil {
 				return fmt.Errorf("drop reference of machine %q: %w", r.Machine, err)
 			}
 			continue
@@ -109,50 +139,73 @@ func (s *Store) loadReferences(ctx context.Context) error {
 	return nil
 }
 
+// sweepReferences removes what a process that died was writing.
+func (s *Store) sweepReferences() error {
+	dir := filepath.Join(s.dir, refsDir)
+	keys, err := s.opts.fs.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read references: %w", err)
+	}
+	var errs []error
+	for _, k := range keys {
+		if k.IsDir() {
+			errs = append(errs, durable.Sweep(s.opts.fs, filepath.Join(dir, k.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // readReferences reads all references under a directory, sorted by machine. One
-// that cannot be read still counts, as not proven: it keeps its set alive.
-func readReferences(dir string) ([]Reference, error) {
-	keys, err := os.ReadDir(dir)
+// that cannot be read still counts, as not proven: it keeps its set alive. It is among
+// the faults as well.
+func readReferences(fsys durable.FS, dir string) (refs []Reference, faults []*durable.Fault, err error) {
+	keys, err := fsys.ReadDir(dir)
 	if isNotExist(err) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read references: %w", err)
+		return nil, nil, fmt.Errorf("read references: %w", err)
 	}
-	var refs []Reference
 	for _, k := range keys {
 		if !k.IsDir() || !isHex(k.Name(), keyLength) {
 			continue
 		}
-		machines, err := os.ReadDir(filepath.Join(dir, k.Name()))
+		machines, err := fsys.ReadDir(filepath.Join(dir, k.Name()))
 		if err != nil {
 			if isNotExist(err) {
 				continue // removed since
 			}
-			return nil, fmt.Errorf("read references: %w", err)
+			return nil, nil, fmt.Errorf("read references: %w", err)
 		}
 		for _, m := range machines {
 			if vm.ValidateID(m.Name()) != nil {
 				continue
 			}
-			refs = append(refs, readReference(filepath.Join(dir, k.Name(), m.Name()), k.Name(), m.Name()))
+			path := filepath.Join(dir, k.Name(), m.Name())
+			r, err := readReference(fsys, path, k.Name(), m.Name())
+			if isNotExist(err) {
+				continue // removed since
+			}
+			if err != nil {
+				faults = append(faults, &durable.Fault{ID: m.Name(), Path: path, Err: err})
+			}
+			refs = append(refs, r)
 		}
 	}
 	slices.SortFunc(refs, func(a, b Reference) int { return cmp.Compare(a.Machine, b.Machine) })
-	return refs, nil
+	return refs, faults, nil
 }
 
-func readReference(path, key, machine string) Reference {
-	fallback := Reference{Machine: machine, Key: key}
-	data, err := readBounded(path, maxReferenceBytes)
+// readReference returns, with an error, what the name of the file says.
+func readReference(fsys durable.FS, path, key, machine string) (Reference, error) {
+	r, err := referenceFormat.Read(fsys, path)
+	if err == nil && (r.Key != key || r.Machine != machine) {
+		err = fmt.Errorf("read %s: %w: it is of machine %q and key %s", path, durable.ErrCorrupt, r.Machine, shortKey(r.Key))
+	}
 	if err != nil {
-		return fallback
+		return Reference{Machine: machine, Key: key}, err
 	}
-	var r Reference
-	if json.Unmarshal(data, &r) != nil || r.Key != key || r.Machine != machine || !isHex(r.Instance, instanceLength) {
-		return fallback
-	}
-	return r
+	return r.Reference, nil
 }
 
 // holds tells whether the reference keeps this instance of a key. An unknown

@@ -28,10 +28,6 @@ const (
 	machineIDDigits = 32
 )
 
-// failuresToQuarantine is how many restores in a row may fail without a clear
-// cause. One may be a busy host; two are the snapshot.
-const failuresToQuarantine = 2
-
 // Phase is a part of a restore.
 type Phase string
 
@@ -79,7 +75,8 @@ type Running struct {
 // the snapshot and this machine's images. When it fails there is no machine, unless
 // the error is a *LeftoverError.
 //
-// A snapshot that cannot be restored, or failed twice in a row, is quarantined and
+// A snapshot that cannot be restored, or failed Options.RestoreFailures times in a row
+// for no clear cause, is quarantined, whatever its files' digests say, and
 // the error is vm.ErrSnapshotInvalid: release ref and call Ensure again, which
 // builds it anew. Other errors: *DiskPressureError, vm.ErrInvalidConfig,
 // vm.ErrAlreadyExists, vm.ErrNoSpace, vm.ErrHostNotReady, vm.ErrUnavailable, ctx.Err.
@@ -254,7 +251,7 @@ func (s *Store) failed(ctx context.Context, set *set, err error) error {
 	s.mu.Lock()
 	if v == verdictSuspect {
 		set.failures++
-		if set.failures >= failuresToQuarantine {
+		if set.failures >= s.opts.RestoreFailures {
 			v = verdictInvalid
 		}
 	}

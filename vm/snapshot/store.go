@@ -13,13 +13,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Names in a store.
 const (
-	lockName        = ".lock"
 	refsDir         = ".refs"
 	quarantineDir   = ".quarantine"
 	buildingPrefix  = ".building-"
@@ -33,9 +34,9 @@ const (
 type Store struct {
 	dir      string
 	opts     Options
-	driver   vm.Driver   // nil: no building, no restoring
-	features vm.Features // of driver
-	lock     *os.File    // nil: read-only
+	driver   vm.Driver     // nil: no building, no restoring
+	features vm.Features   // of driver
+	lock     *durable.Lock // nil: read-only
 	builds   chan struct{}
 
 	ctx    context.Context //nolint:containedctx // the lifetime of the store's own goroutines, ended by Close
@@ -47,8 +48,9 @@ type Store struct {
 	sets     map[string]*set    // guarded by mu; verified in this process, by key
 	flights  map[string]*flight // guarded by mu; at most one change of a key at a time
 	refs     map[string]Reference
-	builders map[string]bool   // guarded by mu; machines of builds under way
-	sealKeys map[string][]byte // guarded by mu; of the sets that machines came from, by instance
+	builders map[string]bool      // guarded by mu; machines of builds under way
+	verified map[string]time.Time // guarded by mu; when this process read all files of a set, by instance
+	sealKeys map[string][]byte    // guarded by mu; of the sets that machines came from, by instance
 }
 
 // set is a published set that this process has verified.
@@ -95,7 +97,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 			return nil, fmt.Errorf("open snapshot store: %w", err)
 		}
 	}
-	lock, err := lockDir(filepath.Join(dir, lockName))
+	lock, err := lockDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
@@ -130,6 +132,7 @@ func newStore(dir string, opts Options) *Store {
 		refs:     make(map[string]Reference),
 		builders: make(map[string]bool),
 		sealKeys: make(map[string][]byte),
+		verified: make(map[string]time.Time),
 	}
 	if s.driver != nil {
 		s.features = s.driver.Features()
@@ -201,6 +204,16 @@ func (s *Store) recover(ctx context.Context) error {
 // removeBuilding deletes a build directory and the machine that filled it.
 func (s *Store) removeBuilding(ctx context.Context, name string) error {
 	id := builderIDPrefix + strings.TrimPrefix(name, buildingPrefix)
+	if s.driver == nil {
+		// The directory is the only record of the machine.
+		known, asked, err := s.machines(ctx)
+		if err == nil && asked && slices.Contains(known, id) || !asked {
+			err = fmt.Errorf("machine %q may exist: the node deletes it", id)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.driver != nil && vm.ValidateID(id) == nil {
 		ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Delete)
 		defer cancel()
@@ -216,6 +229,21 @@ func (s *Store) removeBuilding(ctx context.Context, name string) error {
 		}
 	}
 	return s.opts.fs.RemoveAll(filepath.Join(s.dir, name))
+}
+
+// machines lists the machines of the host; asked is false when there is nobody to ask.
+func (s *Store) machines(ctx context.Context) (known []string, asked bool, err error) {
+	list := s.opts.Machines
+	if s.driver != nil {
+		list = s.driver.List
+	}
+	if list == nil {
+		return nil, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Call)
+	defer cancel()
+	known, err = list(ctx)
+	return known, true, err
 }
 
 // checkDisk is the disk floor, of which what is expected to be written must not take

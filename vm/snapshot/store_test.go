@@ -295,7 +295,7 @@ func visible(t *testing.T, dir string) []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if n := e.Name(); n != lockName && n != refsDir && n != quarantineDir {
+		if n := e.Name(); n != ".lock" && n != refsDir && n != quarantineDir {
 			names = append(names, n)
 		}
 	}

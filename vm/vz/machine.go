@@ -74,6 +74,11 @@ func newMachine(d *Driver, r layout.Record) *machine {
 	}
 }
 
+var _ vm.Describer = (*machine)(nil)
+
+// Config is part of vm.Describer.
+func (m *machine) Config() vm.Config { return m.record.Config }
+
 // ID is part of vm.Machine.
 func (m *machine) ID() string { return m.id }
 

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"syscall"
 )
 
@@ -19,12 +18,18 @@ import (
 // host file system we know to have holes.
 const sparseBlock = 4096
 
+// SparseFile is what a sparse digest reads: an *os.File, or one that is read with care.
+type SparseFile interface {
+	io.ReaderAt
+	io.Seeker
+}
+
 // SparseDigest is the digest of a sparse file's first size bytes, in hexadecimal:
 // the SHA-256 over, for each 4 KiB block that is not all zero, its offset as 8 bytes
 // big-endian and its content, and at the end the size as 8 bytes big-endian. It does
 // not depend on which zeros the host's file system keeps as holes. It moves the
 // file's offset.
-func SparseDigest(f *os.File, size int64) (string, error) {
+func SparseDigest(f SparseFile, size int64) (string, error) {
 	h := sha256.New()
 	var word [8]byte
 	buf := make([]byte, 256*sparseBlock)
@@ -60,7 +65,7 @@ func SparseDigest(f *os.File, size int64) (string, error) {
 // nextData is the offset, a multiple of the block size, of the first block at or
 // after off that may hold data; size when there is none. Where the file system
 // cannot tell, everything is data.
-func nextData(f *os.File, off, size int64) int64 {
+func nextData(f io.Seeker, off, size int64) int64 {
 	next, err := f.Seek(off, seekData)
 	switch {
 	case errors.Is(err, syscall.ENXIO): // only a hole remains

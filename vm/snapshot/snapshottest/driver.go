@@ -107,7 +107,18 @@ func (d *Driver) check(op, id string) error {
 func (d *Driver) Name() string { return "test" }
 
 // Features implements vm.Driver.
-func (d *Driver) Features() vm.Features { return d.features }
+func (d *Driver) Features() vm.Features {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.features
+}
+
+// SetCompatibility makes it the driver of another host, or another version of itself.
+func (d *Driver) SetCompatibility(c string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.features.Compatibility = c
+}
 
 // Close implements vm.Driver.
 func (d *Driver) Close() error { return nil }

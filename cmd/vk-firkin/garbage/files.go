@@ -1,0 +1,328 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package garbage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/process"
+)
+
+// The parts of the state root that are looked after here.
+const (
+	podsDir      = "pods"
+	podRecord    = "pod.json"
+	warmDir      = "warm"
+	machinesDir  = "machines"
+	recordSuffix = ".json"
+)
+
+// settle is how old something must be to be looked at, whatever the grace period: what
+// was made a moment ago may be about to get its record. Nothing takes as long between the
+// two; a minute is for a host that was busy.
+const settle = time.Minute
+
+// maxRecordBytes bounds a record; those of pods hold a pod, of which the API server takes
+// at most 1.5 MiB.
+const maxRecordBytes = 4 << 20
+
+// references is what the records on the disk speak of.
+type references struct {
+	// digests, as 64 hex digits, and who names each.
+	digests map[string]string
+	texts   []record
+}
+
+// record is one record as it is on the disk.
+type record struct{ who, text string }
+
+var digestText = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// readReferences reads the records of pods and warm machines, and of machines what images
+// they have. One that cannot be read makes all of it unknown.
+func readReferences(stateDir string) (references, error) {
+	r := references{digests: map[string]string{}}
+	for _, p := range []struct {
+		pattern, who string
+		names        bool // machines, too; a machine's own record names itself
+	}{
+		{filepath.Join(podsDir, "*", podRecord), "pod", true},
+		{filepath.Join(warmDir, "*"+recordSuffix), "warm machine", true},
+		{filepath.Join(machinesDir, "*", "*"+recordSuffix), "machine", false},
+	} {
+		paths, err := filepath.Glob(filepath.Join(escape(stateDir), p.pattern))
+		if err != nil {
+			return r, fmt.Errorf("look for records: %w", err)
+		}
+		for _, path := range paths {
+			text, err := readRecord(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // removed meanwhile
+			}
+			if err != nil {
+				return r, fmt.Errorf("read record: %w", err)
+			}
+			who := p.who + " " + filepath.Base(filepath.Dir(path))
+			if filepath.Base(filepath.Dir(path)) == warmDir {
+				who = p.who + " " + strings.TrimSuffix(filepath.Base(path), recordSuffix)
+			}
+			for _, digest := range digestText.FindAllString(text, -1) {
+				r.digests[digest] = "the record of " + who + " names it"
+			}
+			if p.names {
+				r.texts = append(r.texts, record{who: who, text: text})
+			}
+		}
+	}
+	return r, nil
+}
+
+// escape makes a path mean itself in a pattern.
+func escape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
+}
+
+func readRecord(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+	if err == nil && len(data) > maxRecordBytes {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxRecordBytes)
+	}
+	return string(data), err
+}
+
+// speaksOf is who names a machine, empty for nobody.
+func (r references) speaksOf(machine string) string {
+	for _, rec := range r.texts {
+		if strings.Contains(rec.text, `"`+machine+`"`) {
+			return rec.who
+		}
+	}
+	return ""
+}
+
+// thing is what is known of a file or a directory that may be garbage.
+type thing struct {
+	kind Kind
+	name string
+	// keeper is who needs it; empty: nobody.
+	keeper string
+	// changed is when something in it last changed.
+	changed time.Time
+	bytes   int64
+	path    string
+}
+
+// decide tells whether a thing goes, and why. Pure.
+func decide(x thing, grace time.Duration, now time.Time) Decision {
+	age := now.Sub(x.changed)
+	d := Decision{Kind: x.kind, Name: x.name, Bytes: x.bytes, LastUsed: x.changed}
+	switch wait := max(grace, settle); {
+	case x.keeper != "":
+		d.Reason = x.keeper
+	case age < wait:
+		d.Young, d.Reason = true, fmt.Sprintf("nobody speaks of it; changed %s ago, less than %s", age.Round(time.Second), wait)
+	default:
+		d.Remove, d.Reason = true, fmt.Sprintf("nobody speaks of it; changed %s ago", age.Round(time.Second))
+	}
+	return d
+}
+
+// carryOut decides on things and removes those that go.
+func (c *Collector) carryOut(things []thing, opts Options, remove func(thing) error) (all []Decision, err error) {
+	var errs []error
+	for _, x := range things {
+		d := decide(x, opts.Grace, c.config.Now())
+		if d.Remove && !opts.DryRun {
+			if err := remove(x); err != nil {
+				errs = append(errs, fmt.Errorf("remove %s %s: %w", x.kind, x.name, err))
+				d.Remove, d.Young, d.Reason = false, true, err.Error()
+			}
+		}
+		all = append(all, d)
+	}
+	return all, errors.Join(errs...)
+}
+
+// entries lists a directory of the state root; one that is not there is empty.
+func (c *Collector) entries(dir string) ([]fs.DirEntry, error) {
+	all, err := os.ReadDir(filepath.Join(c.config.StateDir, dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("look at %s: %w", dir, err)
+	}
+	return all, nil
+}
+
+func (c *Collector) thing(kind Kind, dir, name string) thing {
+	x := thing{kind: kind, name: name, path: filepath.Join(c.config.StateDir, dir, name)}
+	x.bytes, x.changed = measure(x.path)
+	return x
+}
+
+// collectPods removes the directories of pods that have no record: their pods are gone,
+// and the removal of the rest did not come to its end.
+func (c *Collector) collectPods(opts Options) ([]Decision, error) {
+	all, err := c.entries(podsDir)
+	if err != nil {
+		return nil, err
+	}
+	var things []thing
+	for _, e := range all {
+		if !e.IsDir() {
+			continue
+		}
+		x := c.thing(KindPod, podsDir, e.Name())
+		switch _, err := os.Lstat(filepath.Join(x.path, podRecord)); {
+		case err == nil:
+			x.keeper = "it has a record"
+		case !errors.Is(err, fs.ErrNotExist):
+			x.keeper = "whether it has a record cannot be told: " + err.Error()
+		}
+		things = append(things, x)
+	}
+	return c.carryOut(things, opts, func(x thing) error {
+		if _, err := os.Lstat(filepath.Join(x.path, podRecord)); !errors.Is(err, fs.ErrNotExist) {
+			return errors.New("it has got a record meanwhile")
+		}
+		return os.RemoveAll(x.path)
+	})
+}
+
+// collectRecords removes records of warm machines that do not exist, and halves of
+// records that were never finished.
+func (c *Collector) collectRecords(opts Options) ([]Decision, error) {
+	all, err := c.entries(warmDir)
+	if err != nil {
+		return nil, err
+	}
+	accounted := c.accounted()
+	var things []thing
+	for _, e := range all {
+		if e.IsDir() {
+			continue
+		}
+		machine, ok := strings.CutSuffix(e.Name(), recordSuffix)
+		if !ok || strings.HasPrefix(e.Name(), ".") {
+			things = append(things, c.thing(KindLeftover, warmDir, e.Name()))
+			continue
+		}
+		x := c.thing(KindRecord, warmDir, e.Name())
+		switch _, err := os.Lstat(filepath.Join(c.config.StateDir, machinesDir, machine)); {
+		case slices.Contains(accounted, machine):
+			x.keeper = "the node accounts for its machine"
+		case err == nil:
+			x.keeper = "its machine exists"
+		case !errors.Is(err, fs.ErrNotExist):
+			x.keeper = "whether its machine exists cannot be told: " + err.Error()
+		}
+		things = append(things, x)
+	}
+	return c.carryOut(things, opts, func(x thing) error {
+		err := os.Remove(x.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+}
+
+// collectMachines removes the directories of machines that nobody speaks of. A machine
+// whose process lives is not garbage, whoever's it is: ending machines that belong to
+// nobody is the business of the node's reconciliation.
+func (c *Collector) collectMachines(ctx context.Context, opts Options, refs references) ([]Decision, error) {
+	all, err := c.entries(machinesDir)
+	if err != nil {
+		return nil, err
+	}
+	accounted := c.accounted()
+	builders := c.config.Snapshots.Builders()
+	var things []thing
+	for _, e := range all {
+		if !e.IsDir() || vm.ValidateID(e.Name()) != nil {
+			continue
+		}
+		x := c.thing(KindMachine, machinesDir, e.Name())
+		who := refs.speaksOf(e.Name())
+		switch {
+		case slices.Contains(accounted, e.Name()):
+			x.keeper = "the node accounts for it"
+		case slices.Contains(builders, e.Name()):
+			x.keeper = "a snapshot is being built in it"
+		case who != "":
+			x.keeper = "the record of " + who + " names it"
+		default:
+			x.keeper = working(x.path)
+		}
+		things = append(things, x)
+	}
+	return c.carryOut(things, opts, func(x thing) error {
+		if c.config.Live != nil {
+			return c.config.Live.Discard(ctx, x.name)
+		}
+		return os.RemoveAll(x.path)
+	})
+}
+
+// accounted are the machines that the running node accounts for.
+func (c *Collector) accounted() []string {
+	if c.config.Live == nil {
+		return nil
+	}
+	return c.config.Live.Machines()
+}
+
+// working tells of processes that work in a machine's directory, empty for none.
+func working(dir string) string {
+	found, err := process.In(dir, "")
+	for _, p := range found {
+		defer p.Close()
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "" // removed meanwhile
+	case err != nil:
+		return "whether a process works in it cannot be told: " + err.Error()
+	case len(found) > 0:
+		return fmt.Sprintf("process %d works in it; the node decides what becomes of that", found[0].Identity().PID)
+	}
+	return ""
+}
+
+// measure is what a file or directory takes on disk, holes left out, and when something in
+// it last changed. What vanishes meanwhile does not count.
+func measure(path string) (bytes int64, changed time.Time) {
+	_ = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // an estimate
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil //nolint:nilerr // an estimate
+		}
+		if info.ModTime().After(changed) {
+			changed = info.ModTime()
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
+			bytes += st.Blocks * 512 // the unit of st_blocks, whatever the block size
+		}
+		return nil
+	})
+	return bytes, changed
+}

@@ -1,0 +1,352 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package garbage finds what of a node's files nobody needs, and removes it.
+//
+// Each kind of thing has one pure decision: what is kept, and why. Snapshots and images
+// are decided on in their stores, which know who uses them; what lies beside them is
+// decided on here. Three rules hold for all kinds:
+//
+//   - By reference. What a machine, a pod, a record or a target speaks of stays. A record
+//     refers to whatever it names, also one that cannot be read or that another version
+//     wrote: references are looked for in its text.
+//   - In whole sets. A snapshot goes with all its files or not at all, an image of a
+//     template's snapshot not before the snapshot.
+//   - With a grace period, which is counted from the last use.
+//
+// What could not be looked at is not gone: a kind whose references are not known is left
+// alone, the others are collected all the same.
+package garbage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/image"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+)
+
+// Kind of what is collected.
+type Kind string
+
+// The kinds, in the order in which they are collected: what goes first may be all that
+// refers to what comes next.
+const (
+	// KindPod is the directory of a pod that has no record: what is left of its logs.
+	KindPod Kind = "pod"
+	// KindRecord is the record of a warm machine that does not exist.
+	KindRecord Kind = "record"
+	// KindMachine is the directory of a machine that nobody speaks of and in which no
+	// process works: scratch disk, console, sockets.
+	KindMachine  Kind = "machine"
+	KindSnapshot Kind = "snapshot"
+	KindImage    Kind = "image"
+	// KindLeftover is what a write, a build, a pull or a removal that did not come to its
+	// end has left.
+	KindLeftover Kind = "leftover"
+)
+
+// Kinds are all of them.
+func Kinds() []Kind {
+	return []Kind{KindPod, KindRecord, KindMachine, KindSnapshot, KindImage, KindLeftover}
+}
+
+// Decision is what a collection does with one thing.
+type Decision struct {
+	Kind Kind   `json:"kind"`
+	Name string `json:"name"`
+	// Bytes that it takes on disk.
+	Bytes    int64     `json:"bytes"`
+	LastUsed time.Time `json:"lastUsed,omitzero"`
+	// Remove: it goes, or went.
+	Remove bool `json:"remove"`
+	// Young: nothing but its age keeps it.
+	Young bool `json:"young,omitempty"`
+	// Reason for people, in every case.
+	Reason string `json:"reason"`
+}
+
+// Report is what a collection did, or would do.
+type Report struct {
+	// DryRun: nothing was removed.
+	DryRun bool `json:"dryRun"`
+	// Node: the running node did it, which knows what it uses.
+	Node      bool       `json:"node"`
+	Decisions []Decision `json:"decisions"`
+	// Faults are what could not be looked at, or removed.
+	Faults []string `json:"faults,omitempty"`
+}
+
+// Removed is what went, or would go, by kind.
+func (r Report) Removed() map[Kind]Amount {
+	return r.sum(func(d Decision) bool { return d.Remove })
+}
+
+// Reclaimable is what nothing but its age keeps, by kind: also what a dry run would have
+// removed, or what could not be removed.
+func (r Report) Reclaimable() map[Kind]Amount {
+	return r.sum(func(d Decision) bool { return d.Young || d.Remove && r.DryRun })
+}
+
+// Amount of things.
+type Amount struct {
+	Count int
+	Bytes int64
+}
+
+func (r Report) sum(of func(Decision) bool) map[Kind]Amount {
+	sums := map[Kind]Amount{}
+	for _, k := range Kinds() {
+		sums[k] = Amount{}
+	}
+	for _, d := range r.Decisions {
+		if of(d) {
+			a := sums[d.Kind]
+			sums[d.Kind] = Amount{a.Count + 1, a.Bytes + d.Bytes}
+		}
+	}
+	return sums
+}
+
+// Options of one collection.
+type Options struct {
+	// DryRun only tells.
+	DryRun bool `json:"dryRun"`
+	// Grace is how long something must have been unused. 0 is no time at all.
+	Grace time.Duration `json:"grace"`
+	// Need, when it is not 0, is how many bytes are wanted: of the snapshots and images
+	// that may go, whatever their age, only as many do, the longest unused first. Leftovers
+	// and what is no use to anybody go as ever.
+	Need int64 `json:"need,omitempty"`
+}
+
+// Live is what a running node knows beyond its files. Safe for concurrent use.
+type Live interface {
+	// Wanted are the keys of the snapshots that are to stay whatever their age, and whether
+	// the node was told all templates that it is to have.
+	Wanted() (keys []string, complete bool)
+	// Machines are the machines that the node accounts for, also those in the making.
+	Machines() []string
+	// Discard deletes a machine that the node does not account for.
+	Discard(ctx context.Context, machine string) error
+}
+
+// Config says whose files a collector looks after.
+type Config struct {
+	// StateDir is the state root.
+	StateDir  string
+	Snapshots *snapshot.Store
+	Images    *image.Store
+	// Live is the running node; nil: there is none, and what is on the disk is all.
+	Live Live
+	// Now; nil is time.Now.
+	Now func() time.Time
+}
+
+// Collector collects. Safe for concurrent use; one collection at a time.
+type Collector struct {
+	config Config
+	turn   chan struct{} // holds one while there is a collection
+}
+
+// New makes a collector.
+func New(c Config) *Collector {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return &Collector{config: c, turn: make(chan struct{}, 1)}
+}
+
+// Collect removes what nobody needs, or only tells. The report says what was done also
+// when there is an error: one fault does not keep the rest from being collected. The error
+// joins all faults.
+func (c *Collector) Collect(ctx context.Context, opts Options) (Report, error) {
+	report := Report{DryRun: opts.DryRun, Node: c.config.Live != nil}
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return report, ctx.Err()
+	}
+	var errs []error
+	add := func(d []Decision, err error) {
+		report.Decisions = append(report.Decisions, d...)
+		if err != nil {
+			errs = append(errs, err)
+			report.Faults = append(report.Faults, err.Error())
+		}
+	}
+	refs, err := readReferences(c.config.StateDir)
+	if err != nil {
+		add(nil, fmt.Errorf("machines, records of machines and images are left alone: %w", err))
+	}
+	add(c.collectPods(opts))
+	if err == nil {
+		add(c.collectRecords(opts))
+		add(c.collectMachines(ctx, opts, refs))
+	}
+	snapshots, images, serr := c.collectSets(ctx, opts, refs, err == nil)
+	for _, d := range snapshots.Decisions {
+		add([]Decision{{
+			Kind: KindSnapshot, Name: snapshotName(d.Info), Bytes: d.Info.AllocatedBytes, LastUsed: d.Info.LastUsed,
+			Remove: d.Remove, Young: d.Young, Reason: d.Reason,
+		}}, nil)
+	}
+	for _, d := range images.Decisions {
+		add([]Decision{{
+			Kind: KindImage, Name: imageName(d.Info), Bytes: d.Info.SizeBytes, LastUsed: d.Info.LastUsed,
+			Remove: d.Remove, Young: d.Young, Reason: d.Reason,
+		}}, nil)
+	}
+	for _, l := range snapshots.Leftovers {
+		add([]Decision{{Kind: KindLeftover, Name: l.Name, Bytes: l.Bytes, Remove: true, Reason: "a build or a removal of a snapshot did not come to its end"}}, nil)
+	}
+	for _, l := range images.Leftovers {
+		add([]Decision{{Kind: KindLeftover, Name: l.Name, Bytes: l.Bytes, Remove: true, Reason: "a pull or a removal of an image did not come to its end"}}, nil)
+	}
+	add(nil, serr)
+	return report, errors.Join(errs...)
+}
+
+// collectSets collects snapshots and images. Without known references images are left
+// alone.
+func (c *Collector) collectSets(ctx context.Context, opts Options, refs references, known bool) (snapshots snapshot.GCReport, images image.GCReport, err error) {
+	var wanted []string
+	complete := true // without a node there is nobody who wants a template's
+	if c.config.Live != nil {
+		wanted, complete = c.config.Live.Wanted()
+	}
+	sopts := snapshot.GCOptions{Grace: opts.Grace, Keep: wanted, KeepTemplates: !complete, DryRun: true}
+	if opts.Need > 0 {
+		sopts.Grace = 0
+	}
+	plan, err := c.config.Snapshots.GC(ctx, sopts)
+	if err != nil {
+		return plan, images, fmt.Errorf("look at snapshots: %w", err)
+	}
+	iopts := image.GCOptions{Grace: sopts.Grace, DryRun: true}
+	if opts.Need > 0 && known {
+		iopts.Keep = keptImages(refs, plan.Decisions)
+		iplan, err := c.config.Images.GC(ctx, iopts)
+		if err != nil {
+			return plan, images, fmt.Errorf("look at images: %w", err)
+		}
+		sopts.Only, iopts.Only = choose(plan.Decisions, iplan.Decisions, opts.Need-leftoverBytes(plan, iplan))
+	}
+	sopts.DryRun, iopts.DryRun = opts.DryRun, opts.DryRun
+	snapshots, err = c.config.Snapshots.GC(ctx, sopts)
+	if !known {
+		return snapshots, images, err
+	}
+	iopts.Keep = keptImages(refs, snapshots.Decisions)
+	images, ierr := c.config.Images.GC(ctx, iopts)
+	return snapshots, images, errors.Join(err, ierr)
+}
+
+// keptImages are the images that somebody needs who has not pinned them, and why: those
+// that records speak of, and those of templates' snapshots that stay. Pure.
+func keptImages(refs references, snapshots []snapshot.Decision) map[string]string {
+	keep := map[string]string{}
+	for digest, who := range refs.digests {
+		keep["sha256:"+digest] = who
+	}
+	for _, d := range snapshots {
+		if d.Remove || d.Info.Status != snapshot.StatusReady || d.Info.Manifest.Template == nil {
+			continue
+		}
+		for _, i := range d.Info.Manifest.Template.Images {
+			keep[i.Digest] = "the snapshot of template " + d.Info.Manifest.Template.ID() + " was made with it"
+		}
+	}
+	return keep
+}
+
+// choose picks, of what may go, the longest unused until need bytes are free. An image
+// that a snapshot was made with was last used when the snapshot was. Pure.
+func choose(snapshots []snapshot.Decision, images []image.Decision, need int64) (keys, digests []string) {
+	type candidate struct {
+		at       time.Time
+		bytes    int64
+		snapshot string
+		image    string
+	}
+	var all []candidate
+	of := map[string]time.Time{} // when the snapshots of an image were last used
+	for _, d := range snapshots {
+		if !d.Remove {
+			continue
+		}
+		all = append(all, candidate{at: d.Info.LastUsed, bytes: d.Info.AllocatedBytes, snapshot: d.Info.Name})
+		if t := d.Info.Manifest.Template; t != nil {
+			for _, i := range t.Images {
+				if d.Info.LastUsed.After(of[i.Digest]) {
+					of[i.Digest] = d.Info.LastUsed
+				}
+			}
+		}
+	}
+	for _, d := range images {
+		if !d.Remove {
+			continue
+		}
+		c := candidate{at: d.Info.LastUsed, bytes: d.Info.SizeBytes, image: d.Info.Digest}
+		if of[d.Info.Digest].After(c.at) {
+			c.at = of[d.Info.Digest]
+		}
+		all = append(all, c)
+	}
+	slices.SortStableFunc(all, func(a, b candidate) int {
+		// At the same time the snapshot goes first: the image is no use without it, but the
+		// other way round it is the snapshot that is none.
+		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.image, b.image), cmp.Compare(a.snapshot, b.snapshot))
+	})
+	keys, digests = []string{}, []string{} // nil would be all
+	for _, c := range all {
+		if need <= 0 {
+			break
+		}
+		need -= c.bytes
+		if c.snapshot != "" {
+			keys = append(keys, c.snapshot)
+		} else {
+			digests = append(digests, c.image)
+		}
+	}
+	return keys, digests
+}
+
+func leftoverBytes(s snapshot.GCReport, i image.GCReport) (n int64) {
+	for _, l := range s.Leftovers {
+		n += l.Bytes
+	}
+	for _, l := range i.Leftovers {
+		n += l.Bytes
+	}
+	return n
+}
+
+// snapshotName is what people find a snapshot by.
+func snapshotName(i snapshot.Info) string {
+	name := i.Name
+	if i.Status != snapshot.StatusQuarantined {
+		name = name[:min(12, len(name))] // as `vk-firkin snapshot ls` has it
+	}
+	switch m := i.Manifest; {
+	case m.Template != nil:
+		name += " (template " + m.Template.ID() + ")"
+	case m.Kind != "":
+		name += " (" + string(m.Kind) + " " + m.Shape.String() + ")"
+	}
+	return name
+}
+
+func imageName(i image.Info) string {
+	if len(i.Refs) > 0 {
+		return i.Refs[0] + "@" + i.Digest
+	}
+	return i.Digest
+}

@@ -1,0 +1,159 @@
+// Copyright The vk-firkin Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package garbage
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vk-firkin/vk-firkin/vm/image"
+	"github.com/vk-firkin/vk-firkin/vm/snapshot"
+)
+
+func TestDecide(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		name          string
+		keeper        string
+		age, grace    time.Duration
+		remove, young bool
+	}{
+		{"nobody needs it", "", time.Hour, 0, true, false},
+		{"somebody needs it", "its pod", 1000 * time.Hour, 0, false, false},
+		{"exactly as old as the grace period", "", time.Hour, time.Hour, true, false},
+		{"younger", "", time.Hour, time.Hour + 1, false, true},
+		{"perhaps being made, whatever the grace period", "", settle - 1, 0, false, true},
+		{"not any more", "", settle, 0, true, false},
+		{"the clock was set back", "", -time.Hour, 0, false, true},
+	} {
+		got := decide(thing{kind: KindPod, name: "x", keeper: tt.keeper, changed: now.Add(-tt.age), bytes: 5}, tt.grace, now)
+		if got.Remove != tt.remove || got.Young != tt.young || got.Reason == "" || got.Bytes != 5 {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	snap := func(name string, age time.Duration, remove bool, images ...string) snapshot.Decision {
+		d := snapshot.Decision{Remove: remove, Info: snapshot.Info{Name: name, AllocatedBytes: 10, LastUsed: now.Add(-age)}}
+		if len(images) > 0 {
+			d.Info.Manifest.Template = &snapshot.Template{}
+			for _, i := range images {
+				d.Info.Manifest.Template.Images = append(d.Info.Manifest.Template.Images, snapshot.ManifestImage{Digest: i})
+			}
+		}
+		return d
+	}
+	img := func(name string, age time.Duration, remove bool) image.Decision {
+		return image.Decision{Remove: remove, Info: image.Info{Digest: name, SizeBytes: 10, LastUsed: now.Add(-age)}}
+	}
+	snapshots := []snapshot.Decision{snap("s1", 3*time.Hour, true), snap("s2", time.Hour, true, "i3"), snap("s3", 9*time.Hour, false)}
+	images := []image.Decision{img("i1", 4*time.Hour, true), img("i2", 2*time.Hour, true), img("i3", 8*time.Hour, true), img("i4", 9*time.Hour, false)}
+	for _, tt := range []struct {
+		need          int64
+		keys, digests []string
+	}{
+		{-5, []string{}, []string{}},
+		{0, []string{}, []string{}},
+		{1, []string{}, []string{"i1"}},
+		{10, []string{}, []string{"i1"}},
+		{11, []string{"s1"}, []string{"i1"}},
+		{30, []string{"s1"}, []string{"i1", "i2"}},
+		{31, []string{"s1", "s2"}, []string{"i1", "i2"}}, // the image of a snapshot not before it
+		{1000, []string{"s1", "s2"}, []string{"i1", "i2", "i3"}},
+	} {
+		keys, digests := choose(snapshots, images, tt.need)
+		if diff := cmp.Diff([][]string{tt.keys, tt.digests}, [][]string{keys, digests}); diff != "" {
+			t.Errorf("need %d (-want +got):\n%s", tt.need, diff)
+		}
+	}
+}
+
+// References are found in records of any version, also in what is no JSON at all; a record
+// that cannot be read leaves alone what it may speak of, and nothing else.
+func TestReferencesOfAnyVersion(t *testing.T) {
+	w := newWorld(t, 1)
+	digest := strings.Repeat("ab", 32)
+	w.write(filepath.Join(podsDir, "uid", podRecord), `{"version":99,"machines":["m-1"],"digest":"sha256:`+digest+`"`)
+	w.write(filepath.Join(podsDir, "rest", "logs", "0.log"), "x")
+	for _, m := range []string{"m-1", "m-10", "m-2"} {
+		w.write(filepath.Join(machinesDir, m, "scratch.qcow2"), "x")
+	}
+	w.write(filepath.Join(warmDir, "gone.json"), `{`)
+	w.write(filepath.Join(warmDir, "m-2.json"), `{}`)
+	w.write(filepath.Join(warmDir, ".tmp-x"), `{`)
+	w.now = w.now.Add(time.Hour)
+	refs, err := readReferences(w.state)
+	if err != nil || refs.speaksOf("m-1") == "" || refs.speaksOf("m-10") != "" || refs.digests[digest] == "" {
+		t.Fatalf("references %+v, %v", refs, err)
+	}
+	if err := os.Chmod(filepath.Join(w.state, podsDir, "uid", podRecord), 0); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(podsDir, "large", podRecord)
+	w.write(large, "")
+	if err := os.Truncate(filepath.Join(w.state, large), maxRecordBytes+1); err != nil {
+		t.Fatal(err)
+	}
+	report, err := w.collector(nil).Collect(t.Context(), Options{})
+	if err == nil || len(report.Faults) != 1 {
+		t.Errorf("a record that cannot be read: %v, %q", err, report.Faults)
+	}
+	if got := w.removed(report); !cmp.Equal(got, []string{"pod rest"}) {
+		t.Errorf("with a record that cannot be read: removed %v", got)
+	}
+	if err := os.RemoveAll(filepath.Join(w.state, podsDir, "large")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(w.state, podsDir, "uid", podRecord), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"leftover .tmp-x", "machine m-10", "machine m-2", "record gone.json"}
+	dry, err := w.collector(nil).Collect(t.Context(), Options{DryRun: true})
+	if got := w.removed(dry); err != nil || !cmp.Equal(got, want) {
+		t.Errorf("would remove %v, %v", got, err)
+	}
+	report, err = w.collector(nil).Collect(t.Context(), Options{})
+	if got := w.removed(report); err != nil || !cmp.Equal(got, want) {
+		t.Errorf("removed %v, %v", got, err)
+	}
+	if dry.Reclaimable() == nil || dry.Reclaimable()[KindMachine].Count != 2 || report.Reclaimable()[KindMachine].Count != 0 {
+		t.Errorf("reclaimable: %v, then %v", dry.Reclaimable(), report.Reclaimable())
+	}
+	// The record of m-2 spoke of a machine that went after it was looked at.
+	report, err = w.collector(nil).Collect(t.Context(), Options{})
+	if got := w.removed(report); err != nil || !cmp.Equal(got, []string{"record m-2.json"}) {
+		t.Errorf("a second time: removed %v, %v", got, err)
+	}
+}
+
+// One that the node cannot discard stays and is reported; the rest goes.
+func TestFaultsDoNotKeepTheRest(t *testing.T) {
+	w := newWorld(t, 1)
+	for _, m := range []string{"m-1", "m-2"} {
+		w.write(filepath.Join(machinesDir, m, "console"), "x")
+	}
+	w.now = w.now.Add(time.Hour)
+	boom := errors.New("boom")
+	w.discard = func(id string) error {
+		if id == "m-1" {
+			return boom
+		}
+		return os.RemoveAll(filepath.Join(w.state, machinesDir, id))
+	}
+	report, err := w.collector(w).Collect(t.Context(), Options{})
+	if !errors.Is(err, boom) || !cmp.Equal(w.removed(report), []string{"machine m-2"}) {
+		t.Errorf("removed %v, %v", w.removed(report), err)
+	}
+	if r := report.Reclaimable()[KindMachine]; r.Count != 1 {
+		t.Errorf("reclaimable %+v", r)
+	}
+}
