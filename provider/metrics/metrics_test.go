@@ -152,6 +152,7 @@ func TestNames(t *testing.T) {
 	m := metrics.New(metrics.Sources{Pods: func() []*corev1.Pod { return nil }, Supply: supply})
 	m.ObservePhase(provider.PhaseTotal, "warm", time.Second)
 	m.MachineStarted("warm", nil)
+	m.Available(pressure.Disk, 1, pressure.Ease)
 	families, err := m.Registry().Gather()
 	if err != nil {
 		t.Fatal(err)

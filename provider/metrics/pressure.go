@@ -28,6 +28,7 @@ func newPressureMetrics() pressureMetrics {
 		}, []string{"step", "resource"}),
 	}
 	for _, r := range []pressure.Resource{pressure.Disk, pressure.Images, pressure.Memory} {
+		m.depth.WithLabelValues(string(r))
 		for _, s := range pressure.Steps {
 			m.steps.WithLabelValues(string(s), string(r))
 		}

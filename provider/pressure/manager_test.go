@@ -252,3 +252,24 @@ func TestBeforeRun(t *testing.T) {
 		t.Error("nothing is required")
 	}
 }
+
+// A shortage that comes again is met from the first step on, however soon it comes.
+func TestNextShortage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{free: 50, garbage: 10}
+		m := startManager(t, h)
+		pass(5 * time.Second)
+		if got := h.since(); got != "press DiskPressure; collected 10" || !short(t, m) {
+			t.Errorf("%s, short %v", got, short(t, m))
+		}
+		h.set(1000)
+		pass(5 * time.Second)
+		h.mu.Lock()
+		h.garbage, h.free = 500, 50
+		h.mu.Unlock()
+		pass(5 * time.Second)
+		if got := h.since(); got != "collected 60" || short(t, m) {
+			t.Errorf("%s, short %v", got, short(t, m))
+		}
+	})
+}
