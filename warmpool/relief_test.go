@@ -23,7 +23,7 @@ func TestPressAndShed(t *testing.T) {
 			reserved, gone  bool
 			low, high, kept int
 		}{
-			{false, true, 0, 1, 1}, {false, true, 0, 0, 1}, {false, false, 0, 0, 1}, {true, true, 0, 0, 0}, {true, false, 0, 0, 0},
+			{true, true, 0, 1, 1}, {false, true, 0, 0, 1}, {false, false, 0, 0, 1}, {true, true, 0, 0, 0}, {true, false, 0, 0, 0},
 		} {
 			gone, err := p.supply.Shed(t.Context(), want.reserved)
 			machines := len(p.host.ids()) // it has waited
