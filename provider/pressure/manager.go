@@ -92,7 +92,7 @@ type Manager struct {
 	shared   bool                  // guarded by mu; images are on the machines' disk
 	refused  map[Resource]bool     // guarded by mu; pods are
 	vain     map[Resource]bool     // guarded by mu; ending pods would not help
-	running  bool                  // guarded by mu
+	running  bool                  // guarded by mu; Run has looked once
 
 	// What follows belongs to Run.
 	done  map[task]time.Time // steps with nothing left to free, and when that was found
@@ -116,9 +116,6 @@ func New(opts Options) (*Manager, error) {
 
 // Run watches until ctx ends.
 func (m *Manager) Run(ctx context.Context) {
-	m.mu.Lock()
-	m.running = true
-	m.mu.Unlock()
 	ticker := time.NewTicker(m.opts.every)
 	defer ticker.Stop()
 	failed := false
@@ -128,6 +125,9 @@ func (m *Manager) Run(ctx context.Context) {
 			m.opts.Logger.Error("The host could not be measured; trying again", "error", err)
 		}
 		failed = err != nil
+		m.mu.Lock()
+		m.running = true
+		m.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
@@ -343,7 +343,8 @@ func (m *Manager) evictPod(ctx context.Context, r Resource, s standing) (bool, e
 }
 
 // Pressure is what the node says: short of what, now that what nobody uses is gone. It
-// measures by itself until Run has begun, and says what it measures.
+// measures by itself until Run has looked for the first time, and says what it measures: a
+// node that comes back to a full disk takes no pods meanwhile.
 func (m *Manager) Pressure() (provider.Pressure, error) {
 	m.mu.Lock()
 	running := m.running
