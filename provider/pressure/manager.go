@@ -152,7 +152,8 @@ func (m *Manager) relieve(ctx context.Context) error {
 		shared := m.shared
 		m.mu.Unlock()
 		for t, at := range m.done {
-			if need[t.resource] < depthOf(t.step) || now.Sub(at) >= again {
+			lasting := t.step == StepStopRefills || t.step == StepRefusePods
+			if need[t.resource] < depthOf(t.step) || !lasting && now.Sub(at) >= again {
 				delete(m.done, t)
 			}
 		}

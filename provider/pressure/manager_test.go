@@ -200,6 +200,9 @@ func TestNobodyInVain(t *testing.T) {
 		h := &host{pods: map[types.UID]int64{"a": 9, "b": 9}}
 		m := startManager(t, h)
 		pass(time.Hour)
+		if h.changes != 1 {
+			t.Errorf("the node's status was looked at %d times", h.changes)
+		}
 		p, err := m.Pressure()
 		if err != nil || !p.Disk.Short || !strings.Contains(p.Disk.Message, "would not") || len(h.pods) != 2 {
 			t.Errorf("%+v, %v, pods %v", p.Disk, err, h.pods)

@@ -103,7 +103,7 @@ func TestDiskPressure(t *testing.T) {
 		return false
 	})
 	if out := kubectl(t, "exec", "-n", ns, "writer", "--", "echo", "lives"); out != "lives\n" {
-		t.Errorf("the running pod says %q", out)
+		t.Errorf("the running pod says %q", out) // it holds less than what lacks: ending it would be in vain
 	}
 	waitPod(t, ns, "waits", "is kept from the node", func(p *corev1.Pod) bool {
 		return p.Spec.NodeName == "" && podCondition(p, corev1.PodScheduled) == corev1.ConditionFalse
