@@ -4,11 +4,19 @@
 package provider_test
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vk-firkin/vk-firkin/provider"
 )
 
 // A pod that the node ends is Failed with the reason, its containers had their grace, and
@@ -77,6 +85,100 @@ func TestStopContainer(t *testing.T) {
 	got = w.await("p", "is ready again", func(p *corev1.Pod) bool { return ready(p) && status(p, "c1").RestartCount == 1 })
 	if x := status(got, "c1").LastTerminationState.Terminated; x == nil || x.ExitCode != 137 {
 		t.Errorf("status is %+v", got.Status)
+	}
+	w.delete("p", ptr(int64(0)))
+	w.awaitNothing()
+}
+
+// A pod that is chosen for its node's sake is told with what it may free, ends by the one way
+// down, and is waited for until its machine is gone.
+func TestEvictForNode(t *testing.T) {
+	w := newWorld(t)
+	pr := w.run()
+	greedy := pod("greedy", []string{"graceful", "3"})
+	greedy.Spec.RestartPolicy = corev1.RestartPolicyAlways
+	greedy.Spec.Containers[0].Resources.Requests = corev1.ResourceList{
+		corev1.ResourceEphemeralStorage: resource.MustParse("5Mi"), corev1.ResourceMemory: resource.MustParse("7Mi"),
+	}
+	greedy = w.create(greedy)
+	vital := pod("vital", []string{"hang"})
+	vital.Spec.Priority = ptr(int32(2_000_000_000))
+	vital = w.create(vital)
+	w.await("greedy", "is ready", ready)
+	w.await("vital", "is ready", ready)
+	candidates := map[string]provider.EvictionCandidate{}
+	for _, c := range pr.p.EvictionCandidates() {
+		candidates[c.Name] = c
+	}
+	c := candidates[greedy.Namespace+"/greedy"]
+	if c.UID != greedy.UID || c.RequestedDisk != 5<<20 || c.RequestedMemory != 7<<20 || c.MachineID == "" || c.MachineMemory <= 0 || c.Critical || len(candidates) != 2 {
+		t.Errorf("candidates are %+v", candidates)
+	}
+	if c := candidates[vital.Namespace+"/vital"]; !c.Critical || c.Priority != 2_000_000_000 {
+		t.Errorf("the critical one is %+v", c)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := pr.p.EvictForNode(ctx, greedy.UID, "The node was low on resource: memory. ", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if ids := w.supply.ids(); len(ids) != 1 || slices.Contains(ids, c.MachineID) {
+		t.Errorf("machines %v", ids)
+	}
+	p := w.awaitPhase("greedy", corev1.PodFailed)
+	if p.Status.Reason != "Evicted" || p.Status.Message != "The node was low on resource: memory. " || !slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget }) {
+		t.Errorf("status is %+v", p.Status)
+	}
+	if list := pr.p.EvictionCandidates(); len(list) != 1 {
+		t.Errorf("candidates are %+v", list)
+	}
+	if err := pr.p.EvictForNode(ctx, "nobody", "", 0); err != nil {
+		t.Error(err)
+	}
+	w.delete("greedy", nil)
+	w.delete("vital", ptr(int64(0)))
+	w.awaitNothing()
+}
+
+// A record that cannot be written is written again by itself, and the pod runs meanwhile.
+func TestRecordWrittenAgain(t *testing.T) {
+	w := newWorld(t)
+	pr := w.run()
+	p := w.create(pod("p", []string{"hang"}))
+	w.await("p", "is ready", ready)
+	record := filepath.Join(w.state, "pods", string(p.UID))
+	kept := record + ".kept"
+	// What stands in the way is a file where the folder was: nothing can be written below it.
+	if err := os.Rename(record, kept); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(record, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	changed, err := w.client.CoreV1().Pods(p.Namespace).Get(t.Context(), "p", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed.Labels = map[string]string{"changed": "yes"}
+	if _, err := w.client.CoreV1().Pods(p.Namespace).Update(t.Context(), changed, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the worker has the change", func() bool {
+		pods := pr.p.Pods()
+		return len(pods) == 1 && pods[0].Labels["changed"] == "yes" && ready(pods[0])
+	}, nil)
+	if text, err := os.ReadFile(filepath.Join(kept, "pod.json")); err != nil || strings.Contains(string(text), "changed") {
+		t.Errorf("the old record: %v", err)
+	}
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the record has the change", func() bool {
+		text, err := os.ReadFile(filepath.Join(record, "pod.json"))
+		return err == nil && strings.Contains(string(text), "changed")
+	}, nil)
+	if err := os.RemoveAll(kept); err != nil {
+		t.Fatal(err)
 	}
 	w.delete("p", ptr(int64(0)))
 	w.awaitNothing()

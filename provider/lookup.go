@@ -41,15 +41,22 @@ type Containers interface {
 // something changes.
 type podView struct {
 	targets []Target
-	// machine: the pod has a machine.
-	machine bool
+	// machine: the pod has a machine, of this id and with so much memory.
+	machine       bool
+	machineID     string
+	machineMemory int64
+	// releasing: it is being given back.
+	releasing bool
 	// request by which it has, or had asked for, that machine; nil for none.
 	request *MachineRequest
 }
 
 // viewOf is the view of a state.
 func viewOf(s *state, h *machineHold) *podView {
-	v := &podView{machine: s.machine.step == machineHeld}
+	v := &podView{machine: s.machine.step == machineHeld, releasing: s.machine.step == machineReleasing}
+	if v.machine && h != nil {
+		v.machineID, v.machineMemory = h.lease.MachineID(), s.machine.shape.MemoryBytes
+	}
 	for i, c := range s.containers {
 		t := Target{
 			ContainerRef: ContainerRef{PodUID: s.pod.UID, Namespace: s.pod.Namespace, Pod: s.pod.Name, Container: c.name, Attempt: c.attempt, ID: c.id(s)},

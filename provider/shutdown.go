@@ -61,10 +61,7 @@ func shutdownGrace(pod *corev1.Pod, group time.Duration) time.Duration {
 // meanwhile; its ctx is to be ended then.
 func (p *Provider) Shutdown(ctx context.Context, grace, forCritical time.Duration) {
 	p.admission.close()
-	select {
-	case p.nodeChanged <- struct{}{}:
-	default:
-	}
+	p.LookAtNode()
 	p.log.Info("Ending all pods", "grace", grace, "forCritical", forCritical)
 	p.NodeEvent(false, "Shutdown", "Shutdown manager detected shutdown: pods are ended")
 	for _, g := range shutdownGroups(p.all(), grace, forCritical) {
@@ -98,7 +95,7 @@ func allDown(workers []*worker) bool {
 			continue
 		default:
 		}
-		if order(w.published.Load().Status.Phase) < order(corev1.PodFailed) || w.view.Load().machine {
+		if v := w.view.Load(); order(w.published.Load().Status.Phase) < order(corev1.PodFailed) || v.machine || v.releasing {
 			return false
 		}
 	}

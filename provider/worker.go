@@ -229,6 +229,9 @@ func (w *worker) run(ctx context.Context) {
 		if !d.wake.IsZero() {
 			wake = max(0, time.Until(d.wake))
 		}
+		if w.dirty { // the record could not be written
+			wake = min(wake, saveRetry)
+		}
 		timer.Reset(wake)
 		select {
 		case <-ctx.Done():
@@ -384,6 +387,10 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 	c.asked, c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	w.dirty = true
 }
+
+// saveRetry is how often a record is written again that could not be, when nothing else
+// happens to its pod: a full disk may have room again.
+const saveRetry = 2 * time.Second
 
 // save writes the record. What follows from it waits until it is on disk. A record
 // that cannot be written is no reason to stop a pod: the disk may be full for a

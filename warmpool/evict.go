@@ -24,6 +24,8 @@ const (
 	EvictOutdated EvictReason = "Outdated"
 	// EvictAged: it reached its pool's maximum age.
 	EvictAged EvictReason = "Aged"
+	// EvictPressure: the host ran short of memory or disk.
+	EvictPressure EvictReason = "Pressure"
 	// EvictDead: it did not answer at checkout or adoption.
 	EvictDead EvictReason = "Dead"
 	// EvictAbandoned: its request was given up at checkout.

@@ -26,8 +26,8 @@ type planInput struct {
 	pools []planPool
 	// available is what is left, room with what evicted entries still hold.
 	available, room Budget
-	// pressure is set when the disk has too little room to refill.
-	pressure string
+	// pressure is set when the host has too little left to refill.
+	pressure Skip
 	// slots is how many more entries may be restored at once.
 	slots int
 	// waiting: requests wait for room, which comes first. slotsWaiting: they wait for a slot
@@ -188,7 +188,7 @@ func (p *planner) trim(i int) {
 	}
 	// Stale entries that are too many, or may go because what replaces them can come.
 	gone := max(0, fresh+coming+len(stale)-t.Desired-surge)
-	if pool.gate.reason == "" && p.in.pressure == "" {
+	if pool.gate.reason == "" && p.in.pressure.Reason == "" {
 		gone = max(gone, fresh+len(stale)-max(0, t.Desired-unavailable))
 	}
 	if fresh >= t.Desired {
@@ -227,8 +227,8 @@ func (p *planner) fill(pools []int) {
 			continue
 		}
 		switch pool := &p.in.pools[i]; {
-		case p.in.pressure != "":
-			p.skip(i, Skip{Reason: SkipDiskPressure, Message: p.in.pressure})
+		case p.in.pressure.Reason != "":
+			p.skip(i, p.in.pressure)
 		case pool.gate.reason != "":
 			p.skip(i, Skip{Reason: pool.gate.reason, Message: pool.gate.message})
 		case p.in.waiting, p.in.slotsWaiting && pool.target.Template.slots() > 0:

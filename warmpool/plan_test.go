@@ -62,7 +62,7 @@ func TestPlan(t *testing.T) {
 		stocks    []stock
 		available int64 // GiB
 		room      int64 // GiB more that is on its way out
-		pressure  string
+		pressure  Skip
 		slots     int // 0 is 100, negative none
 		waiting   bool
 
@@ -82,7 +82,7 @@ func TestPlan(t *testing.T) {
 		{name: "by turns at equal priority", stocks: []stock{{target: want1(9, 0, 1)}, {target: want1(9, 0, 1)}, {target: want1(1, 0, 1)}}, available: 5, restore: []int{2, 2, 1}, skips: []SkipReason{SkipInsufficientCapacity, SkipInsufficientCapacity, ""}},
 		{name: "slots bound it", stocks: []stock{{target: want1(9, 0, 1)}, {target: want1(9, 0, 1)}}, available: 99, slots: 3, restore: []int{2, 1}, skips: []SkipReason{"", ""}},
 		{name: "no slots", stocks: []stock{{target: want1(9, 0, 1)}}, available: 99, slots: -1, restore: []int{0}, skips: []SkipReason{""}},
-		{name: "disk pressure", stocks: []stock{{target: want1(1, 0, 1)}, {target: want1(1, 0, 1), fresh: 1}}, available: 9, pressure: "full", restore: []int{0, 0}, skips: []SkipReason{SkipDiskPressure, SkipAlreadyWarm}},
+		{name: "disk pressure", stocks: []stock{{target: want1(1, 0, 1)}, {target: want1(1, 0, 1), fresh: 1}}, available: 9, pressure: Skip{Reason: SkipDiskPressure, Message: "full"}, restore: []int{0, 0}, skips: []SkipReason{SkipDiskPressure, SkipAlreadyWarm}},
 		{name: "gates", stocks: []stock{
 			{target: want1(1, 0, 1), gate: gate{reason: SkipSnapshotNotReady}}, {target: want1(1, 0, 1), gate: gate{reason: SkipBackoff}}, {target: want1(3, 0, 1), gate: gate{trial: true}},
 			{target: want1(3, 0, 1), gate: gate{trial: true}, inFlight: 1},

@@ -45,10 +45,12 @@ func (s *Supply) supervise() {
 // no failure of that is an error of the pass.
 func (s *Supply) pass(now time.Time) (next time.Time) {
 	next = s.templates.sync(s.ledger.targeted(), now)
-	pressure := ""
-	if s.opts.FreeBytes != nil && s.opts.RefillFloorBytes > 0 {
+	pressure := s.pressed()
+	if pressure.Reason == "" && s.opts.FreeBytes != nil && s.opts.RefillFloorBytes > 0 {
 		free, err := s.opts.FreeBytes()
-		pressure = pressureMessage(free, s.opts.RefillFloorBytes, err)
+		if message := pressureMessage(free, s.opts.RefillFloorBytes, err); message != "" {
+			pressure = Skip{Reason: SkipDiskPressure, Message: message}
+		}
 	}
 	in, targets, until := s.planInput(now)
 	next = earlier(next, until)

@@ -179,6 +179,7 @@ type Supply struct {
 	unsure      map[string]bool        // guarded by mu; by request
 	adoptees    []*warmEntry           // guarded by mu; warm entries of an earlier process, until Start
 	refills     int                    // guarded by mu; under way
+	press       Skip                   // guarded by mu; see Press
 	demand      int                    // guarded by mu; restores for requests under way
 }
 

@@ -68,6 +68,7 @@ const (
 	SkipAlreadyWarm          SkipReason = "AlreadyWarm"
 	SkipInsufficientCapacity SkipReason = "InsufficientCapacity"
 	SkipDiskPressure         SkipReason = "DiskPressure"
+	SkipMemoryPressure       SkipReason = "MemoryPressure"
 	SkipSnapshotNotReady     SkipReason = "SnapshotNotReady"
 	SkipBackoff              SkipReason = "Backoff"
 )

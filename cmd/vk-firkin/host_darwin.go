@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/vm/vz/mac"
 )
 
@@ -36,22 +36,35 @@ func hostMemoryAvailable() (int64, error) {
 	return (int64(pages) + int64(purgeable)) * int64(unix.Getpagesize()), nil
 }
 
-// pressureCritical is the kernel's highest level of memory pressure
-// (kVMPressureCritical in xnu's vm_pressure.h; 1 is normal, 2 a warning).
-const pressureCritical = 4
+// The kernel's levels of memory pressure (kVMPressureWarning and kVMPressureCritical in xnu's
+// vm_pressure.h; 1 is normal).
+const (
+	pressureWarning  = 2
+	pressureCritical = 4
+)
 
-// hostMemoryPressure asks the kernel: what is free says little on macOS, which fills
-// memory with what it can take back.
-func hostMemoryPressure() (provider.Measured, error) {
+// readMemory asks the kernel: what is free says little on macOS, which fills memory with
+// what it can take back. It knows which part it could give away, and how hard that is.
+func readMemory() (r pressure.Reading, err error) {
 	level, err := unix.SysctlUint32("kern.memorystatus_vm_pressure_level")
 	if err != nil {
-		return provider.Measured{}, fmt.Errorf("measure memory: %w", err)
+		return r, fmt.Errorf("measure memory: %w", err)
 	}
-	free, err := unix.SysctlUint32("kern.memorystatus_level")
+	percent, err := unix.SysctlUint32("kern.memorystatus_level")
 	if err != nil {
-		return provider.Measured{}, fmt.Errorf("measure memory: %w", err)
+		return r, fmt.Errorf("measure memory: %w", err)
 	}
-	return provider.Measured{Short: level >= pressureCritical, Message: fmt.Sprintf("memory pressure of level %d, %d%% of memory available", level, free)}, nil
+	if r.Total, err = hostMemory(); err != nil {
+		return r, err
+	}
+	r.Available = r.Total / 100 * int64(min(percent, 100))
+	switch {
+	case level >= pressureCritical:
+		r.Level = pressure.LevelCritical
+	case level >= pressureWarning:
+		r.Level = pressure.LevelWarning
+	}
+	return r, nil
 }
 
 // identify asks who the host is. Its hardware's UUID is all that a Mac keeps.

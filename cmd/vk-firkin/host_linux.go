@@ -11,22 +11,22 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 )
 
 // hostMemory is the memory of the host in bytes.
 func hostMemory() (int64, error) { return meminfo("MemTotal") }
 
-// lowMemory is what must be available on the host, or the node is under pressure: the
-// kubelet's default eviction threshold.
-const lowMemory = 100 << 20
-
 // hostMemoryAvailable is what could be given to programs without swapping.
 func hostMemoryAvailable() (int64, error) { return meminfo("MemAvailable") }
 
-func hostMemoryPressure() (provider.Measured, error) {
-	available, err := hostMemoryAvailable()
-	return provider.Measured{Short: available < lowMemory, Message: fmt.Sprintf("%d MiB of memory available", available>>20)}, err
+// readMemory is what there is of memory.
+func readMemory() (r pressure.Reading, err error) {
+	if r.Total, err = hostMemory(); err != nil {
+		return r, err
+	}
+	r.Available, err = hostMemoryAvailable()
+	return r, err
 }
 
 // identify reads who the host is. Only root may read the hardware's UUID on some hosts.

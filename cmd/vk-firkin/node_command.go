@@ -32,6 +32,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
 	"github.com/vk-firkin/vk-firkin/provider/nodeledger"
 	"github.com/vk-firkin/vk-firkin/provider/podlog"
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/image"
@@ -82,15 +83,14 @@ type node struct {
 	metrics   *metrics.Metrics
 	provider  *provider.Provider
 	garbage   *garbage.Collector
+	relief    *pressure.Manager
 	closers   []func() error
-	// pressed holds one when the host's disk is short.
-	pressed chan struct{}
 }
 
 // runNode makes the node and runs it until ctx ends.
 func runNode(ctx context.Context, s *nodeSettings) (err error) {
 	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
-	n := &node{nodeSettings: s, pressed: make(chan struct{}, 1)}
+	n := &node{nodeSettings: s}
 	defer func() {
 		for i := len(n.closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, n.closers[i]())
@@ -106,6 +106,7 @@ func runNode(ctx context.Context, s *nodeSettings) (err error) {
 		{"images", n.makeImages},
 		{"supply", n.makeSupply},
 		{"pools", n.makeLedger},
+		{"relief", n.makeRelief},
 		{"pods", n.makeProvider},
 		{"collection", n.makeGarbage},
 	} {
@@ -232,7 +233,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
 			KubeletVersion: kubeletVersion(version), Version: version, KernelVersion: n.kernel, OSImage: "vk-firkin guest kit " + n.kit.Digest,
 			MachineID: identity.machine, SystemUUID: identity.system, BootID: identity.boot, Labels: n.NodeLabels,
-			Measure: n.pressure, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
+			Measure: n.shortage, PressureTransition: n.PressureTransition, Healthy: n.healthy, Examine: n.examination(), Images: n.pinned.shown,
 		},
 		VolumeRefresh: n.VolumeRefresh, ReconcileEvery: n.ReconcileEvery, StuckTimeout: n.StuckTimeout, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
@@ -288,6 +289,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { n.collectGarbage(ctx); return nil })
 	group.Go(func() error { n.scrubSnapshots(ctx); return nil })
 	group.Go(func() error { n.serveControl(ctx); return nil })
+	group.Go(func() error { n.relief.Run(ctx); return nil })
 	group.Go(func() error { n.keepPools(ctx); return nil })
 	group.Go(func() error { n.watchQuarantine(ctx); return nil })
 	group.Go(func() error { n.ledger.Run(ctx); return nil })

@@ -23,9 +23,6 @@ const (
 	garbageEvery  = time.Hour
 	garbageLook   = 10 * time.Minute
 	garbageJitter = 0.2
-	// reliefMargin is how much more than the floor is made free when the disk is short, as a
-	// part of the floor: else the next write would be short again.
-	reliefMargin = 10
 )
 
 // makeGarbage makes the node's collector.
@@ -60,9 +57,8 @@ func (l liveNode) Discard(ctx context.Context, machine string) error {
 	return l.n.supply.Discard(ctx, machine)
 }
 
-// collectGarbage removes what nobody needs, until ctx ends. No error ends it. When the
-// disk is short, it makes room at once, and nothing that is not in use is too young: all
-// of it can be pulled and built again, as the kubelet has it.
+// collectGarbage removes what nobody needs, until ctx ends. No error ends it. What
+// is done when the disk is short, is in node_relief.go.
 func (n *node) collectGarbage(ctx context.Context) {
 	look := time.NewTimer(0)
 	defer look.Stop()
@@ -72,11 +68,6 @@ func (n *node) collectGarbage(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-n.pressed:
-			if _, err := n.relieve(ctx, n.missingDisk()); err != nil && ctx.Err() == nil {
-				n.logger.Error("Could not make all the room that the disk needs", "error", err)
-			}
-			continue
 		case <-look.C:
 			look.Reset(wait.Jitter(garbageLook, garbageJitter))
 			if !time.Now().Before(collectAt) {
@@ -112,27 +103,6 @@ func (n *node) collect(ctx context.Context, opts garbage.Options) (garbage.Repor
 		n.logger.Info("Collected what nobody needs", "bytes", bytes, "needed", opts.Need)
 	}
 	return report, err
-}
-
-// relieve makes need bytes free, of what nobody uses the longest unused first, and returns
-// what it could. It is for a disk that is short.
-func (n *node) relieve(ctx context.Context, need int64) (freed int64, err error) {
-	report, err := n.collect(ctx, garbage.Options{Grace: n.GCGrace, Need: max(need, 1)})
-	for _, r := range report.Removed() {
-		freed += r.Bytes
-	}
-	return freed, err
-}
-
-// missingDisk is how many bytes must be made free for a disk to be short no more.
-func (n *node) missingDisk() int64 {
-	var missing int64
-	for _, dir := range []string{n.StateDir, n.CacheDir} {
-		if _, free, err := hostDisk(dir); err == nil {
-			missing = max(missing, n.minFreeDisk+n.minFreeDisk/reliefMargin-free)
-		}
-	}
-	return max(missing, 1)
 }
 
 // scrubIdle is how long it is at most until new snapshots are looked for.

@@ -11,9 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -71,65 +69,6 @@ func (n *node) healthy(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// lowInodes is the part of a file system's inodes that must be free, in percent: the
-// kubelet's default eviction threshold.
-const lowInodes = 5
-
-// diskPressure measures the file systems that hold these folders.
-func diskPressure(dirs []string, floor int64) (provider.Measured, error) {
-	var m provider.Measured
-	var texts []string
-	for _, dir := range dirs {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(dir, &fs); err != nil {
-			return m, fmt.Errorf("measure the disk of %s: %w", dir, err)
-		}
-		short, text := judgeDisk(int64(fs.Bavail*uint64(fs.Bsize)), floor, int64(fs.Ffree), int64(fs.Files))
-		m.Short = m.Short || short
-		if text = filepath.Base(dir) + ": " + text; !slices.Contains(texts, text) {
-			texts = append(texts, text)
-		}
-	}
-	m.Message = strings.Join(texts, "; ")
-	return m, nil
-}
-
-// judgeDisk says whether a file system is short of bytes or inodes. It is pure. Some
-// have no fixed number of inodes and say that they have none at all.
-func judgeDisk(free, floor, freeInodes, inodes int64) (short bool, text string) {
-	text = fmt.Sprintf("%d MiB free, %d MiB must be", free>>20, floor>>20)
-	short = free < floor
-	if inodes > 0 && freeInodes < inodes/100*lowInodes {
-		short = true
-		text += fmt.Sprintf("; %d of %d inodes free, %d%% must be", freeInodes, inodes, lowInodes)
-	}
-	return short, text
-}
-
-// pressure measures what the host is short of.
-func (n *node) pressure() (p provider.Pressure, err error) {
-	if p.Disk, err = diskPressure([]string{n.StateDir, n.CacheDir}, n.minFreeDisk); err != nil {
-		return p, err
-	}
-	if p.Disk.Short {
-		select {
-		case n.pressed <- struct{}{}:
-		default:
-		}
-	}
-	if p.Memory, err = hostMemoryPressure(); err != nil {
-		return p, err
-	}
-	used, limit, err := hostProcesses()
-	if err != nil {
-		return p, err
-	}
-	// The kubelet has no default for this; a tenth of the processes left is little for
-	// a host that starts one for each machine.
-	p.PID = provider.Measured{Short: limit > 0 && used > limit-limit/10, Message: fmt.Sprintf("%d of %d processes", used, limit)}
-	return p, nil
 }
 
 // hostIdentity identifies the host, its hardware, and its last boot; empty is unknown.

@@ -12,23 +12,6 @@ import (
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 )
 
-func TestJudgeDisk(t *testing.T) {
-	for _, tt := range []struct {
-		free, floor, freeInodes, inodes int64
-		short                           bool
-	}{
-		{10 << 30, 10 << 30, 100, 100, false}, // equal to the floor passes
-		{10<<30 - 1, 10 << 30, 100, 100, true},
-		{10 << 30, 0, 50_000, 1_000_000, false},
-		{10 << 30, 0, 49_999, 1_000_000, true},
-		{10 << 30, 0, 0, 0, false}, // a file system without a fixed number
-	} {
-		if short, text := judgeDisk(tt.free, tt.floor, tt.freeInodes, tt.inodes); short != tt.short || text == "" {
-			t.Errorf("%+v: %v, %q", tt, short, text)
-		}
-	}
-}
-
 // Tools compare a kubelet's version with the control plane's, whatever ours is.
 func TestKubeletVersion(t *testing.T) {
 	for own, want := range map[string]string{
@@ -77,8 +60,18 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
-func TestHostMemoryPressure(t *testing.T) {
-	if m, err := hostMemoryPressure(); err != nil || m.Message == "" {
+func TestReadMemory(t *testing.T) {
+	if m, err := readMemory(); err != nil || m.Available <= 0 || m.Available > m.Total {
 		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+func TestReadDisk(t *testing.T) {
+	r, device, err := readDisk(t.TempDir())
+	if err != nil || r.Total <= 0 || r.Available > r.Total || device == 0 {
+		t.Errorf("%+v, %d, %v", r, device, err)
+	}
+	if _, _, err := readDisk("/does/not/exist"); err == nil {
+		t.Error("what is not there is measured")
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/vm"
 )
 
@@ -67,6 +68,10 @@ type nodeOptions struct {
 	ClusterDNS         []string
 	ClusterDomain      string
 	PressureTransition time.Duration
+	EvictionHard       string
+	EvictionSoft       string
+	EvictionSoftGrace  map[string]string
+	EvictionMaxGrace   int
 	DrainOnShutdown    bool
 	ShutdownGrace      time.Duration
 	ShutdownCritical   time.Duration
@@ -184,6 +189,10 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.GCGrace, "gc-grace", 36*time.Hour, "how long an image, a snapshot or anything else must have been unused to be collected: what runs every night stays; less when the disk is short")
 	flags.DurationVar(&o.ScrubEvery, "scrub-every", 7*24*time.Hour, "how often all files of a snapshot are read in the background and compared with what was saved; 0 for never")
 	flags.StringVar(&o.ScrubRate, "scrub-rate", "32Mi", "how many bytes per second that reads at most: a few percent of what a solid-state disk gives, and a hundred gigabytes in an hour")
+	flags.StringVar(&o.EvictionHard, "eviction-hard", "memory.available<100Mi,nodefs.available<1Gi", "thresholds below which running pods are ended, one by one; nodefs is where the state folder is; no more than --min-free-disk unless given; empty for none")
+	flags.StringVar(&o.EvictionSoft, "eviction-soft", "", "thresholds below which running pods are ended after a grace period, such as memory.available<1Gi")
+	flags.StringToStringVar(&o.EvictionSoftGrace, "eviction-soft-grace-period", nil, "how long each soft threshold may be passed, such as memory.available=1m30s")
+	flags.IntVar(&o.EvictionMaxGrace, "eviction-max-pod-grace-period", 0, "seconds that pods have at most to end at a soft threshold")
 	flags.BoolVar(&o.DrainOnShutdown, "drain-on-shutdown", false, "end all pods when told to stop, by priority (default: their machines go on)")
 	flags.DurationVar(&o.ShutdownGrace, "shutdown-grace-period", 30*time.Second, "with --drain-on-shutdown: how long all pods have together to end")
 	flags.DurationVar(&o.ShutdownCritical, "shutdown-grace-period-critical-pods", 10*time.Second, "the last part of --shutdown-grace-period, for critical pods alone")
@@ -201,6 +210,9 @@ type nodeSettings struct {
 
 	refillMinFreeDisk int64
 	scrubRate         int64
+
+	hard, soft map[string]pressure.Amount
+	softGrace  map[string]time.Duration
 }
 
 // complete checks every option and reports all faults at once.
@@ -239,6 +251,7 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	if o.PressureTransition < 0 {
 		fault("--eviction-pressure-transition-period %s: want 0 or more", o.PressureTransition)
 	}
+	s.completeEviction(note, fault)
 	if o.ShutdownCritical < 0 || o.ShutdownGrace < o.ShutdownCritical || o.ShutdownGrace > maxShutdownGrace {
 		fault("--shutdown-grace-period %s with %s for critical pods: want at most %s, and no less than the latter", o.ShutdownGrace, o.ShutdownCritical, maxShutdownGrace)
 	}

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/vm"
 )
 
@@ -66,6 +68,37 @@ func TestRefillFloor(t *testing.T) {
 	}
 }
 
+// The default hard threshold is not above what the user says must be free; one that is given
+// stands.
+func TestEvictionFloors(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want pressure.Amount
+	}{
+		{nil, pressure.Amount{Bytes: 1 << 30}},
+		{[]string{"--min-free-disk", "64Mi"}, pressure.Amount{Bytes: 64 << 20}},
+		{[]string{"--eviction-hard", "nodefs.available<2Gi", "--min-free-disk", "64Mi"}, pressure.Amount{Bytes: 2 << 30}},
+		{[]string{"--eviction-hard", "nodefs.available<5%"}, pressure.Amount{Percent: 5}},
+		{[]string{"--eviction-hard", ""}, pressure.Amount{}},
+	} {
+		s, err := parseNode(t, append(slices.Clone(complete), tt.args...)...).complete()
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk, _, memory := s.floors()
+		if disk.Hard != tt.want || disk.Free != s.minFreeDisk || memory.Free != 0 {
+			t.Errorf("%v: disk %+v, memory %+v", tt.args, disk, memory)
+		}
+	}
+	s, err := parseNode(t, append(slices.Clone(complete), "--eviction-soft", "memory.available<1Gi", "--eviction-soft-grace-period", "memory.available=90s")...).complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, m := s.floors(); m.Soft.Bytes != 1<<30 || m.SoftGrace != 90*time.Second || m.Hard.Bytes != 100<<20 || m.Refill != 2<<30 {
+		t.Errorf("memory %+v", m)
+	}
+}
+
 // Every fault is named by its flag, all of them at once.
 func TestNodeOptionFaults(t *testing.T) {
 	for _, tt := range []struct {
@@ -85,6 +118,8 @@ func TestNodeOptionFaults(t *testing.T) {
 		{"name servers", append(complete, "--cluster-dns", "dns.example.test", "--cluster-domain", "No_domain"), []string{"--cluster-dns", "--cluster-domain"}},
 		{"shutdown", append(complete, "--shutdown-grace-period", "5s", "--shutdown-grace-period-critical-pods", "6s", "--eviction-pressure-transition-period", "-1s"), []string{"--shutdown-grace-period", "--eviction-pressure-transition-period"}},
 		{"collection and scrub", append(complete, "--gc-grace", "-1s", "--scrub-every", "1ms", "--scrub-rate", "12"), []string{"--gc-grace", "--scrub-every", "--scrub-rate"}},
+		{"eviction", append(complete, "--eviction-hard", "nodefs.available=1Gi", "--eviction-soft", "memory.available<lots", "--eviction-soft-grace-period", "nodefs.available=1m", "--eviction-max-pod-grace-period", "-1"),
+			[]string{"--eviction-hard", "--eviction-soft:", "--eviction-soft-grace-period", "--eviction-max-pod-grace-period"}},
 		{"logs", append(complete, "--log-level", "loud"), []string{"--log-level"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -242,7 +242,7 @@ type PoolStatus struct {
 	// +kubebuilder:validation:Minimum=0
 	Active int32 `json:"active,omitempty"`
 	// SkipReason is why the node does not restore more: InsufficientCapacity, DiskPressure,
-	// SnapshotNotReady or Backoff.
+	// MemoryPressure, SnapshotNotReady or Backoff.
 	//
 	// +optional
 	// +kubebuilder:validation:MaxLength=64

@@ -216,7 +216,7 @@ type WarmPoolNodeStatus struct {
 	// +optional
 	Active int32 `json:"active,omitempty"`
 	// SkipReason is why the node does not restore more: InsufficientCapacity, DiskPressure,
-	// SnapshotNotReady, Backoff, or NodeUnreachable.
+	// MemoryPressure, SnapshotNotReady, Backoff, or NodeUnreachable.
 	//
 	// +optional
 	// +kubebuilder:validation:MaxLength=64

@@ -69,6 +69,7 @@ type Metrics struct {
 	health          *prometheus.CounterVec
 	pools           poolMetrics
 	care            careMetrics
+	pressure        pressureMetrics
 }
 
 var _ provider.Observer = (*Metrics)(nil)
@@ -101,8 +102,9 @@ func New(s Sources) *Metrics {
 			Name: "vk_firkin_machine_health_total",
 			Help: "Changes of the health of pods' machines, by what they came to be: suspect does not answer, stuck was ended for it, healthy answers again.",
 		}, []string{"health"}),
-		pools: newPoolMetrics(),
-		care:  newCareMetrics(),
+		pools:    newPoolMetrics(),
+		care:     newCareMetrics(),
+		pressure: newPressureMetrics(),
 	}
 	m.registry.MustRegister(m.phases, m.pulls, m.starts, m.reconnects, m.snapshotsBroken, m.samples, m.health,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -111,6 +113,7 @@ func New(s Sources) *Metrics {
 	}
 	m.pools.register(m.registry)
 	m.care.register(m.registry)
+	m.pressure.register(m.registry)
 	if s.Supply != nil {
 		m.registry.MustRegister(supplyCollector{supply: s.Supply, now: time.Now})
 	}

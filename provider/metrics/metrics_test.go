@@ -21,6 +21,7 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
+	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
@@ -87,6 +88,8 @@ func TestMetrics(t *testing.T) {
 	m.Evicted("team/app", warmpool.EvictDemand)
 	m.Skipped("team/app", warmpool.SkipDiskPressure)
 	m.Skipped("team/app", warmpool.SkipAlreadyWarm)
+	m.Available(pressure.Disk, 4096, pressure.Shed)
+	m.Relieved(pressure.StepEvictWarm, pressure.Disk)
 	got := scrape(t, m)
 	for _, want := range []string{
 		`vk_firkin_pod_start_phase_seconds_bucket{path="restore",phase="restore",le="0.1"} 0`,
@@ -125,6 +128,10 @@ func TestMetrics(t *testing.T) {
 		`vk_firkin_sample_seconds_count{sample="warm_pool_checkout"} 1`,
 		`vk_firkin_sample_seconds_count{sample="kill_delete"} 0`,
 		`vk_firkin_pool_refill_seconds_count 1`,
+		`vk_firkin_host_available_bytes{resource="disk"} 4096`,
+		`vk_firkin_pressure_depth{resource="disk"} 2`,
+		`vk_firkin_relief_steps_total{resource="disk",step="EvictWarm"} 1`,
+		`vk_firkin_relief_steps_total{resource="memory",step="EvictPod"} 0`,
 		`vk_firkin_checkouts_total{path="warm"} 2`,
 		`vk_firkin_checkouts_total{path="restore"} 1`,
 		`vk_firkin_checkouts_total{path="build"} 1`,
@@ -164,6 +171,7 @@ func TestNames(t *testing.T) {
 	m.MachineStarted("warm", nil)
 	m.Reclaimable("image", 0)
 	m.Collected("image", 0, 0)
+	m.Available(pressure.Disk, 1, pressure.Ease)
 	families, err := m.Registry().Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -44,9 +44,9 @@ func newPoolMetrics() poolMetrics {
 		refills: counter("vk_firkin_pool_refills_total", "Attempts to restore a warm machine, by result.", "result", string(ResultSuccess), string(ResultError)),
 		evictions: counter("vk_firkin_pool_evictions_total", "Warm machines that ended without a pod, by reason.", "reason",
 			string(warmpool.EvictDemand), string(warmpool.EvictPriority), string(warmpool.EvictSurplus), string(warmpool.EvictOutdated),
-			string(warmpool.EvictAged), string(warmpool.EvictDead), string(warmpool.EvictAbandoned), string(warmpool.EvictDrained)),
+			string(warmpool.EvictAged), string(warmpool.EvictPressure), string(warmpool.EvictDead), string(warmpool.EvictAbandoned), string(warmpool.EvictDrained)),
 		skips: counter("vk_firkin_pool_skips_total", "Times that a pool was found not to be filled further, by reason.", "reason",
-			string(warmpool.SkipInsufficientCapacity), string(warmpool.SkipDiskPressure), string(warmpool.SkipSnapshotNotReady), string(warmpool.SkipBackoff)),
+			string(warmpool.SkipInsufficientCapacity), string(warmpool.SkipDiskPressure), string(warmpool.SkipMemoryPressure), string(warmpool.SkipSnapshotNotReady), string(warmpool.SkipBackoff)),
 		refill: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "vk_firkin_pool_refill_seconds", Buckets: refillBuckets, Help: "Time from the reservation of a warm machine until it was ready.",
 		}),

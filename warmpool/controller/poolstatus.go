@@ -128,7 +128,7 @@ func (v *poolView) lookAtSnapshot(m *member, row v1alpha1.WarmPoolNodeStatus, re
 	case ok && snapshot.Phase != v1alpha1.SnapshotReady:
 		v.building++
 	case row.SkipReason == "InsufficientCapacity" && reported.UnmetSince != nil && v.now.Sub(reported.UnmetSince.Time) < unmetPeriod:
-	case row.SkipReason == "InsufficientCapacity" || row.SkipReason == "DiskPressure" || row.SkipReason == "Backoff":
+	case row.SkipReason == "InsufficientCapacity" || row.SkipReason == "DiskPressure" || row.SkipReason == "MemoryPressure" || row.SkipReason == "Backoff":
 		v.problem(v1alpha1.ReasonNodeSkipped, "node %s restores no more (%s): %s", m.Name, row.SkipReason, cmp.Or(row.Message, "it does not say more"))
 	}
 }
