@@ -72,14 +72,7 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	if s.refusal != nil {
 		st.Phase, st.Reason, st.Message = corev1.PodFailed, s.refusal.Reason, s.refusal.Message
 		st.Conditions = keptConditions(s.pod, previous)
-		// It may have waited before, and what was said of it then is not taken back. It was never ready.
-		for _, c := range previous.Conditions {
-			if ours(c.Type) {
-				st.Conditions = append(st.Conditions, c)
-			}
-		}
-		st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses =
-			previous.InitContainerStatuses, previous.ContainerStatuses, previous.EphemeralContainerStatuses
+		keepRefused(&st, previous, now)
 		return st
 	}
 	if s.plan == nil { // it waits for its template, or was deleted meanwhile
@@ -112,6 +105,36 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	return st
 }
 
+// keepRefused takes over what was said of a pod before it was refused: it may have waited, or have run
+// under an earlier process that left no record of it.
+func keepRefused(st, previous *corev1.PodStatus, now time.Time) {
+	for _, c := range previous.Conditions {
+		if !ours(c.Type) {
+			continue
+		}
+		if (c.Type == corev1.PodReady || c.Type == corev1.ContainersReady) && c.Status != corev1.ConditionFalse {
+			c.Status, c.Reason, c.Message, c.LastTransitionTime = corev1.ConditionFalse, reasonPodFailed, "", metav1.NewTime(now.Truncate(time.Second))
+		}
+		st.Conditions = append(st.Conditions, c)
+	}
+	kept := func(list []corev1.ContainerStatus) []corev1.ContainerStatus {
+		list = slices.Clone(list)
+		for i := range list {
+			c := &list[i]
+			if c.State.Running != nil {
+				c.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+					ExitCode: 137, Reason: reasonStatusUnknown, Message: "The container could not be located when the pod was refused",
+					StartedAt: c.State.Running.StartedAt, FinishedAt: metav1.NewTime(now), ContainerID: c.ContainerID,
+				}}
+				c.Started, c.Ready = new(bool), false
+			}
+		}
+		return list
+	}
+	st.InitContainerStatuses, st.ContainerStatuses = kept(previous.InitContainerStatuses), kept(previous.ContainerStatuses)
+	st.EphemeralContainerStatuses = kept(previous.EphemeralContainerStatuses)
+}
+
 func addStatus(st *corev1.PodStatus, kind containerKind, c corev1.ContainerStatus) {
 	switch kind {
 	case kindInit, kindSidecar:
@@ -137,7 +160,9 @@ func order(p corev1.PodPhase) int {
 // phase follows the kubelet's rules for the phase of a pod. Ephemeral containers do not
 // count, and sidecars only until they were up once.
 func phase(s *state, st *corev1.PodStatus, now time.Time) corev1.PodPhase {
-	over := s.stage == stageFinished || podOver(s, now)
+	// A run that nobody saw end, as when a node comes back after the grace period, ends with its machine:
+	// until that is gone the pod is not over.
+	over := s.stage == stageFinished && !slices.ContainsFunc(s.containers, (*containerState).runs) || podOver(s, now)
 	down := s.stage >= stageTerminating && s.machine.step == machineNone && !s.machine.adopt
 	var waiting, running, failed int
 	for i := range st.ContainerStatuses {

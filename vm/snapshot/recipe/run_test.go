@@ -184,6 +184,11 @@ func TestRunFails(t *testing.T) {
 		r.Timeout, r.Period = 300*time.Millisecond, 10*time.Millisecond
 		return &r
 	}
+	// A check that has to be answered before the time is over: on a busy host that takes a while.
+	answered := func(r recipe.Readiness) *recipe.Readiness {
+		r.Timeout = 3 * time.Second
+		return &r
+	}
 	hang := recipe.Command{Args: []string{"hang"}}
 	checkout := &recipe.Checkout{Repository: "https://u:secret@git.example.com/r", Ref: "main", Directory: "/src"}
 	for _, test := range []struct {
@@ -207,8 +212,8 @@ func TestRunFails(t *testing.T) {
 		{"start ends while waited for", recipe.Recipe{Start: &recipe.Command{Args: []string{"do", "sleep 0.1", "exit 4"}}, Readiness: &recipe.Readiness{TCP: &recipe.TCP{Port: port}}}, recipe.StepStart, 0, "exit code 4", ""},
 		{"tcp", recipe.Recipe{Start: &recipe.Command{Args: []string{"do", "echo hello", "hang"}}, Readiness: soon(recipe.Readiness{TCP: &recipe.TCP{Port: port}})}, recipe.StepReadiness, 0, "not ready within 300ms, the last check says: dial tcp", "hello"},
 		{"http", recipe.Recipe{Readiness: soon(recipe.Readiness{HTTP: &recipe.HTTP{Port: port}})}, recipe.StepReadiness, 0, "refused", ""},
-		{"exec", recipe.Recipe{Readiness: soon(recipe.Readiness{Exec: &recipe.Command{Args: []string{"do", "warn not yet", "exit 1"}}})}, recipe.StepReadiness, 0, "exit code 1", "not yet"},
-		{"exec in start", recipe.Recipe{Start: &hang, Readiness: soon(recipe.Readiness{Exec: &recipe.Command{Args: []string{"do", "warn not yet", "exit 1"}}})}, recipe.StepReadiness, 0, "exit code 1", "not yet"},
+		{"exec", recipe.Recipe{Readiness: answered(recipe.Readiness{Exec: &recipe.Command{Args: []string{"do", "warn not yet", "exit 1"}}})}, recipe.StepReadiness, 0, "exit code 1", "not yet"},
+		{"exec in start", recipe.Recipe{Start: &hang, Readiness: answered(recipe.Readiness{Exec: &recipe.Command{Args: []string{"do", "warn not yet", "exit 1"}}})}, recipe.StepReadiness, 0, "exit code 1", "not yet"},
 		{"exec without program", recipe.Recipe{Start: &hang, Readiness: soon(recipe.Readiness{Exec: &recipe.Command{Args: []string{"nothing"}}})}, recipe.StepReadiness, 0, "cannot be executed", ""},
 		{"hanging check", recipe.Recipe{Start: &hang, Readiness: soon(recipe.Readiness{Exec: &hang})}, recipe.StepReadiness, 0, "not answered in time", ""},
 		{"git is missing", recipe.Recipe{Checkout: checkout}, recipe.StepCheckout, 0, "checkout of https://u:xxxxx@git.example.com/r at main cannot be executed", ""},
