@@ -151,7 +151,7 @@ func TestGCAsksTheNode(t *testing.T) {
 	if out, err := runGC(t, root); err == nil || !strings.Contains(err.Error(), "cannot remove") || !strings.Contains(out, "busybox") {
 		t.Errorf("a fault: %q, %v", out, err)
 	}
-	for _, body := range []string{"", "{", `{"grace":-1}`, `{"need":-1}`, `{"other":1}`, `{"grace":` + strings.Repeat(" ", maxControlRequest) + `1}`} {
+	for _, body := range []string{"", "{", `{"grace":-1}`, `{"need":1}`, `{"other":1}`, `{"grace":` + strings.Repeat(" ", maxControlRequest) + `1}`} {
 		w := httptest.NewRecorder()
 		serveGC(w, httptest.NewRequest(http.MethodPost, controlGC, strings.NewReader(body)), func(context.Context, garbage.Options) (garbage.Report, error) {
 			t.Errorf("%.20q was taken", body)

@@ -76,8 +76,8 @@ func serveGC(w http.ResponseWriter, r *http.Request, collect func(context.Contex
 		http.Error(w, "not understood: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	if opts.Grace < 0 || opts.Need < 0 {
-		http.Error(w, "grace and need must not be negative", http.StatusBadRequest)
+	if opts.Grace < 0 {
+		http.Error(w, "grace must not be negative", http.StatusBadRequest)
 		return
 	}
 	report, err := collect(r.Context(), opts)
