@@ -153,7 +153,7 @@ func writeReport(w io.Writer, r garbage.Report, now time.Time) error {
 	}
 	_, err := fmt.Fprintf(w, "%s %d, %s\n", verb, sum.Count, mib(sum.Bytes))
 	if err == nil && !r.Node {
-		_, err = fmt.Fprintln(w, "No node runs here: the files alone say what is in use.")
+		_, err = fmt.Fprintln(w, "No node answers here: the files alone say what is in use.")
 	}
 	return err
 }

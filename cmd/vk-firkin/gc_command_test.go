@@ -73,6 +73,9 @@ func TestGCWithoutANode(t *testing.T) {
 	if err != nil || json.Unmarshal([]byte(out), &report) != nil || !report.DryRun || report.Node || len(report.Decisions) == 0 {
 		t.Errorf("dry run beside it: %q, %v", out, err)
 	}
+	if out, err := runGC(t, h.root, "--dry-run"); err != nil || strings.Contains(out, "No node runs") || !strings.Contains(out, "No node answers here") {
+		t.Errorf("dry run beside it: %q, %v", out, err)
+	}
 	if err := errors.Join(lock.Close(), h.store.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +98,7 @@ func TestGCWithoutANode(t *testing.T) {
 			t.Errorf("%s exists: %v, want %v\n%s", path, !want, want, out)
 		}
 	}
-	if !strings.Contains(out, "removed 3") || !strings.Contains(out, "No node runs here") {
+	if !strings.Contains(out, "removed 3") || !strings.Contains(out, "No node answers here") {
 		t.Errorf("gc says %s", out)
 	}
 	// The machine goes, and with it what it kept.
@@ -160,5 +163,50 @@ func TestGCAsksTheNode(t *testing.T) {
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("%.20q: %d", body, w.Code)
 		}
+	}
+}
+
+// The socket is nobody else's, also in a folder that is open to others, and the node does
+// not go on with its end while a command's collection is under way.
+func TestControlSocket(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Chmod(root, 0o777); err != nil { //nolint:gosec // such a folder is the case
+		t.Fatal(err)
+	}
+	listener, err := listenControl(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(root, controlSocket))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info.Mode(), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	begun, finish, answered := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		answered <- answer(ctx, listener, func(ctx context.Context, _ garbage.Options) (garbage.Report, error) {
+			close(begun)
+			<-ctx.Done()
+			<-finish // a removal that cannot be interrupted
+			return garbage.Report{Node: true}, nil
+		})
+	}()
+	asked := make(chan error, 1)
+	go func() {
+		_, err := askNode(t.Context(), root, garbage.Options{})
+		asked <- err
+	}()
+	<-begun
+	cancel()
+	select {
+	case err := <-answered:
+		t.Fatalf("the node went on while a collection was under way: %v", err)
+	case err := <-asked:
+		t.Fatalf("the command was cut off: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(finish)
+	if err := errors.Join(<-asked, <-answered); err != nil {
+		t.Error(err)
 	}
 }
