@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -198,6 +199,21 @@ func TestReferencesOfAnyVersion(t *testing.T) {
 	report, err = w.collector(nil).Collect(t.Context(), Options{})
 	if got := w.removed(report); err != nil || !cmp.Equal(got, []string{"record m-2.json"}) {
 		t.Errorf("a second time: removed %v, %v", got, err)
+	}
+}
+
+// A pipe in the place of a record keeps nobody waiting, and hides what it may have said.
+func TestPipeForARecord(t *testing.T) {
+	w := newWorld(t, 1)
+	w.write(filepath.Join(machinesDir, "m-1", "console"), "x")
+	w.write(filepath.Join(podsDir, "uid", "log"), "x")
+	if err := syscall.Mkfifo(filepath.Join(w.state, podsDir, "uid", podRecord), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.now = w.now.Add(time.Hour)
+	report, err := w.collector(nil).Collect(t.Context(), Options{})
+	if err == nil || len(w.removed(report)) != 0 {
+		t.Errorf("removed %v, %v", w.removed(report), err)
 	}
 }
 
