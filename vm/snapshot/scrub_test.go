@@ -141,6 +141,34 @@ func TestScrubFindsDamage(t *testing.T) {
 	}
 }
 
+// A set that another version made is left where it is, for that version: this one cannot
+// tell whether it is whole.
+func TestScrubLeavesOtherVersionsAlone(t *testing.T) {
+	s := openTest(t, t.TempDir(), testOptions(snapshottest.New()))
+	ref, _ := ensure(t, s)
+	key := ref.Key()
+	ref.Release()
+	path := filepath.Join(s.dir, key, manifestName)
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(`{"version":99,"more":true}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := scrubAll(t, s); len(got) != 0 {
+		t.Errorf("scrubbed %+v", got)
+	}
+	if info, err := s.Inspect(t.Context(), key); err != nil || info.Name != key || info.Status != StatusDamaged {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if err := os.WriteFile(path, []byte(`{"version":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := scrubAll(t, s); len(got) != 1 || !errors.Is(got[0].Err, vm.ErrSnapshotInvalid) {
+		t.Errorf("one that nobody can read: %+v", got)
+	}
+}
+
 // A set that this process never used is looked after as well, and one that a scrub read
 // is not read again before its first use.
 func TestScrubOfAnIdleSet(t *testing.T) {
