@@ -166,6 +166,23 @@ func TestGCAsksTheNode(t *testing.T) {
 	}
 }
 
+// What of an answer could be understood is shown, and that it was not all is an error.
+func TestGCOfAnotherVersion(t *testing.T) {
+	root := t.TempDir()
+	listener, err := listenControl(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &httptest.Server{Listener: listener, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"node":true,"decisions":[{"kind":"image","name":"busybox","bytes":"many"}]}`))
+	})}}
+	server.Start()
+	t.Cleanup(server.Close)
+	if out, err := runGC(t, root); err == nil || !strings.Contains(err.Error(), "understand") || !strings.Contains(out, "busybox") {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
 // The socket is nobody else's, also in a folder that is open to others, and the node does
 // not go on with its end while a command's collection is under way.
 func TestControlSocket(t *testing.T) {
