@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -378,5 +379,21 @@ func TestAnotherHost(t *testing.T) {
 	}
 	if got := collected(); len(got) != 1 || got[0] != old.Key() {
 		t.Errorf("collected %v, want the old one", got)
+	}
+}
+
+// A reason may be of what a guest or a tool wrote, which JSON makes longer: it is kept.
+func TestReasonOfControlCharacters(t *testing.T) {
+	s := openTest(t, t.TempDir(), testOptions(snapshottest.New()))
+	ref, _ := ensure(t, s)
+	key := ref.Key()
+	ref.Release()
+	reason := strings.Repeat("\x01", 2*maxReason)
+	if err := s.Quarantine(t.Context(), key, reason); err != nil {
+		t.Fatal(err)
+	}
+	infos, err := s.List(t.Context())
+	if err != nil || len(infos) != 1 || infos[0].Problem != reason[:maxReason] {
+		t.Errorf("%d snapshots, %v", len(infos), err)
 	}
 }
