@@ -50,19 +50,20 @@ hour by itself. Without a running node the files on the disk say what is in use.
 			if opts.Grace < 0 {
 				return fmt.Errorf("--grace %s is negative", opts.Grace)
 			}
-			report, err := collectGarbage(cmd.Context(), d, opts)
-			if err != nil && len(report.Decisions) == 0 {
-				return err
+			report, failure := collectGarbage(cmd.Context(), d, opts)
+			if failure != nil && len(report.Decisions) == 0 {
+				return failure
 			}
+			var err error
 			if output == "json" {
 				err = writeJSON(cmd.OutOrStdout(), report)
 			} else {
 				err = writeReport(cmd.OutOrStdout(), report, time.Now())
 			}
 			if err == nil && len(report.Faults) > 0 {
-				err = fmt.Errorf("%d faults: %s", len(report.Faults), report.Faults[0])
+				return fmt.Errorf("%d faults: %s", len(report.Faults), report.Faults[0])
 			}
-			return err
+			return errors.Join(err, failure)
 		},
 	}
 	d.addFlags(cmd.Flags())
@@ -153,7 +154,7 @@ func writeReport(w io.Writer, r garbage.Report, now time.Time) error {
 	}
 	_, err := fmt.Fprintf(w, "%s %d, %s\n", verb, sum.Count, mib(sum.Bytes))
 	if err == nil && !r.Node {
-		_, err = fmt.Fprintln(w, "No node runs here: the files alone say what is in use.")
+		_, err = fmt.Fprintln(w, "No node answers here: the files alone say what is in use.")
 	}
 	return err
 }

@@ -73,6 +73,9 @@ func TestGCWithoutANode(t *testing.T) {
 	if err != nil || json.Unmarshal([]byte(out), &report) != nil || !report.DryRun || report.Node || len(report.Decisions) == 0 {
 		t.Errorf("dry run beside it: %q, %v", out, err)
 	}
+	if out, err := runGC(t, h.root, "--dry-run"); err != nil || strings.Contains(out, "No node runs") || !strings.Contains(out, "No node answers here") {
+		t.Errorf("dry run beside it: %q, %v", out, err)
+	}
 	if err := errors.Join(lock.Close(), h.store.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +98,7 @@ func TestGCWithoutANode(t *testing.T) {
 			t.Errorf("%s exists: %v, want %v\n%s", path, !want, want, out)
 		}
 	}
-	if !strings.Contains(out, "removed 3") || !strings.Contains(out, "No node runs here") {
+	if !strings.Contains(out, "removed 3") || !strings.Contains(out, "No node answers here") {
 		t.Errorf("gc says %s", out)
 	}
 	// The machine goes, and with it what it kept.
@@ -151,7 +154,7 @@ func TestGCAsksTheNode(t *testing.T) {
 	if out, err := runGC(t, root); err == nil || !strings.Contains(err.Error(), "cannot remove") || !strings.Contains(out, "busybox") {
 		t.Errorf("a fault: %q, %v", out, err)
 	}
-	for _, body := range []string{"", "{", `{"grace":-1}`, `{"need":-1}`, `{"other":1}`, `{"grace":` + strings.Repeat(" ", maxControlRequest) + `1}`} {
+	for _, body := range []string{"", "{", `{"grace":-1}`, `{"need":1}`, `{"other":1}`, `{"grace":` + strings.Repeat(" ", maxControlRequest) + `1}`} {
 		w := httptest.NewRecorder()
 		serveGC(w, httptest.NewRequest(http.MethodPost, controlGC, strings.NewReader(body)), func(context.Context, garbage.Options) (garbage.Report, error) {
 			t.Errorf("%.20q was taken", body)
@@ -160,5 +163,67 @@ func TestGCAsksTheNode(t *testing.T) {
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("%.20q: %d", body, w.Code)
 		}
+	}
+}
+
+// What of an answer could be understood is shown, and that it was not all is an error.
+func TestGCOfAnotherVersion(t *testing.T) {
+	root := t.TempDir()
+	listener, err := listenControl(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &httptest.Server{Listener: listener, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"node":true,"decisions":[{"kind":"image","name":"busybox","bytes":"many"}]}`))
+	})}}
+	server.Start()
+	t.Cleanup(server.Close)
+	if out, err := runGC(t, root); err == nil || !strings.Contains(err.Error(), "understand") || !strings.Contains(out, "busybox") {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
+// The socket is nobody else's, also in a folder that is open to others, and the node does
+// not go on with its end while a command's collection is under way.
+func TestControlSocket(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Chmod(root, 0o777); err != nil { //nolint:gosec // such a folder is the case
+		t.Fatal(err)
+	}
+	listener, err := listenControl(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(root, controlSocket))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info.Mode(), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	begun, finish, answered := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		answered <- answer(ctx, listener, func(ctx context.Context, _ garbage.Options) (garbage.Report, error) {
+			close(begun)
+			<-ctx.Done()
+			<-finish // a removal that cannot be interrupted
+			return garbage.Report{Node: true}, nil
+		})
+	}()
+	asked := make(chan error, 1)
+	go func() {
+		_, err := askNode(t.Context(), root, garbage.Options{})
+		asked <- err
+	}()
+	<-begun
+	cancel()
+	select {
+	case err := <-answered:
+		t.Fatalf("the node went on while a collection was under way: %v", err)
+	case err := <-asked:
+		t.Fatalf("the command was cut off: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(finish)
+	if err := errors.Join(<-asked, <-answered); err != nil {
+		t.Error(err)
 	}
 }

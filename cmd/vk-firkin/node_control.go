@@ -41,16 +41,36 @@ func (n *node) serveControl(ctx context.Context) {
 		n.logger.Error("Commands of this host will not reach this node while it runs", "socket", controlSocket, "error", err)
 		return
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+controlGC, func(w http.ResponseWriter, r *http.Request) {
-		serveGC(w, r, n.collect)
-	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: controlTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.Serve(listener); err != nil && ctx.Err() == nil {
+	if err := answer(ctx, listener, n.collect); err != nil {
 		n.logger.Error("Commands of this host do not reach this node any more", "socket", controlSocket, "error", err)
 	}
+}
+
+// answer serves a listener until ctx ends, and until no collection that a command asked for
+// is under way: what it collects from is closed after that, and its locks are given back.
+func answer(ctx context.Context, listener net.Listener, collect func(context.Context, garbage.Options) (garbage.Report, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+controlGC, func(w http.ResponseWriter, r *http.Request) {
+		serveGC(w, r, collect)
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: controlTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-ended:
+		ended <- nil
+	}
+	cancel() // which collections under way see
+	sctx, done := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer done()
+	if serr := server.Shutdown(sctx); serr != nil {
+		err = errors.Join(err, serr, server.Close())
+	}
+	<-ended
+	return err
 }
 
 // listenControl makes the socket, in the place of one that a dead node has left: the state
@@ -64,6 +84,10 @@ func listenControl(stateDir string) (net.Listener, error) {
 		return nil, err
 	}
 	defer file.Close()
+	// The folder may be older than the node, and open to others.
+	if err := os.Chmod(filepath.Join(stateDir, controlSocket), 0o600); err != nil {
+		return nil, err
+	}
 	return net.FileListener(file)
 }
 
@@ -76,8 +100,8 @@ func serveGC(w http.ResponseWriter, r *http.Request, collect func(context.Contex
 		http.Error(w, "not understood: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	if opts.Grace < 0 || opts.Need < 0 {
-		http.Error(w, "grace and need must not be negative", http.StatusBadRequest)
+	if opts.Grace < 0 {
+		http.Error(w, "grace must not be negative", http.StatusBadRequest)
 		return
 	}
 	report, err := collect(r.Context(), opts)

@@ -99,8 +99,8 @@ func (n *node) collect(ctx context.Context, opts garbage.Options) (garbage.Repor
 		bytes += r.Bytes
 	}
 	n.metrics.CollectionEnded(time.Now(), err)
-	if bytes > 0 { // under pressure this is asked every ten seconds
-		n.logger.Info("Collected what nobody needs", "bytes", bytes, "needed", opts.Need)
+	if bytes > 0 {
+		n.logger.Info("Collected what nobody needs", "bytes", bytes)
 	}
 	return report, err
 }

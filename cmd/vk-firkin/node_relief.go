@@ -5,11 +5,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,9 +16,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/pressure"
 	"github.com/vk-firkin/vk-firkin/vm"
-	"github.com/vk-firkin/vk-firkin/vm/image"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
-	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 )
 
 // completeEviction reads the thresholds.
@@ -128,49 +124,14 @@ func readDisk(dir string) (r pressure.Reading, device uint64, err error) {
 // built because somebody is about to restore from it.
 const justUsed = 10 * time.Minute
 
-// freeSnapshots removes snapshots that nobody uses or wants, the least recently used first,
+// freeSnapshots and freeImages remove what nobody needs, the least recently used first,
 // until need bytes are free.
-func (n *node) freeSnapshots(ctx context.Context, need int64) (freed int64, err error) {
-	report, err := n.snapshots.GC(ctx, snapshot.GCOptions{Grace: justUsed, Keep: n.keptSnapshots(), DryRun: true})
-	if err != nil {
-		return 0, err
-	}
-	chosen := slices.DeleteFunc(report.Decisions, func(d snapshot.Decision) bool { return !d.Remove })
-	slices.SortStableFunc(chosen, func(a, b snapshot.Decision) int { return a.Info.LastUsed.Compare(b.Info.LastUsed) })
-	var errs []error
-	for _, d := range chosen {
-		if freed >= need || ctx.Err() != nil {
-			break
-		}
-		_, err := n.snapshots.Delete(ctx, d.Info.Name)
-		switch {
-		case err == nil:
-			freed += max(d.Info.AllocatedBytes, 1)
-		case !errors.Is(err, snapshot.ErrInUse) && !errors.Is(err, snapshot.ErrNotFound):
-			errs = append(errs, err)
-		}
-	}
-	return freed, errors.Join(errs...)
+func (n *node) freeSnapshots(ctx context.Context, need int64) (int64, error) {
+	return n.garbage.FreeSnapshots(ctx, need, justUsed)
 }
 
-// freeImages removes images that nobody uses, the least recently used first, until need
-// bytes are free. None is too young: all can be pulled again, as the kubelet has it.
-func (n *node) freeImages(ctx context.Context, need int64) (freed int64, err error) {
-	plan, err := n.images.GC(ctx, image.GCOptions{DryRun: true})
-	if err != nil {
-		return 0, err
-	}
-	var chosen []string
-	for _, d := range plan.Decisions { // the longest unused first
-		if d.Remove && freed < need {
-			chosen, freed = append(chosen, d.Info.Digest), freed+max(d.Info.SizeBytes, 1)
-		}
-	}
-	if freed < need || len(chosen) == 0 {
-		chosen = nil // all, and what pulls that failed have left
-	}
-	report, err := n.images.GC(ctx, image.GCOptions{Only: chosen})
-	return report.RemovedBytes, err
+func (n *node) freeImages(ctx context.Context, need int64) (int64, error) {
+	return n.garbage.FreeImages(ctx, need, justUsed)
 }
 
 // measurePods measures what comes free on the host with each pod that could be ended.

@@ -55,7 +55,7 @@ type StoreOptions[T any] struct {
 // but for one id there may be one writer at a time.
 //
 // A record that could not be read stays: Write and Remove refuse to touch it, with its
-// *Fault, until SetAside has moved it away, Discard has removed it, or Load could read it.
+// *Fault, until Discard or Forget has removed it, or Load could read it.
 type Store[T any] struct {
 	StoreOptions[T]
 
@@ -147,17 +147,6 @@ func (s *Store[T]) untouchable(id string) error {
 	return nil
 }
 
-// Faults are the records that could not be read and are still there.
-func (s *Store[T]) Faults() []*Fault {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	faults := make([]*Fault, 0, len(s.faults))
-	for _, f := range s.faults {
-		faults = append(faults, f)
-	}
-	return faults
-}
-
 // Read reads one record. Errors: those of Format.Read; one that is about another id is
 // ErrCorrupt.
 func (s *Store[T]) Read(id string) (T, error) {
@@ -231,42 +220,4 @@ func (s *Store[T]) place(id string) string {
 		return filepath.Join(s.Dir, id)
 	}
 	return s.Path(id)
-}
-
-// SetAside moves an id's record, with Layout.File its whole directory, into the directory
-// to, which it makes, and returns its path there. The id is free after that. Nothing is
-// replaced there. Errors: fs.ErrNotExist when there is no record.
-func (s *Store[T]) SetAside(id, to string) (string, error) {
-	if !s.valid(id) {
-		return "", fmt.Errorf("set record aside: %.100q is no id", id)
-	}
-	moved, err := MoveAside(s.FS, s.place(id), to)
-	if err == nil {
-		s.settle(id, nil)
-	}
-	return moved, err
-}
-
-// MoveAside moves a file or a directory into the directory to, which it makes, under a
-// name that is free there, and returns its path.
-func MoveAside(fsys FS, path, to string) (string, error) {
-	if err := MakeDir(fsys, to, Synced); err != nil {
-		return "", err
-	}
-	for n := 1; ; n++ {
-		moved := filepath.Join(to, filepath.Base(path))
-		if n > 1 {
-			moved = fmt.Sprintf("%s.%d", moved, n)
-		}
-		// There is one process for a state directory, so that a look before is enough.
-		if _, err := fsys.Lstat(moved); err == nil {
-			continue
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-		if err := fsys.Rename(path, moved); err != nil {
-			return "", err
-		}
-		return moved, errors.Join(fsys.SyncDir(to), fsys.SyncDir(filepath.Dir(path)))
-	}
 }

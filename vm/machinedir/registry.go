@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/process"
 )
 
@@ -207,6 +208,30 @@ func (r *Registry[M]) Remove(id, program string) error {
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove machine's directory: %w", err)
+	}
+	return nil
+}
+
+// Unfinished is for a machine without a usable record: nil when it was never made
+// completely, or ended with the host, of which record is the error. A record that is damaged
+// and has a process is another matter: what works there may be a whole machine, so that the
+// error is vm.ErrUnavailable and names it.
+func (r *Registry[M]) Unfinished(id string, record error) error {
+	if !errors.Is(record, durable.ErrCorrupt) {
+		return nil // what is made by a record that says so, or before there was one
+	}
+	found, err := process.In(r.Dir(id), "")
+	for _, p := range found {
+		defer p.Close()
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w: %w; whether the machine runs cannot be told: %w", vm.ErrUnavailable, record, err)
+	case len(found) > 0:
+		pid := found[0].Identity().PID
+		return fmt.Errorf("%w: %w; process %d works there, and its machine is deleted when that has ended (kill %d)", vm.ErrUnavailable, record, pid, pid)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 )
 
 // parseArguments reads what macOS's sysctl kern.procargs2 gives: the number of
@@ -32,4 +33,11 @@ func parseArguments(raw []byte) (executable string, args []string, err error) {
 		args, rest = append(args, string(arg)), after
 	}
 	return string(path), args, nil
+}
+
+// speaksOf tells whether a process of program, or of any when it is empty, has one of dirs
+// among its arguments. It is here and not in a darwin file to be tested.
+func speaksOf(executable string, args, dirs []string, program string) bool {
+	return (program == "" || executable == program) &&
+		slices.ContainsFunc(dirs, func(dir string) bool { return slices.Contains(args, dir) })
 }

@@ -20,3 +20,16 @@ func TestParseArguments(t *testing.T) {
 		}
 	}
 }
+
+// Who asks for any program gets any: a collection of garbage does before it deletes.
+func TestSpeaksOf(t *testing.T) {
+	dirs, args := []string{"/link/m", "/real/m"}, []string{"vk", "machine-shim", "/real/m"}
+	for program, want := range map[string]bool{"": true, "/bin/vk": true, "/bin/other": false} {
+		if got := speaksOf("/bin/vk", args, dirs, program); got != want {
+			t.Errorf("program %q: %v, want %v", program, got, want)
+		}
+	}
+	if speaksOf("/bin/vk", []string{"vk", "/real/m2"}, dirs, "") {
+		t.Error("another directory is taken for it")
+	}
+}

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -177,10 +177,14 @@ func (p *Process) Close() {
 	})
 }
 
-// In finds the processes of program, or of any when it is empty, that work in dir. macOS tells nobody another
-// process's working directory without cgo, so they are known by dir among their
-// arguments.
+// In finds the processes of program, or of any when it is empty, that work in dir. macOS
+// tells nobody another process's working directory without cgo, so they are known by dir
+// among their arguments, as it is given or with its links followed.
 func In(dir, program string) ([]*Process, error) {
+	dirs := []string{dir}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dirs = append(dirs, real)
+	}
 	all, err := unix.SysctlKinfoProcSlice("kern.proc.uid", os.Getuid())
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
@@ -188,7 +192,7 @@ func In(dir, program string) ([]*Process, error) {
 	var found []*Process
 	for _, info := range all {
 		pid := int(info.Proc.P_pid)
-		if !worksIn(pid, dir, program) {
+		if !worksIn(pid, dirs, program) {
 			continue // ended meanwhile, or another one
 		}
 		p, err := Open(pid)
@@ -202,7 +206,7 @@ func In(dir, program string) ([]*Process, error) {
 			return nil, err
 		}
 		// Once more, now that it is identified: the number may have changed hands since.
-		if !worksIn(pid, dir, program) {
+		if !worksIn(pid, dirs, program) {
 			p.Close()
 			continue
 		}
@@ -211,9 +215,9 @@ func In(dir, program string) ([]*Process, error) {
 	return found, nil
 }
 
-func worksIn(pid int, dir, program string) bool {
+func worksIn(pid int, dirs []string, program string) bool {
 	executable, args, err := arguments(pid)
-	return err == nil && executable == program && slices.Contains(args, dir)
+	return err == nil && speaksOf(executable, args, dirs, program)
 }
 
 // Measure is not known on macOS: the memory of a machine belongs to a process of the

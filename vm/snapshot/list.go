@@ -6,6 +6,7 @@ package snapshot
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Status tells what can be done with a snapshot.
@@ -51,6 +53,8 @@ type Info struct {
 	Pins int `json:"-"`
 
 	dir string
+	// foreign: its manifest is of a version that another vk-firkin reads.
+	foreign bool
 }
 
 // List returns every snapshot, quarantined ones last, sorted by name. One that
@@ -149,6 +153,7 @@ func (s *Store) describe(key string, refs []Reference) Info {
 	}
 	if err != nil {
 		info.Status, info.Problem = StatusDamaged, err.Error()
+		info.foreign = errors.Is(err, durable.ErrNewer) || errors.Is(err, durable.ErrOlder)
 	}
 	s.addUse(&info, refs)
 	s.mu.Lock()

@@ -31,7 +31,7 @@ type quarantineRecord struct {
 }
 
 var quarantineFormat = durable.NewFormat(durable.FormatOptions[quarantineRecord]{
-	Kind: "snapshot-quarantine", Version: 1, Unversioned: 1, MaxBytes: 4 * maxReason, Indent: true,
+	Kind: "snapshot-quarantine", Version: 1, Unversioned: 1, MaxBytes: 8 * maxReason, Indent: true, // JSON makes six bytes of a control character
 })
 
 // Quarantine takes a snapshot out of use and keeps it for examination, with the

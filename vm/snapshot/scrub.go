@@ -80,7 +80,8 @@ func (s *Store) Scrub(ctx context.Context, opts ScrubOptions, each func(Scrubbed
 	if err != nil {
 		return time.Time{}, err
 	}
-	infos = slices.DeleteFunc(infos, func(i Info) bool { return i.Status == StatusQuarantined })
+	// What another version made is whole for all that is known, and may be wanted again.
+	infos = slices.DeleteFunc(infos, func(i Info) bool { return i.Status == StatusQuarantined || i.foreign })
 	record := s.readScrub()
 	s.mu.Lock()
 	for instance, at := range s.verified {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -138,6 +139,34 @@ func TestScrubFindsDamage(t *testing.T) {
 				t.Errorf("the fresh set: %+v", got)
 			}
 		})
+	}
+}
+
+// A set that another version made is left where it is, for that version: this one cannot
+// tell whether it is whole.
+func TestScrubLeavesOtherVersionsAlone(t *testing.T) {
+	s := openTest(t, t.TempDir(), testOptions(snapshottest.New()))
+	ref, _ := ensure(t, s)
+	key := ref.Key()
+	ref.Release()
+	path := filepath.Join(s.dir, key, manifestName)
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(`{"version":99,"more":true}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := scrubAll(t, s); len(got) != 0 {
+		t.Errorf("scrubbed %+v", got)
+	}
+	if info, err := s.Inspect(t.Context(), key); err != nil || info.Name != key || info.Status != StatusDamaged {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if err := os.WriteFile(path, []byte(`{"version":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := scrubAll(t, s); len(got) != 1 || !errors.Is(got[0].Err, vm.ErrSnapshotInvalid) {
+		t.Errorf("one that nobody can read: %+v", got)
 	}
 }
 
@@ -350,5 +379,21 @@ func TestAnotherHost(t *testing.T) {
 	}
 	if got := collected(); len(got) != 1 || got[0] != old.Key() {
 		t.Errorf("collected %v, want the old one", got)
+	}
+}
+
+// A reason may be of what a guest or a tool wrote, which JSON makes longer: it is kept.
+func TestReasonOfControlCharacters(t *testing.T) {
+	s := openTest(t, t.TempDir(), testOptions(snapshottest.New()))
+	ref, _ := ensure(t, s)
+	key := ref.Key()
+	ref.Release()
+	reason := strings.Repeat("\x01", 2*maxReason)
+	if err := s.Quarantine(t.Context(), key, reason); err != nil {
+		t.Fatal(err)
+	}
+	infos, err := s.List(t.Context())
+	if err != nil || len(infos) != 1 || infos[0].Problem != reason[:maxReason] {
+		t.Errorf("%d snapshots, %v", len(infos), err)
 	}
 }

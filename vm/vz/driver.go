@@ -272,6 +272,9 @@ func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
 	return m, nil
 }
 
+// errNotReady: a whole record of a machine whose maker died on the way.
+var errNotReady = errors.New("its record does not say that it was")
+
 // find makes a machine of what its directory says. One that has ended needs no watch.
 func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	var r layout.Record
@@ -280,6 +283,12 @@ func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 		return nil, nil, err // it may run, and is not ours to touch
 	}
 	if err != nil || !r.Ready {
+		if unknown := d.machines.Unfinished(id, err); unknown != nil {
+			return nil, nil, unknown
+		}
+		if err == nil {
+			err = errNotReady
+		}
 		d.log.Warn("Found a machine that was never made completely", "machine", id, "err", err)
 		return newExited(d, layout.Record{ID: id}, vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "it was never made completely: the process that made it ended on the way"}), nil, nil
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -99,16 +98,9 @@ func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
 }
 
+// readRecord reads a record whatever is in it. It waits for nothing and follows no link.
 func readRecord(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = f.Close() }()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
-	if err == nil && len(data) > maxRecordBytes {
-		err = fmt.Errorf("%s has more than %d bytes", path, maxRecordBytes)
-	}
+	data, err := durable.ReadFile(durable.Host, path, maxRecordBytes)
 	return string(data), err
 }
 

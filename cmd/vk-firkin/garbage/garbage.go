@@ -19,11 +19,9 @@
 package garbage
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm/image"
@@ -118,10 +116,6 @@ type Options struct {
 	DryRun bool `json:"dryRun"`
 	// Grace is how long something must have been unused. 0 is no time at all.
 	Grace time.Duration `json:"grace"`
-	// Need, when it is not 0, is how many bytes are wanted: of the snapshots and images
-	// that may go, whatever their age, only as many do, the longest unused first. Leftovers
-	// and what is no use to anybody go as ever.
-	Need int64 `json:"need,omitempty"`
 }
 
 // Live is what a running node knows beyond its files. Safe for concurrent use.
@@ -166,12 +160,11 @@ func New(c Config) *Collector {
 // joins all faults.
 func (c *Collector) Collect(ctx context.Context, opts Options) (Report, error) {
 	report := Report{DryRun: opts.DryRun, Node: c.config.Live != nil}
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return report, ctx.Err()
+	done, err := c.begin(ctx)
+	if err != nil {
+		return report, err
 	}
+	defer done()
 	var errs []error
 	add := func(d []Decision, err error) {
 		report.Decisions = append(report.Decisions, d...)
@@ -212,39 +205,34 @@ func (c *Collector) Collect(ctx context.Context, opts Options) (Report, error) {
 	return report, errors.Join(errs...)
 }
 
+// begin waits for the caller's turn, which lasts until done.
+func (c *Collector) begin(ctx context.Context) (done func(), err error) {
+	select {
+	case c.turn <- struct{}{}:
+		return func() { <-c.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // collectSets collects snapshots and images. Without known references images are left
 // alone.
 func (c *Collector) collectSets(ctx context.Context, opts Options, refs references, known bool) (snapshots snapshot.GCReport, images image.GCReport, err error) {
+	snapshots, err = c.config.Snapshots.GC(ctx, c.snapshotOptions(opts.Grace, opts.DryRun))
+	if !known || err != nil && len(snapshots.Decisions) == 0 {
+		return snapshots, images, err // which images the snapshots need is not known
+	}
+	images, ierr := c.config.Images.GC(ctx, image.GCOptions{Grace: opts.Grace, Keep: keptImages(refs, snapshots.Decisions), DryRun: opts.DryRun})
+	return snapshots, images, errors.Join(err, ierr)
+}
+
+func (c *Collector) snapshotOptions(grace time.Duration, dryRun bool) snapshot.GCOptions {
 	var wanted []string
 	complete := true // without a node there is nobody who wants a template's
 	if c.config.Live != nil {
 		wanted, complete = c.config.Live.Wanted()
 	}
-	sopts := snapshot.GCOptions{Grace: opts.Grace, Keep: wanted, KeepTemplates: !complete, DryRun: true}
-	if opts.Need > 0 {
-		sopts.Grace = 0
-	}
-	plan, err := c.config.Snapshots.GC(ctx, sopts)
-	if err != nil {
-		return plan, images, fmt.Errorf("look at snapshots: %w", err)
-	}
-	iopts := image.GCOptions{Grace: sopts.Grace, DryRun: true}
-	if opts.Need > 0 && known {
-		iopts.Keep = keptImages(refs, plan.Decisions)
-		iplan, err := c.config.Images.GC(ctx, iopts)
-		if err != nil {
-			return plan, images, fmt.Errorf("look at images: %w", err)
-		}
-		sopts.Only, iopts.Only = choose(plan.Decisions, iplan.Decisions, opts.Need-leftoverBytes(plan, iplan))
-	}
-	sopts.DryRun, iopts.DryRun = opts.DryRun, opts.DryRun
-	snapshots, err = c.config.Snapshots.GC(ctx, sopts)
-	if !known {
-		return snapshots, images, err
-	}
-	iopts.Keep = keptImages(refs, snapshots.Decisions)
-	images, ierr := c.config.Images.GC(ctx, iopts)
-	return snapshots, images, errors.Join(err, ierr)
+	return snapshot.GCOptions{Grace: grace, Keep: wanted, KeepTemplates: !complete, DryRun: dryRun}
 }
 
 // keptImages are the images that somebody needs who has not pinned them, and why: those
@@ -263,70 +251,6 @@ func keptImages(refs references, snapshots []snapshot.Decision) map[string]strin
 		}
 	}
 	return keep
-}
-
-// choose picks, of what may go, the longest unused until need bytes are free. An image
-// that a snapshot was made with was last used when the snapshot was. Pure.
-func choose(snapshots []snapshot.Decision, images []image.Decision, need int64) (keys, digests []string) {
-	type candidate struct {
-		at       time.Time
-		bytes    int64
-		snapshot string
-		image    string
-	}
-	var all []candidate
-	of := map[string]time.Time{} // when the snapshots of an image were last used
-	for _, d := range snapshots {
-		if !d.Remove {
-			continue
-		}
-		all = append(all, candidate{at: d.Info.LastUsed, bytes: d.Info.AllocatedBytes, snapshot: d.Info.Name})
-		if t := d.Info.Manifest.Template; t != nil {
-			for _, i := range t.Images {
-				if d.Info.LastUsed.After(of[i.Digest]) {
-					of[i.Digest] = d.Info.LastUsed
-				}
-			}
-		}
-	}
-	for _, d := range images {
-		if !d.Remove {
-			continue
-		}
-		c := candidate{at: d.Info.LastUsed, bytes: d.Info.SizeBytes, image: d.Info.Digest}
-		if of[d.Info.Digest].After(c.at) {
-			c.at = of[d.Info.Digest]
-		}
-		all = append(all, c)
-	}
-	slices.SortStableFunc(all, func(a, b candidate) int {
-		// At the same time the snapshot goes first: the image is no use without it, but the
-		// other way round it is the snapshot that is none.
-		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.image, b.image), cmp.Compare(a.snapshot, b.snapshot))
-	})
-	keys, digests = []string{}, []string{} // nil would be all
-	for _, c := range all {
-		if need <= 0 {
-			break
-		}
-		need -= c.bytes
-		if c.snapshot != "" {
-			keys = append(keys, c.snapshot)
-		} else {
-			digests = append(digests, c.image)
-		}
-	}
-	return keys, digests
-}
-
-func leftoverBytes(s snapshot.GCReport, i image.GCReport) (n int64) {
-	for _, l := range s.Leftovers {
-		n += l.Bytes
-	}
-	for _, l := range i.Leftovers {
-		n += l.Bytes
-	}
-	return n
 }
 
 // snapshotName is what people find a snapshot by.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,23 +59,85 @@ func TestChoose(t *testing.T) {
 	snapshots := []snapshot.Decision{snap("s1", 3*time.Hour, true), snap("s2", time.Hour, true, "i3"), snap("s3", 9*time.Hour, false)}
 	images := []image.Decision{img("i1", 4*time.Hour, true), img("i2", 2*time.Hour, true), img("i3", 8*time.Hour, true), img("i4", 9*time.Hour, false)}
 	for _, tt := range []struct {
-		need          int64
-		keys, digests []string
+		need                int64
+		keys, digests, with []string
 	}{
-		{-5, []string{}, []string{}},
-		{0, []string{}, []string{}},
-		{1, []string{}, []string{"i1"}},
-		{10, []string{}, []string{"i1"}},
-		{11, []string{"s1"}, []string{"i1"}},
-		{30, []string{"s1"}, []string{"i1", "i2"}},
-		{31, []string{"s1", "s2"}, []string{"i1", "i2"}}, // the image of a snapshot not before it
-		{1000, []string{"s1", "s2"}, []string{"i1", "i2", "i3"}},
+		{-5, []string{}, []string{}, []string{}},
+		{0, []string{}, []string{}, []string{}},
+		{1, []string{"s1"}, []string{"i1"}, []string{}},
+		{10, []string{"s1"}, []string{"i1"}, []string{}},
+		{11, []string{"s1", "s2"}, []string{"i1", "i2"}, []string{}},
+		{20, []string{"s1", "s2"}, []string{"i1", "i2"}, []string{}},
+		{21, nil, []string{"i1", "i2", "i3"}, []string{"s2"}}, // the image of a snapshot not before it
+		{1000, nil, nil, []string{"s2"}},
 	} {
-		keys, digests := choose(snapshots, images, tt.need)
-		if diff := cmp.Diff([][]string{tt.keys, tt.digests}, [][]string{keys, digests}); diff != "" {
+		keys, digests := chooseSnapshots(snapshots, tt.need), chooseImages(snapshots, images, tt.need)
+		with := madeWith(snapshots, images, digests)
+		if diff := cmp.Diff([][]string{tt.keys, tt.digests, tt.with}, [][]string{keys, digests, with}); diff != "" {
 			t.Errorf("need %d (-want +got):\n%s", tt.need, diff)
 		}
 	}
+}
+
+// What is freed under pressure is chosen by the same rules as what is collected: a record
+// keeps an image that nobody has pinned yet, a snapshot that stays keeps the image that it
+// was made with, and none of a template goes before the node was told its templates.
+func TestFree(t *testing.T) {
+	w := newWorld(t, 1)
+	pull := func(n int) *image.Image {
+		img, err := w.images.Pull(t.Context(), w.refs[n], image.PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img.Release()
+		return img
+	}
+	template, recorded, loose := pull(0), pull(1), pull(2)
+	ref, _, err := w.snapshots.Ensure(t.Context(), w.spec(0, template))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := ref.Key()
+	ref.Release()
+	w.stamp(filepath.Join(w.state, "snapshots", key), filepath.Join(w.state, "snapshots", ".refs", key))
+	base := snapshot.Key(w.spec(0, nil), w.driver.Features())
+	w.wanted = []string{base}
+	w.write(filepath.Join(podsDir, "uid", podRecord), `{"image":"`+recorded.Digest+`"}`)
+	w.now = w.now.Add(time.Hour)
+	const all = 1 << 50
+	check := func(step string, freed int64, err error, some bool, want map[string]bool) {
+		t.Helper()
+		if err != nil || freed > 0 != some {
+			t.Errorf("%s: freed %d, %v", step, freed, err)
+		}
+		for _, i := range []*image.Image{template, recorded, loose} {
+			if got := w.exists("images", strings.TrimPrefix(i.Digest, "sha256:")); got != want[i.Digest] {
+				t.Errorf("%s: image %s exists: %v", step, i.Ref, got)
+			}
+		}
+		if got := w.exists("snapshots", key); got != want[key] {
+			t.Errorf("%s: the template's snapshot exists: %v", step, got)
+		}
+	}
+	c := w.collector(w)
+	w.complete = false
+	freed, err := c.FreeSnapshots(t.Context(), all, time.Minute)
+	check("before the node knows its templates", freed, err, false, map[string]bool{template.Digest: true, recorded.Digest: true, loose.Digest: true, key: true})
+	freed, err = c.FreeImages(t.Context(), all, time.Minute)
+	check("images then", freed, err, true, map[string]bool{template.Digest: true, recorded.Digest: true, key: true})
+	w.complete = true
+	freed, err = c.FreeImages(t.Context(), all, 2*time.Hour)
+	check("the snapshot was just used", freed, err, false, map[string]bool{template.Digest: true, recorded.Digest: true, key: true})
+	freed, err = c.FreeImages(t.Context(), 1, time.Minute)
+	check("the image with its snapshot", freed, err, true, map[string]bool{recorded.Digest: true})
+	w.wanted = nil
+	w.stamp(filepath.Join(w.state, "snapshots", base), filepath.Join(w.state, "snapshots", ".refs", base))
+	w.now = w.now.Add(time.Hour)
+	freed, err = c.FreeSnapshots(t.Context(), 1, time.Minute)
+	if w.exists("snapshots", base) {
+		t.Error("the base's snapshot stays")
+	}
+	check("snapshots", freed, err, true, map[string]bool{recorded.Digest: true})
 }
 
 // References are found in records of any version, also in what is no JSON at all; a record
@@ -136,6 +199,21 @@ func TestReferencesOfAnyVersion(t *testing.T) {
 	report, err = w.collector(nil).Collect(t.Context(), Options{})
 	if got := w.removed(report); err != nil || !cmp.Equal(got, []string{"record m-2.json"}) {
 		t.Errorf("a second time: removed %v, %v", got, err)
+	}
+}
+
+// A pipe in the place of a record keeps nobody waiting, and hides what it may have said.
+func TestPipeForARecord(t *testing.T) {
+	w := newWorld(t, 1)
+	w.write(filepath.Join(machinesDir, "m-1", "console"), "x")
+	w.write(filepath.Join(podsDir, "uid", "log"), "x")
+	if err := syscall.Mkfifo(filepath.Join(w.state, podsDir, "uid", podRecord), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.now = w.now.Add(time.Hour)
+	report, err := w.collector(nil).Collect(t.Context(), Options{})
+	if err == nil || len(w.removed(report)) != 0 {
+		t.Errorf("removed %v, %v", w.removed(report), err)
 	}
 }
 
