@@ -118,7 +118,7 @@ func (r *reconciliation) collect(ctx context.Context) error {
 	}
 	for id, c := range r.cases {
 		c.owned = s.pending[id] == nil && (s.ledger.Has(id) || slices.ContainsFunc(before, func(e Entry) bool { return e.Machine == id })) || slices.Contains(builders, id)
-		c.unwanted = slices.Contains(unwanted, id)
+		c.charged, c.unwanted = s.pending[id] != nil, slices.Contains(unwanted, id)
 	}
 	return nil
 }
