@@ -276,13 +276,27 @@ func TestBrokenRecordsQuarantine(t *testing.T) {
 					return nil
 				})
 				p.wantLook(survey(req), map[string]Verdict{machine: VerdictRetry})
+				if _, err := p.supply.Adopt(t.Context(), req); !errors.Is(err, ErrQuarantined) {
+					t.Errorf("adopt while it cannot be asked: %v", err)
+				}
 				p.host.setFault(nil)
 				if listed, err := p.opts.QuarantineDir.Listed(machine); !listed || err != nil {
 					t.Errorf("that it could not be asked once took it out of quarantine: %v", err)
 				}
-				// Another start comes to the same.
+				// Another start comes to the same, and nobody has it when it cannot be asked at first.
 				p.stop()
 				p.start()
+				p.host.setFault(func(op, id string) error {
+					if op == "load" && id == machine {
+						return vm.ErrUnavailable
+					}
+					return nil
+				})
+				p.wantLook(survey(req), map[string]Verdict{machine: VerdictRetry})
+				p.host.setFault(nil) // it answers before it is looked at again
+				if _, err := p.supply.Adopt(t.Context(), req); !errors.Is(err, ErrQuarantined) {
+					t.Errorf("adopt before it was asked: %v", err)
+				}
 				p.wantLook(survey(req), map[string]Verdict{machine: VerdictQuarantine})
 				// Until somebody says that it may go.
 				if err := p.opts.QuarantineDir.Remove(machine); err != nil {
