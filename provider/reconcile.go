@@ -125,10 +125,10 @@ func (s sightings) due(findings []warmpool.Finding, confirm time.Duration, now t
 // started together are not to look together.
 func nextLook(every time.Duration, unconfirmed bool, failures int) time.Duration {
 	next := every - every/8 + rand.N(every/4+1)
-	if failures > 0 {
+	switch {
+	case failures > 0: // what could not be reaped is unconfirmed for as long
 		next = min(next, retryDelay(failures, inspectRetryFirst, inspectRetryMax))
-	}
-	if unconfirmed {
+	case unconfirmed:
 		next = min(next, confirmAfter)
 	}
 	return next
