@@ -69,12 +69,18 @@ func (w *worker) restartContainer(c *containerState, message string, grace time.
 	}
 }
 
-// evict ends the pod as Failed within grace, its status says why. The first reason stays.
-// It may be called from anywhere.
+// evict ends the pod as Failed within grace, its status says why. The first reason stays,
+// and the shorter time. It may be called from anywhere.
 func (w *worker) evict(reason, message string, grace time.Duration) {
 	w.post(func(s *state) {
-		if s.stage == stageSyncing && s.kill == nil && s.deletion == nil && s.refusal == nil {
-			w.beginKill(&podKill{reason: reason, message: message, ending: ending{since: time.Now(), grace: grace}})
+		e := ending{since: time.Now(), grace: grace}
+		switch {
+		case s.stage != stageSyncing || s.deletion != nil || s.refusal != nil:
+		case s.kill != nil: // it ends for another reason already, and may have a long time for it
+			s.kill.shorten(e)
+			w.dirty = true
+		default:
+			w.beginKill(&podKill{reason: reason, message: message, ending: e})
 			w.env.events.pod(s.pod, true, reason, message)
 		}
 	})

@@ -125,10 +125,10 @@ func (s sightings) due(findings []warmpool.Finding, confirm time.Duration, now t
 // started together are not to look together.
 func nextLook(every time.Duration, unconfirmed bool, failures int) time.Duration {
 	next := every - every/8 + rand.N(every/4+1)
-	if failures > 0 {
+	switch {
+	case failures > 0: // what could not be reaped is unconfirmed for as long
 		next = min(next, retryDelay(failures, inspectRetryFirst, inspectRetryMax))
-	}
-	if unconfirmed {
+	case unconfirmed:
 		next = min(next, confirmAfter)
 	}
 	return next
@@ -289,7 +289,7 @@ func (p *Provider) letGo(findings []warmpool.Finding, reaping sightings) {
 }
 
 // beginAnew starts a pod whose record was lost, if the API still has it. What may have run
-// and must not run twice has failed.
+// and must not run twice has failed. One that is over stays so: nothing of it is to run again.
 func (p *Provider) beginAnew(uid types.UID) {
 	pod := p.kube.byUID(uid)
 	if pod == nil {
@@ -305,7 +305,7 @@ func (p *Provider) beginAnew(uid types.UID) {
 	switch {
 	case pod.DeletionTimestamp != nil:
 		s.deletion = &deletion{ending: ending{since: time.Now(), grace: graceOf(pod)}}
-	case hasRun(pod):
+	case hasRun(pod), order(pod.Status.Phase) >= order(corev1.PodFailed):
 		s.refusal = &refusal{Reason: reasonRecordLost, Message: "The node has lost its record of the pod, whose containers may have run and must not run twice"}
 	}
 	p.startWorker(s)

@@ -107,6 +107,9 @@ func TestNextLook(t *testing.T) {
 	if d := nextLook(every, true, 0); d != confirmAfter {
 		t.Errorf("to be confirmed: %s", d)
 	}
+	if d := nextLook(every, true, 50); d != time.Minute {
+		t.Errorf("what cannot be reaped is tried again after %s", d)
+	}
 	if d := nextLook(time.Millisecond, true, 9); d > 2*time.Millisecond {
 		t.Errorf("later than asked for: %s", d)
 	}

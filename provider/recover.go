@@ -46,7 +46,9 @@ func (p *Provider) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.tell(findings)
+	if !p.tell(findings) {
+		p.Reconcile() // soon: one that could not be asked may be what a pod waits for
+	}
 	for _, f := range findings {
 		// No worker runs yet, so that none has a machine in the making: once is enough.
 		if f.Verdict == warmpool.VerdictCleanup {
@@ -137,6 +139,11 @@ func (p *Provider) reapOrphan(ctx context.Context, id string) {
 		err := p.env.supply.Reap(rctx, id)
 		cancel()
 		if err == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if len(p.held) > 0 {
+				p.Reconcile() // a pod may have been held for it
+			}
 			return
 		}
 		p.log.Error("Machine could not be reaped", "machine", id, "err", err)

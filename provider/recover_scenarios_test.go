@@ -135,6 +135,76 @@ func TestUnreadableRecordIsLetGo(t *testing.T) {
 	}
 }
 
+// What a start could not decide is looked at again soon, not only when it is time: a pod waits
+// for it.
+func TestUndecidedIsLookedAtSoon(t *testing.T) {
+	t.Run("its machine has ended", func(t *testing.T) {
+		w := newWorld(t)
+		_, acquired := w.left("p", corev1.RestartPolicyAlways)
+		w.supply.only().end(vm.ExitCrashed)
+		w.run()
+		w.eventually("it has another machine", func() bool {
+			w.supply.mu.Lock()
+			defer w.supply.mu.Unlock()
+			return w.supply.acquired == acquired+1
+		}, nil)
+		w.await("p", "is ready", ready)
+		w.delete("p", ptr(int64(1)))
+		w.awaitNothing()
+	})
+	t.Run("its machine cannot be asked", func(t *testing.T) {
+		w := newWorld(t)
+		w.left("p", corev1.RestartPolicyAlways)
+		w.supply.mu.Lock()
+		w.supply.mute = true
+		from := w.supply.looks
+		w.supply.mu.Unlock()
+		w.run()
+		w.eventually("it is asked again", func() bool {
+			w.supply.mu.Lock()
+			defer w.supply.mu.Unlock()
+			return w.supply.looks > from+1
+		}, nil)
+		w.delete("p", ptr(int64(1)))
+		w.awaitNothing()
+	})
+}
+
+// A pod that is over does not run a second time because its record was lost.
+func TestUnreadableRecordOfPodThatIsOver(t *testing.T) {
+	w := newWorld(t)
+	p, acquired := w.left("p", corev1.RestartPolicyOnFailure)
+	w.supply.only().end(vm.ExitCrashed)
+	got, err := w.client.CoreV1().Pods("default").Get(t.Context(), "p", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Status.Phase = corev1.PodSucceeded
+	for i := range got.Status.Conditions {
+		if c := &got.Status.Conditions[i]; c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {
+			c.Status = corev1.ConditionFalse
+		}
+	}
+	cs := &got.Status.ContainerStatuses[0]
+	cs.Ready, cs.Started, cs.State = false, ptr(false), corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "Completed", ContainerID: cs.ContainerID}}
+	if _, err := w.client.CoreV1().Pods("default").UpdateStatus(t.Context(), got, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.run(often)
+	w.eventually("it is let go", func() bool { return !w.spoilt(p) && len(w.supply.ids()) == 0 }, nil)
+	w.looked()
+	if w.supply.acquired != acquired {
+		t.Errorf("%d machines were made for it", w.supply.acquired-acquired)
+	}
+	got, err = w.client.CoreV1().Pods("default").Get(t.Context(), "p", metav1.GetOptions{})
+	if err != nil || got.Status.Phase != corev1.PodSucceeded || got.Status.Reason != "" || got.Status.ContainerStatuses[0].State.Terminated.Reason != "Completed" {
+		t.Errorf("%+v, %v", got.Status, err)
+	}
+	w.delete("p", ptr(int64(1)))
+	w.awaitGone("p")
+	w.awaitNothing()
+}
+
 // A pod that was deleted while the node was away is ended, whatever its record is like.
 func TestUnreadableRecordOfDeletedPod(t *testing.T) {
 	for _, grace := range []int64{0, 1} {

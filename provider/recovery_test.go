@@ -9,6 +9,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // recoveries keeps what was observed of recoveries; nothing else is.
@@ -65,4 +68,29 @@ func TestRecoveryIsMeasured(t *testing.T) {
 	var none *recovery
 	none.expect()
 	none.settle()
+}
+
+// A machine that is lost already is not to be adopted: a pod whose record cannot be read may be
+// ended hours after the recovery.
+func TestRecoveryCountsWhatIsAdopted(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		machine machineState
+		want    int64
+	}{
+		{"none", machineState{}, 0},
+		{"left", machineState{id: "pod-a-1", adopt: true}, 1},
+		{"lost", machineState{id: "pod-a-1", adopt: true, lost: &loss{}}, 0},
+	} {
+		env := &environment{log: slog.New(slog.DiscardHandler), recovery: newRecovery(Options{Began: time.Now()})}
+		w := newWorker(env, state{pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "a"}}, machine: tc.machine})
+		if got := env.recovery.machines.Load(); got != tc.want {
+			t.Errorf("%s: %d machines are waited for, want %d", tc.name, got, tc.want)
+		}
+		// It is the pod's before the worker has taken its first step: who looks for machines that
+		// are nobody's does not wait for that.
+		if r := w.view.Load().request; (r != nil) != (tc.machine.id != "") || r != nil && (r.MachineID != tc.machine.id || r.PodUID != "a") {
+			t.Errorf("%s: it claims %+v", tc.name, r)
+		}
+	}
 }

@@ -71,6 +71,9 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	}
 	if s.refusal != nil {
 		st.Phase, st.Reason, st.Message = corev1.PodFailed, s.refusal.Reason, s.refusal.Message
+		if order(previous.Phase) >= order(corev1.PodFailed) { // it was over before
+			st.Phase, st.Reason, st.Message = previous.Phase, previous.Reason, previous.Message
+		}
 		st.Conditions = keptConditions(s.pod, previous)
 		keepRefused(&st, previous, now)
 		return st

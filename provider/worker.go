@@ -96,12 +96,22 @@ func newWorker(env *environment, s state) *worker {
 		log:  env.log.With("pod", s.pod.Namespace+"/"+s.pod.Name, "podUID", s.pod.UID),
 		bell: make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	if w.adopting = s.machine.adopt; w.adopting {
+	if w.adopting = s.machine.adopt && s.machine.lost == nil; w.adopting {
 		env.recovery.expect()
 	}
 	w.published.Store(s.pod)
-	w.view.Store(&podView{})
+	// Its machine has an owner from the start, however long the first step takes.
+	w.view.Store(&podView{request: w.requested()})
 	return w
+}
+
+// requested is the request by which the pod has, or had asked for, its machine; nil for none.
+func (w *worker) requested() *MachineRequest {
+	if w.s.machine.id == "" {
+		return nil
+	}
+	request := w.machineRequest()
+	return &request
 }
 
 // post lets the loop run f. It does not block and may be called from anywhere.
@@ -412,10 +422,7 @@ func (w *worker) publish(now time.Time) {
 	old := w.published.Load()
 	status := podStatus(s, &old.Status, w.env.nodeIP, now)
 	view := viewOf(s, w.hold)
-	if s.machine.id != "" {
-		request := w.machineRequest()
-		view.request = &request
-	}
+	view.request = w.requested()
 	w.view.Store(view)
 	if s.stage == stageTerminated || reflect.DeepEqual(old.Status, status) && sameMeta(old, s.pod) {
 		return

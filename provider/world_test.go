@@ -356,6 +356,7 @@ type fakeSupply struct {
 	machines map[string]*fakeMachine
 	acquired int
 	looks    int
+	mute     bool // machines cannot be asked
 	requests []provider.MachineRequest
 	// quarantined are kept; of those, unwanted may go.
 	quarantined, unwanted map[string]bool
@@ -492,6 +493,8 @@ func (s *fakeSupply) Reconcile(ctx context.Context, claims []provider.MachineCla
 		case i < 0:
 		case claims[i].Unclear == "":
 			f.Verdict = warmpool.VerdictRecover
+		case s.mute:
+			f.Verdict = warmpool.VerdictRetry
 		case s.unwanted[id] || m.over():
 		default:
 			f.Verdict, f.New = warmpool.VerdictQuarantine, !s.quarantined[id]

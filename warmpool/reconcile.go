@@ -118,7 +118,7 @@ func (r *reconciliation) collect(ctx context.Context) error {
 	}
 	for id, c := range r.cases {
 		c.owned = s.pending[id] == nil && (s.ledger.Has(id) || slices.ContainsFunc(before, func(e Entry) bool { return e.Machine == id })) || slices.Contains(builders, id)
-		c.unwanted = slices.Contains(unwanted, id)
+		c.charged, c.unwanted = s.pending[id] != nil, slices.Contains(unwanted, id)
 	}
 	return nil
 }
@@ -219,7 +219,7 @@ func (r *reconciliation) conclude() []Finding {
 	var findings []Finding
 	var told []Quarantined
 	s.mu.Lock()
-	lost := false // some quarantined machine may be anybody's
+	lost := false // some machine that is kept may be anybody's
 	for id, c := range r.cases {
 		verdict, why := c.judge()
 		if verdict == VerdictKeep {
@@ -238,6 +238,9 @@ func (r *reconciliation) conclude() []Finding {
 		if room != nil {
 			room.charge(c.budget)
 		}
+		if verdict == VerdictQuarantine || verdict == VerdictRetry {
+			lost = lost || c.paper == paperBroken && c.request == id && c.entry
+		}
 		f := Finding{Machine: id, Verdict: verdict, Reason: why, Request: c.request}
 		q, was := s.quarantined[id]
 		switch {
@@ -250,7 +253,6 @@ func (r *reconciliation) conclude() []Finding {
 			q.Reason, q.PodUID, q.Request, q.Budget = why, c.podUID, c.request, c.budget
 			s.quarantined[id] = q
 			told = append(told, q)
-			lost = lost || c.paper == paperBroken && c.request == id && c.entry
 		case was && (verdict == VerdictRetry || c.unwanted): // it may live yet, or is about to be removed
 			told = append(told, q)
 		default:
@@ -267,19 +269,21 @@ func (r *reconciliation) conclude() []Finding {
 	return findings
 }
 
-// mark notes which requests may have a quarantined machine whose record does not say whose
-// it is: those of which nothing else is left. Their pods must not be given another machine
-// while it runs. With the supply's mu held.
+// mark notes which requests may have a machine that is kept and whose record cannot be read:
+// the one that it seems to speak of, while the machine could not be asked, and, when lost, those
+// of which nothing else is left, since some such record does not say whose its machine is. Their
+// pods must not be given another machine while it runs. With the supply's mu held.
 func (r *reconciliation) mark(lost bool) {
 	s := r.supply
 	clear(s.unsure)
-	if !lost {
-		return
-	}
 	for id, claim := range r.claims {
 		machine := cmp.Or(s.aliases[id], id)
 		c := r.cases[machine]
-		if claim.Unclear == "" && claim.Template != nil && (c == nil || !c.listed) && !s.ledger.Has(machine) {
+		there := c != nil && c.listed
+		switch {
+		case claim.Unclear != "":
+		case there && c.paper == paperBroken && c.failed != nil,
+			lost && claim.Template != nil && !there && !s.ledger.Has(machine):
 			s.unsure[id] = true
 		}
 	}

@@ -190,6 +190,36 @@ func TestReconcileJudgesOrphans(t *testing.T) {
 	})
 }
 
+// TestReconcileReleasesWhatVanished: what an earlier look charged and then went in another way than
+// by this program, such as by hand, does not keep its room.
+func TestReconcileReleasesWhatVanished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooled(t, nil)
+		p.leave("pod-kept", vm.StateRunning, true)
+		p.leave("pod-ended", vm.StateExited, true)
+		p.wantLook(survey(), map[string]Verdict{"pod-kept": VerdictQuarantine, "pod-ended": VerdictCleanup})
+		for _, id := range []string{"pod-kept", "pod-ended"} {
+			if err := p.host.machine(id).Delete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := map[string]Verdict{"pod-kept": VerdictCleanup, "pod-ended": VerdictCleanup}
+		if got := p.look(survey()); !cmp.Equal(got, want) {
+			t.Errorf("verdicts %v, want %v", got, want)
+		}
+		for id := range want {
+			if err := p.supply.Discard(t.Context(), id); err != nil {
+				t.Errorf("discard %s: %v", id, err)
+			}
+		}
+		p.wantLook(survey(), map[string]Verdict{})
+		if a := p.supply.Ledger(); len(a.Machines) != 0 || a.Available != a.Capacity || len(p.supply.Quarantined()) != 0 {
+			t.Errorf("left: %+v, in quarantine %+v", a, p.supply.Quarantined())
+		}
+		p.stop()
+	})
+}
+
 // TestBrokenRecordsQuarantine: a record that cannot be read is no reason to delete the
 // machine of a pod, nor to start the pod a second time beside it.
 func TestBrokenRecordsQuarantine(t *testing.T) {
@@ -246,13 +276,27 @@ func TestBrokenRecordsQuarantine(t *testing.T) {
 					return nil
 				})
 				p.wantLook(survey(req), map[string]Verdict{machine: VerdictRetry})
+				if _, err := p.supply.Adopt(t.Context(), req); !errors.Is(err, ErrQuarantined) {
+					t.Errorf("adopt while it cannot be asked: %v", err)
+				}
 				p.host.setFault(nil)
 				if listed, err := p.opts.QuarantineDir.Listed(machine); !listed || err != nil {
 					t.Errorf("that it could not be asked once took it out of quarantine: %v", err)
 				}
-				// Another start comes to the same.
+				// Another start comes to the same, and nobody has it when it cannot be asked at first.
 				p.stop()
 				p.start()
+				p.host.setFault(func(op, id string) error {
+					if op == "load" && id == machine {
+						return vm.ErrUnavailable
+					}
+					return nil
+				})
+				p.wantLook(survey(req), map[string]Verdict{machine: VerdictRetry})
+				p.host.setFault(nil) // it answers before it is looked at again
+				if _, err := p.supply.Adopt(t.Context(), req); !errors.Is(err, ErrQuarantined) {
+					t.Errorf("adopt before it was asked: %v", err)
+				}
 				p.wantLook(survey(req), map[string]Verdict{machine: VerdictQuarantine})
 				// Until somebody says that it may go.
 				if err := p.opts.QuarantineDir.Remove(machine); err != nil {

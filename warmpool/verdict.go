@@ -72,7 +72,9 @@ type evidence struct {
 	ours bool
 	// listed: the driver has it. It was asked, and has answered.
 	listed bool
-	paper  paper
+	// charged: an earlier pass has put it into the ledger, for nobody.
+	charged bool
+	paper   paper
 	// why the paper is broken or the claim is unclear, for people.
 	why string
 	// entry: it has the id of a pool's entry.
@@ -146,6 +148,8 @@ func (e evidence) judgePaper() (v Verdict, why string) {
 		return VerdictRecover, "the pod that had it is to hear that it is gone"
 	case e.paper != paperNone:
 		return VerdictCleanup, "its machine does not exist"
+	case e.charged:
+		return VerdictCleanup, "it does not exist any more"
 	}
 	return VerdictKeep, "there is nothing"
 }

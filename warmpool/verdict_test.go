@@ -28,6 +28,7 @@ func TestJudge(t *testing.T) {
 	failed := func(e *evidence) { e.state, e.failed = "", vm.ErrUnavailable }
 	unasked := func(e *evidence) { e.state, e.asked = "", false }
 	missing := func(e *evidence) { e.listed = false; unasked(e) }
+	charged := func(e *evidence) { e.charged = true }
 	entry := func(e *evidence) { e.entry = true }
 	foreign := func(e *evidence) { e.ours = false }
 	unwanted := func(e *evidence) { e.unwanted = true }
@@ -58,6 +59,8 @@ func TestJudge(t *testing.T) {
 		{"given to a request that nobody knows, not asked", with(paperIs(paperRead), unasked), VerdictCleanup, ""},
 		{"a record without a machine", with(paperIs(paperRead), missing), VerdictCleanup, "does not exist"},
 		{"a broken record without a machine", with(paperIs(paperBroken), missing), VerdictCleanup, "does not exist"},
+		{"charged, and gone since", with(charged, missing), VerdictCleanup, "any more"},
+		{"a pod's, charged, and gone since", with(charged, missing, claimIs(claimKnown)), VerdictRecover, "gone"},
 		{"an unfinished entry", with(entry, unasked), VerdictCleanup, "never finished"},
 		{"ended", with(exited), VerdictCleanup, "ended"},
 		{"unproven", with(originIs(originUnproven)), VerdictCleanup, "proved"},

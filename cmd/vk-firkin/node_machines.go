@@ -46,11 +46,11 @@ func (n *nodeMachines) Adopt(ctx context.Context, req provider.MachineRequest) (
 	}
 	state, err := lease.Machine().State(ctx)
 	if err == nil && state == vm.StateExited {
-		// Nothing to take over: what it left is given back at once.
-		if err := lease.Release(ctx, 0); err != nil {
-			return nil, err
+		// Nothing to take over: what it left is given back at once. What cannot be is the
+		// caller's, who sees that it has ended, and tries again: else nobody had the lease.
+		if lease.Release(ctx, 0) == nil {
+			return nil, fmt.Errorf("adopt machine %q: it has exited: %w", req.MachineID, vm.ErrNotFound)
 		}
-		return nil, fmt.Errorf("adopt machine %q: it has exited: %w", req.MachineID, vm.ErrNotFound)
 	}
 	return &machineLease{lease: lease, metrics: n.metrics}, nil
 }

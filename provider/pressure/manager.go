@@ -125,9 +125,11 @@ func (m *Manager) Run(ctx context.Context) {
 			m.opts.Logger.Error("The host could not be measured; trying again", "error", err)
 		}
 		failed = err != nil
-		m.mu.Lock()
-		m.running = true
-		m.mu.Unlock()
+		if !failed {
+			m.mu.Lock()
+			m.running = true
+			m.mu.Unlock()
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -144,7 +146,8 @@ func (m *Manager) relieve(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if skip.Reason == "" && m.press.Reason != "" {
+		// It is over, or something else is what keeps them from being filled now.
+		if m.press.Reason != "" && skip.Reason != m.press.Reason {
 			m.press = skip
 			m.opts.Supply.Press(skip)
 		}

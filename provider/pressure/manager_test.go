@@ -4,6 +4,7 @@
 package pressure
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 type host struct {
 	mu      sync.Mutex
 	free    int64
+	memory  int64 // 0: plenty
 	broken  error
 	warm    []int64 // what each warm machine gives
 	kept    []int64
@@ -38,7 +40,7 @@ func (h *host) did(format string, args ...any) {
 func (h *host) measure() (Measurement, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return Measurement{Disk: Reading{Available: h.free, Total: 1000}, Memory: Reading{Available: 1000, Total: 1000}}, h.broken
+	return Measurement{Disk: Reading{Available: h.free, Total: 1000}, Memory: Reading{Available: cmp.Or(h.memory, 1000), Total: 1000}}, h.broken
 }
 
 func (h *host) Press(s warmpool.Skip) {
@@ -109,7 +111,7 @@ func (h *host) since() string {
 func startManager(t *testing.T, h *host) *Manager {
 	t.Helper()
 	m, err := New(Options{
-		Measure: h.measure, Disk: Floors{Refill: 200, Free: 100, Hard: Amount{Bytes: 20}}, Transition: time.Minute,
+		Measure: h.measure, Disk: Floors{Refill: 200, Free: 100, Hard: Amount{Bytes: 20}}, Memory: Floors{Free: 100}, Transition: time.Minute,
 		Supply: h, CollectSnapshots: h.collect, CollectImages: nil, Pods: h.measurePods, Evict: h.evict,
 		Changed: func() { h.mu.Lock(); h.changes++; h.mu.Unlock() },
 	})
@@ -237,6 +239,35 @@ func TestNotMeasured(t *testing.T) {
 		pass(5 * time.Second)
 		if got := h.since(); got != "press " || short(t, m) {
 			t.Errorf("%s, short %v", got, short(t, m))
+		}
+	})
+}
+
+// A host that could never be measured is not said to have enough.
+func TestNeverMeasured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := startManager(t, &host{broken: errors.New("stale handle")})
+		pass(time.Minute)
+		if p, err := m.Pressure(); err == nil {
+			t.Errorf("it says %+v", p)
+		}
+	})
+}
+
+// Pools say what keeps them from being filled now, not what did at first.
+func TestAnotherShortage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{free: 1000, memory: 50}
+		startManager(t, h)
+		pass(5 * time.Second)
+		h.mu.Lock()
+		h.free, h.memory = 150, 0
+		h.mu.Unlock()
+		pass(2 * time.Minute)
+		h.set(1000)
+		pass(5 * time.Second)
+		if got := h.since(); got != "press MemoryPressure; press DiskPressure; press " {
+			t.Error(got)
 		}
 	})
 }
