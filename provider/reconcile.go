@@ -206,6 +206,7 @@ func (p *Provider) tell(findings []warmpool.Finding) (all bool) {
 			}
 			p.log.Error("Quarantining machine", "machine", f.Machine, "reason", f.Reason, "remedy", removeCommand(f.Machine))
 			p.NodeEvent(true, eventQuarantined, fmt.Sprintf("Machine %s is kept and takes its room: %s. When nothing in it is needed, remove it by: %s", f.Machine, f.Reason, removeCommand(f.Machine)))
+		default: // all is as it should be
 		}
 	}
 	return all

@@ -140,8 +140,9 @@ func (p *Provider) reapOrphan(ctx context.Context, id string) {
 		cancel()
 		if err == nil {
 			p.mu.Lock()
-			defer p.mu.Unlock()
-			if len(p.held) > 0 {
+			held := len(p.held)
+			p.mu.Unlock()
+			if held > 0 {
 				p.Reconcile() // a pod may have been held for it
 			}
 			return

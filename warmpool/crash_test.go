@@ -181,6 +181,7 @@ func (c *caller) recover() {
 			}
 		case VerdictQuarantine, VerdictRetry:
 			c.t.Errorf("a crash is no reason for doubt: %+v", f)
+		default:
 		}
 	}
 	for id, w := range c.wants {

@@ -117,7 +117,7 @@ func readDisk(dir string) (r pressure.Reading, device uint64, err error) {
 		return r, 0, fmt.Errorf("measure the disk of %s: %w", dir, err)
 	}
 	d, err := diskOf(dir)
-	return pressure.Reading{Available: d.AvailableBytes, Total: d.SizeBytes, FreeInodes: d.InodesFree, Inodes: d.Inodes}, uint64(st.Dev), err
+	return pressure.Reading{Available: d.AvailableBytes, Total: d.SizeBytes, FreeInodes: d.InodesFree, Inodes: d.Inodes}, uint64(st.Dev), err //nolint:unconvert // it is smaller, and signed, on macOS
 }
 
 // justUsed is how long a snapshot that nobody uses stays under pressure all the same: it was

@@ -168,7 +168,7 @@ func (m *Manager) relieve(ctx context.Context) error {
 			return done
 		})
 		if !ok || ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // to be told to end is no failure
 		}
 		freed := m.take(ctx, t)
 		if !freed {

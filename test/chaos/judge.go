@@ -64,6 +64,7 @@ func judgePod(p *corev1.Pod, b born, killed bool) error {
 		case b.program == Failing && t != nil && t.ExitCode == FailingCode:
 			return nil
 		}
+	default: // pending, or unknown
 	}
 	return fmt.Errorf("nothing explains that it is %s", said)
 }

@@ -109,6 +109,7 @@ func (a Action) String() string {
 		fmt.Fprintf(&b, " %s to %d", a.Template, a.Replicas)
 	case ChangeTemplate:
 		fmt.Fprintf(&b, " %s to revision %d", a.Template, a.Revision)
+	default: // there is nothing to add
 	}
 	fmt.Fprintf(&b, ", then %v", a.Pause)
 	return b.String()
@@ -251,5 +252,6 @@ func (p *Planner) fill(a *Action) {
 		p.apiDown = 0
 	case Rest:
 		p.sinceRest = 0
+	case KillMachine: // another may be made in its place, or not
 	}
 }

@@ -101,6 +101,7 @@ func TestPlanIsSound(t *testing.T) {
 					bad("something is down at a quiet point")
 				}
 				rested = a.Number
+			default:
 			}
 			for part, since := range down {
 				if a.Number-since > controllerDownFor+apiDownFor+nodeDownFor {

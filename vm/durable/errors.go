@@ -43,9 +43,9 @@ func (e *VersionError) Error() string {
 // Is makes it ErrNewer or ErrOlder.
 func (e *VersionError) Is(target error) bool {
 	if e.Version > e.Newest {
-		return target == ErrNewer //nolint:errorlint // this is how errors.Is asks
+		return target == ErrNewer
 	}
-	return target == ErrOlder //nolint:errorlint // this is how errors.Is asks
+	return target == ErrOlder
 }
 
 // Fault is a record that cannot be used. It is still where it was, and nothing is known

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,7 +20,7 @@ import (
 // TestReplaceAtEveryFault: after a fault at any operation a file has the old content or
 // the new, the new one if Replace said so, and nothing else is left once it was swept.
 func TestReplaceAtEveryFault(t *testing.T) {
-	modes := append(durabletest.Failures, durabletest.Crashes...)
+	modes := slices.Concat(durabletest.Failures, durabletest.Crashes)
 	durabletest.Every(t, modes, 5, func(t *testing.T, disk *durabletest.FS, dir string) {
 		path := filepath.Join(dir, "f")
 		must(t, durable.Replace(durable.Host, path, []byte("old"), durable.Unsynced))
@@ -50,7 +51,7 @@ func TestUnsyncedReplace(t *testing.T) {
 }
 
 func TestPublishAtEveryFault(t *testing.T) {
-	modes := append(durabletest.Failures, durabletest.Crashes...)
+	modes := slices.Concat(durabletest.Failures, durabletest.Crashes)
 	durabletest.Every(t, modes, 6, func(t *testing.T, disk *durabletest.FS, dir string) {
 		path := filepath.Join(dir, "f")
 		err := durable.Publish(disk, path, []byte("first"), durable.Synced)
@@ -109,7 +110,7 @@ func TestMakeDirAtEveryFault(t *testing.T) {
 
 // TestRemoveAtEveryFault: what was removed stays so, and what was not is whole.
 func TestRemoveAtEveryFault(t *testing.T) {
-	durabletest.Every(t, append(durabletest.Failures, durabletest.Crashes...), 2, func(t *testing.T, disk *durabletest.FS, dir string) {
+	durabletest.Every(t, slices.Concat(durabletest.Failures, durabletest.Crashes), 2, func(t *testing.T, disk *durabletest.FS, dir string) {
 		path := filepath.Join(dir, "f")
 		must(t, durable.Replace(durable.Host, path, []byte("old"), durable.Unsynced))
 		err := durable.Remove(disk, path, durable.Synced)

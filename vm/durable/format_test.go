@@ -87,7 +87,7 @@ func TestDecode(t *testing.T) {
 				t.Fatalf("got %+v, %v", got, err)
 			}
 			for _, other := range []error{durable.ErrCorrupt, durable.ErrNewer, durable.ErrOlder} {
-				if err != nil && errors.Is(err, other) != (other == test.err) {
+				if err != nil && errors.Is(err, other) != errors.Is(other, test.err) {
 					t.Errorf("%v is also %v", err, other)
 				}
 			}

@@ -42,7 +42,7 @@ func (e *LockedError) Error() string {
 }
 
 // Is makes it ErrLocked.
-func (e *LockedError) Is(target error) bool { return target == ErrLocked } //nolint:errorlint // this is how errors.Is asks
+func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
 // LockDir takes a directory, which must be there, without waiting. Errors: ErrLocked, a
 // *LockedError with the holder.

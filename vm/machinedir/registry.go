@@ -221,9 +221,11 @@ func (r *Registry[M]) Unfinished(id string, record error) error {
 		return nil // what is made by a record that says so, or before there was one
 	}
 	found, err := process.In(r.Dir(id), "")
-	for _, p := range found {
-		defer p.Close()
-	}
+	defer func() {
+		for _, p := range found {
+			p.Close()
+		}
+	}()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil

@@ -303,9 +303,11 @@ func (c *Collector) accounted() []string {
 // working tells of processes that work in a machine's directory, empty for none.
 func working(dir string) string {
 	found, err := process.In(dir, "")
-	for _, p := range found {
-		defer p.Close()
-	}
+	defer func() {
+		for _, p := range found {
+			p.Close()
+		}
+	}()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "" // removed meanwhile

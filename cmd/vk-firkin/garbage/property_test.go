@@ -142,7 +142,6 @@ func (n *node) endPod() {
 				n.t.Fatal(err)
 			}
 		}
-		return
 	}
 }
 
@@ -186,7 +185,6 @@ func (n *node) unpin() {
 	for _, key := range some(n.random, n.pins) {
 		n.pins[key].Release()
 		delete(n.pins, key)
-		return
 	}
 }
 
@@ -233,7 +231,6 @@ func (n *node) endMachine() {
 				n.t.Fatal(err)
 			}
 		}
-		return
 	}
 }
 
@@ -244,7 +241,6 @@ func (n *node) loseMachine() {
 		if err := os.Remove(filepath.Join(n.state, warmDir, id+recordSuffix)); err != nil && !os.IsNotExist(err) {
 			n.t.Fatal(err)
 		}
-		return
 	}
 }
 
@@ -266,7 +262,6 @@ func (n *node) dropImage() {
 			n.used[digest] = n.now
 		}
 		delete(n.owners, owner)
-		return
 	}
 }
 

@@ -123,7 +123,8 @@ func (h *history) inode(path string) (*inode, error) {
 		return nil, err
 	}
 	h.inodes = append(h.inodes, i)
-	return i, i.synced()
+	err = i.synced()
+	return i, err
 }
 
 // synced makes the content of the file at path stay, if anybody wrote it.
