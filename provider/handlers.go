@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -74,11 +75,12 @@ func (e *environment) runProbe(ctx context.Context, t handlerTarget, h *corev1.P
 	}
 }
 
-// clockSlack is how far ahead of the host's the agent's end of a time may be: it is told in
-// milliseconds, rounded down.
-const clockSlack = 10 * time.Millisecond
+// beginTime is how long a command of a probe may take to begin, in a guest that is busy with the
+// start of another container for example: no part of its timeout.
+const beginTime = 15 * time.Second
 
-// execProbe succeeds with a command that ends with code 0 in time.
+// execProbe succeeds with a command that ends with code 0 in time, which runs from when the command
+// has begun: so it does where the kubelet has containerd execute it (internal/cri/server/container_execsync.go).
 func execProbe(ctx context.Context, t handlerTarget, command []string, timeout time.Duration) probe.Outcome {
 	// The container's own variables are put in, as far as the pod has their values: so does
 	// the kubelet for probes, and not for hooks.
@@ -90,31 +92,32 @@ func execProbe(ctx context.Context, t handlerTarget, command []string, timeout t
 	for _, a := range command {
 		args = append(args, expand(a, known))
 	}
-	timed, cancel := context.WithTimeout(ctx, timeout)
+	timed, cancel := context.WithCancel(ctx)
 	defer cancel()
-	deadline, _ := timed.Deadline()
-	output, end, err := runCommand(timed, t, args)
+	var over atomic.Bool
+	timer := time.AfterFunc(beginTime, func() { over.Store(true); cancel() })
+	defer timer.Stop()
+	output, end, err := runCommand(timed, t, args, func() { timer.Reset(timeout) })
 	tooLong := probe.Outcome{Result: probe.Failure, Message: strings.TrimSpace(fmt.Sprintf("command timed out after %s: %s", timeout, output))}
 	switch {
 	case err == nil && end == "":
 		return probe.Outcome{Result: probe.Success, Message: output}
-	case err == nil && ctx.Err() == nil && time.Until(deadline) < clockSlack:
-		return tooLong // the agent has the same deadline: it may have killed the command, and said so, first
 	case err == nil && output == "":
 		return probe.Outcome{Result: probe.Failure, Message: "command ended with " + end}
 	case err == nil:
 		return probe.Outcome{Result: probe.Failure, Message: output}
-	case ctx.Err() == nil && (timed.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):
+	case ctx.Err() == nil && over.Load():
 		return tooLong
 	default:
 		return probe.Outcome{Message: err.Error()}
 	}
 }
 
-// runCommand runs a command in a container to its end; when ctx ends, it is killed. output is
+// runCommand runs a command in a container to its end; when ctx ends, it is killed. began, if it is not nil,
+// is called when it has begun. output is
 // what it wrote to both its streams, in the order of its arrival, at most maxHandlerOutput.
 // end is how it ended, empty for code 0; err is why that is not known.
-func runCommand(ctx context.Context, t handlerTarget, args []string) (output, end string, err error) {
+func runCommand(ctx context.Context, t handlerTarget, args []string, began func()) (output, end string, err error) {
 	if len(args) == 0 {
 		return "", "", errors.New("there is no command")
 	}
@@ -133,6 +136,10 @@ func runCommand(ctx context.Context, t handlerTarget, args []string) (output, en
 	var out []byte
 	for stream.Receive() {
 		switch e := stream.Msg().GetEvent().GetEvent().(type) {
+		case *process.ProcessEvent_Start:
+			if began != nil {
+				began()
+			}
 		case *process.ProcessEvent_Data:
 			// What is too much is thrown away, so that the command does not wait for a reader.
 			for _, b := range [][]byte{e.Data.GetStdout(), e.Data.GetStderr()} {
@@ -272,7 +279,7 @@ func containerPort(c *corev1.Container, port intstr.IntOrString) (int32, error) 
 func (e *environment) runHook(ctx context.Context, t handlerTarget, h *corev1.LifecycleHandler) error {
 	switch {
 	case h.Exec != nil:
-		output, end, err := runCommand(ctx, t, h.Exec.Command)
+		output, end, err := runCommand(ctx, t, h.Exec.Command, nil)
 		if err == nil && end != "" {
 			err = fmt.Errorf("command ended with %s: %s", end, bound(output, maxEventMessage/2))
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process"
+	"github.com/vk-firkin/vk-firkin/vm/guest/envd/process/processconnect"
 	"github.com/vk-firkin/vk-firkin/vm/guest/guesttest"
 )
 
@@ -115,10 +116,34 @@ func TestProbeHandlers(t *testing.T) {
 	}
 }
 
+// slowStart is a guest that is busy: its processes begin late.
+type slowStart struct {
+	processconnect.ProcessClient
+	by time.Duration
+}
+
+func (c slowStart) Start(ctx context.Context, req *connect.Request[process.StartRequest]) (*connect.ServerStreamForClient[process.StartResponse], error) {
+	<-time.After(c.by)
+	return c.ProcessClient.Start(ctx, req)
+}
+
+// TestProbeOfABusyGuest: the time in which a command is made is no part of the probe's.
+func TestProbeOfABusyGuest(t *testing.T) {
+	env, _, target := newTarget(t)
+	lease, ok := target.hold.lease.(guestLease)
+	if !ok {
+		t.Fatalf("the lease is a %T", target.hold.lease)
+	}
+	lease.guest.Process = slowStart{lease.guest.Process, 1200 * time.Millisecond}
+	if got := env.runProbe(t.Context(), target, &corev1.ProbeHandler{Exec: exec("echo", "here")}, time.Second); got.Result != probe.Success {
+		t.Errorf("%d %q", got.Result, got.Message)
+	}
+}
+
 // TestCommandOutputIsBounded: what is too much is dropped, and the command ends all the same.
 func TestCommandOutputIsBounded(t *testing.T) {
 	_, _, target := newTarget(t)
-	output, end, err := runCommand(t.Context(), target, []string{"do", "spam 1000000", "exit 4"})
+	output, end, err := runCommand(t.Context(), target, []string{"do", "spam 1000000", "exit 4"}, nil)
 	if len(output) != maxHandlerOutput || end != "exit code 4" || err != nil {
 		t.Errorf("%d bytes, %q, %v", len(output), end, err)
 	}
