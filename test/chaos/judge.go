@@ -86,7 +86,7 @@ func containerState(s corev1.ContainerStatus) string {
 // finds of its template, and counts. The witness is a URL.
 func script(p Program, witness string) string {
 	count := func(while, pause string) string {
-		return "wget -q -T 5 -O /dev/null " + witness + "; echo start; cat /opt/file 2>/dev/null; i=0; while " + while + "; do i=$((i+1)); echo line $i; sleep " + pause + "; done; "
+		return "timeout 5 wget -q -O /dev/null " + witness + "; echo start; cat /opt/file 2>/dev/null; i=0; while " + while + "; do i=$((i+1)); echo line $i; sleep " + pause + "; done; "
 	}
 	few := count("[ $i -lt "+strconv.Itoa(BriefLines)+" ]", "0.1")
 	switch p {
