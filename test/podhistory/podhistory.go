@@ -16,12 +16,21 @@ import (
 // Faults compares two statuses of one pod that follow each other, not necessarily at once; before is nil for the
 // first. It is pure.
 func Faults(before, after *corev1.Pod) []string {
+	if slices.ContainsFunc(after.Status.Conditions, collected) {
+		return nil
+	}
 	f := faults{pod: after.Namespace + "/" + after.Name}
 	f.present(&after.Status)
 	if before != nil && before.UID == after.UID {
 		f.sequel(&before.Status, &after.Status)
 	}
 	return f.found
+}
+
+// collected: the control plane said Failed of a pod whose node is gone, and nothing about its containers,
+// before it deleted it (https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-garbage-collection).
+func collected(c corev1.PodCondition) bool {
+	return c.Type == corev1.DisruptionTarget && c.Reason == "DeletionByPodGC"
 }
 
 type faults struct {

@@ -36,6 +36,7 @@ func TestFaults(t *testing.T) {
 		{"not scheduled any more", `{"conditions":[{"type":"PodScheduled","status":"True"}]}`, `{"conditions":[{"type":"PodScheduled","status":"False"}]}`, "not scheduled"},
 		{"a condition changed before", `{"conditions":[{"type":"Initialized","status":"False","lastTransitionTime":"2026-01-01T00:00:02Z"}]}`,
 			`{"conditions":[{"type":"Initialized","status":"True","lastTransitionTime":"2026-01-01T00:00:01Z"}]}`, "before it changed the last time"},
+		{"its node is gone", `{"phase":"Running"}`, `{"phase":"Failed","conditions":[{"type":"DisruptionTarget","status":"True","reason":"DeletionByPodGC"},` + ready + `],"containerStatuses":[{` + running + `,"ready":true}]}`, ""},
 		{"a resize is over", `{"conditions":[{"type":"PodResizeInProgress","status":"True"}]}`, `{}`, ""},
 		{"ready too early", "", `{"phase":"Pending","conditions":[` + ready + `]}`, "ready in phase Pending"},
 		{"ready without its containers", "", `{"phase":"Running","conditions":[` + ready + `],"containerStatuses":[{` + running + `}]}`, "a container that is not ready"},
