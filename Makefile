@@ -86,7 +86,7 @@ build-simulated:
 .PHONY: test-e2e
 test-e2e: build build-simulated ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
-		$(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/... ./test/chaos
+		CHAOS_SEED=$${CHAOS_SEED:-2} $(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/... ./test/chaos
 
 # CHAOS_SEED, in the environment, repeats the decisions of a run that printed it.
 .PHONY: chaos
