@@ -23,10 +23,20 @@ import (
 // machines again.
 const maxAdoption = 2 * time.Second
 
+// What machines of idle pods may take while no node process is there, in percent of one core for
+// each of them, and how long that is watched. A guest that polls for a host would take a core.
+const (
+	maxAlonePercent = 10
+	alone           = 2 * time.Second
+)
+
 // adoption is one restart of the node, by the node's own measure.
 type adoption struct {
 	took time.Duration
 	cpu  time.Duration // processor time that the process had used when that was seen
+	// alone is what a machine took before, while no process was there, in percent of one core;
+	// zero when the next one began at once.
+	alone float64
 }
 
 // adopt kills the node process under so many pods, again and again, and measures how long the
@@ -58,11 +68,15 @@ func adopt(ctx context.Context, stdout, stderr io.Writer, pods, rounds int) erro
 	var all []adoption
 	for i := range rounds {
 		fmt.Fprintf(stderr, "Kill %d of %d\n", i+1, rounds)
-		a, err := f.restart(ctx)
+		a, err := f.restart(ctx, i%2 == 0)
 		if err != nil {
 			return errors.Join(err, watch.Stop())
 		}
-		fmt.Fprintf(stdout, "%d machines taken over in %s, with %s of processor time\n", pods, ms(a.took), ms(a.cpu))
+		fmt.Fprintf(stdout, "%d machines taken over in %s, with %s of processor time", pods, ms(a.took), ms(a.cpu))
+		if i%2 == 0 {
+			fmt.Fprintf(stdout, "; left alone before, each took %.1f %% of a core", a.alone)
+		}
+		fmt.Fprintln(stdout)
 		all = append(all, a)
 	}
 	if err := watch.Stop(); err != nil {
@@ -79,6 +93,9 @@ func adoptionVerdict(all []adoption) error {
 	for i, a := range all {
 		if a.took >= maxAdoption {
 			errs = append(errs, fmt.Errorf("restart %d took %s to have all machines again, want less than %s", i+1, ms(a.took), ms(maxAdoption)))
+		}
+		if a.alone >= maxAlonePercent {
+			errs = append(errs, fmt.Errorf("before restart %d each machine took %.1f %% of a core, want less than %d", i+1, a.alone, maxAlonePercent))
 		}
 	}
 	return errors.Join(errs...)
@@ -124,13 +141,46 @@ func (f *fleet) startPods(ctx context.Context, client kubernetes.Interface, pods
 	}
 }
 
-// restart kills the node process and starts the next one.
-func (f *fleet) restart(ctx context.Context) (adoption, error) {
+// measureAlone tells what machines take on average while no node process is there, in percent
+// of one core.
+func (f *fleet) measureAlone(ctx context.Context) (float64, error) {
+	machines := f.node.MachinePIDs()
+	used := func() (sum time.Duration, err error) {
+		for _, pid := range machines {
+			t, err := processorTime(pid)
+			if err != nil {
+				return 0, err
+			}
+			sum += t
+		}
+		return sum, nil
+	}
+	before, err := used()
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	select {
+	case <-time.After(alone):
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	after, err := used()
+	return 100 * float64(after-before) / float64(time.Since(began)) / float64(len(machines)), err
+}
+
+// restart kills the node process and starts the next one, at once or a while later.
+func (f *fleet) restart(ctx context.Context, later bool) (a adoption, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	f.node.Kill()
+	if later {
+		if a.alone, err = f.measureAlone(ctx); err != nil {
+			return a, err
+		}
+	}
 	if err := f.node.Launch(); err != nil {
-		return adoption{}, err
+		return a, err
 	}
 	const metric, sample = "vk_firkin_sample_seconds", `sample="node_recovery"`
 	for {
@@ -139,18 +189,19 @@ func (f *fleet) restart(ctx context.Context) (adoption, error) {
 			break
 		}
 		if err := pause(ctx); err != nil {
-			return adoption{}, fmt.Errorf("the node does not say that it has its machines again: %w", err)
+			return a, fmt.Errorf("the node does not say that it has its machines again: %w", err)
 		}
 	}
 	cpu, _, err := f.node.Metric(ctx, "process_cpu_seconds_total")
 	if err != nil {
-		return adoption{}, err
+		return a, err
 	}
 	took, _, err := f.node.Metric(ctx, metric+"_sum", sample)
 	if err != nil {
-		return adoption{}, err
+		return a, err
 	}
-	return adoption{took: seconds(took), cpu: seconds(cpu)}, f.node.WaitReady(ctx)
+	a.took, a.cpu = seconds(took), seconds(cpu)
+	return a, f.node.WaitReady(ctx)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -147,7 +147,9 @@ func (l *PortListener) accept() (net.Conn, error) {
 	return &portConn{conn: conn{File: f, addr: addr(l.device)}, release: sync.OnceFunc(func() { l.turn <- struct{}{} })}, nil
 }
 
-// awaitInput blocks until there is something to read.
+// awaitInput blocks until there is something to read of a host that is connected. While none is,
+// virtio_console calls the port readable and hung up at once: to a reader there is the end of
+// the stream. Taken for input, that made an accept, an end, and the next accept, without end.
 func awaitInput(f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -162,9 +164,14 @@ func awaitInput(f *os.File) error {
 				break
 			}
 		}
-		return pollErr != nil || fds[0].Revents&(unix.POLLIN|unix.POLLNVAL) != 0
+		return pollErr != nil || inputOf(fds[0].Revents)
 	})
 	return errors.Join(err, pollErr)
+}
+
+// inputOf reads what poll tells of a port. Pure.
+func inputOf(revents int16) bool {
+	return revents&unix.POLLNVAL != 0 || revents&(unix.POLLIN|unix.POLLHUP) == unix.POLLIN
 }
 
 // portConn gives the port back to its listener when it is closed.
