@@ -352,13 +352,13 @@ func templateFaultAtEveryCall(t *testing.T, forGood bool) {
 	for n := 1; ; n++ {
 		d := snapshottest.New()
 		dir := t.TempDir()
-		calls := 0
+		calls, restarted := 0, false
 		var mu sync.Mutex
 		next := func(op string) error {
 			mu.Lock()
 			defer mu.Unlock()
 			calls++
-			if calls == n || forGood && calls > n {
+			if calls == n || forGood && calls > n && !restarted {
 				return fmt.Errorf("call %d, %s: %w", n, op, errInjected)
 			}
 			return nil
@@ -386,6 +386,9 @@ func templateFaultAtEveryCall(t *testing.T, forGood bool) {
 			t.Fatalf("call %d: failed without a fault: %v", n, err)
 		}
 		d.SetFault(nil)
+		mu.Lock()
+		restarted = true
+		mu.Unlock()
 		opts.fs = durable.Host
 		s.opts.fs = durable.Host
 		if got := s.Builders(); len(got) != 0 && !forGood { // else the next process has to find them
