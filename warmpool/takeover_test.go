@@ -112,7 +112,7 @@ func (p *pooled) aged(tmpl Template, n int) []*warmEntry {
 // first, whatever the others do.
 func TestTakeoverServesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPooled(t, func(o *Options) { o.Wakes = 2 })
+		p := newPooled(t, func(o *Options) { o.Wakes = 3 })
 		tmpl := template("a", "r1")
 		entries := p.aged(tmpl, 5)
 		p.stop()
@@ -153,8 +153,8 @@ func TestTakeoverServesAtOnce(t *testing.T) {
 	})
 }
 
-// Pods' machines are adopted, and new ones made, while 20 warm entries are asked that do not
-// answer: none of them waits for one, and they cost no time.
+// Pods' machines are adopted, and new pods get one, warm or not, while warm entries are asked
+// that do not answer: nobody waits for one, and they cost no time.
 func TestPodsDoNotWaitForWarmEntries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooled(t, func(o *Options) { o.Wakes, o.Restores = 1, 1 })
@@ -174,7 +174,7 @@ func TestPodsDoNotWaitForWarmEntries(t *testing.T) {
 			t.Fatalf("%d entries", len(entries))
 		}
 		p.stop()
-		for _, e := range entries {
+		for _, e := range entries[1:] {
 			p.host.machine(e.id()).hang()
 		}
 		p.start()
@@ -186,14 +186,16 @@ func TestPodsDoNotWaitForWarmEntries(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		synctest.Wait() // the first is being asked
+		synctest.Wait() // the first has answered, the second is being asked
 		for _, r := range pods {
 			if _, err := p.supply.Adopt(t.Context(), r); err != nil {
 				t.Errorf("adopt %s: %v", r.MachineID, err)
 			}
 		}
-		if l, err := p.supply.Acquire(t.Context(), templateRequest("pod-new", tmpl)); err != nil || l.Path() == PathWarm {
-			t.Errorf("a new pod: %v", err)
+		for i, path := range []Path{PathWarm, PathRestore} {
+			if l, err := p.supply.Acquire(t.Context(), templateRequest(fmt.Sprint("pod-new-", i), tmpl)); err != nil || l.Path() != path {
+				t.Errorf("new pod %d: %v", i, err)
+			}
 		}
 		if took := time.Since(began); took != 0 {
 			t.Errorf("it took %s", took)
