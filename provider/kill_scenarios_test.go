@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/vm"
 )
 
 // A pod that the node ends is Failed with the reason, its containers had their grace, and
@@ -117,24 +118,34 @@ func TestEvictForNode(t *testing.T) {
 	if c := candidates[vital.Namespace+"/vital"]; !c.Critical || c.Priority != 2_000_000_000 {
 		t.Errorf("the critical one is %+v", c)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := pr.p.EvictForNode(ctx, greedy.UID, "The node was low on resource: memory. ", time.Hour); err != nil {
-		t.Fatal(err)
+	if !c.EndsBy.IsZero() {
+		t.Errorf("it ends by %s", c.EndsBy)
 	}
-	if ids := w.supply.ids(); len(ids) != 1 || slices.Contains(ids, c.MachineID) {
-		t.Errorf("machines %v", ids)
-	}
+	// Its machine cannot be deleted at first: it is named until it is gone, as one that ends.
+	w.supply.setFault(func(_ context.Context, op string) error {
+		if op == "release" {
+			return vm.ErrUnavailable
+		}
+		return nil
+	})
+	began := time.Now()
+	pr.p.EvictForNode(greedy.UID, "The node was low on resource: memory. ", time.Hour)
+	pr.p.EvictForNode(greedy.UID, "another reason", time.Minute)
+	w.eventually("its machine is being given back", func() bool {
+		return slices.ContainsFunc(pr.p.EvictionCandidates(), func(c provider.EvictionCandidate) bool {
+			return c.UID == greedy.UID && c.MachineID == "" && c.EndsBy.After(began) && c.EndsBy.Before(began.Add(2*time.Minute))
+		})
+	}, nil)
+	w.supply.setFault(nil)
+	w.eventually("its machine is gone", func() bool {
+		ids := w.supply.ids()
+		return len(ids) == 1 && !slices.Contains(ids, c.MachineID) && len(pr.p.EvictionCandidates()) == 1
+	}, nil)
 	p := w.awaitPhase("greedy", corev1.PodFailed)
 	if p.Status.Reason != "Evicted" || p.Status.Message != "The node was low on resource: memory. " || !slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget }) {
 		t.Errorf("status is %+v", p.Status)
 	}
-	if list := pr.p.EvictionCandidates(); len(list) != 1 {
-		t.Errorf("candidates are %+v", list)
-	}
-	if err := pr.p.EvictForNode(ctx, "nobody", "", 0); err != nil {
-		t.Error(err)
-	}
+	pr.p.EvictForNode("nobody", "", 0)
 	w.delete("greedy", nil)
 	w.delete("vital", ptr(int64(0)))
 	w.awaitNothing()

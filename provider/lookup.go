@@ -47,6 +47,8 @@ type podView struct {
 	machineMemory int64
 	// releasing: it is being given back.
 	releasing bool
+	// endsBy is when the pod's containers are killed at the latest; zero while the pod goes on.
+	endsBy time.Time
 	// request by which it has, or had asked for, that machine; nil for none.
 	request *MachineRequest
 }
@@ -56,6 +58,9 @@ func viewOf(s *state, h *machineHold) *podView {
 	v := &podView{machine: s.machine.step == machineHeld, releasing: s.machine.step == machineReleasing}
 	if v.machine && h != nil {
 		v.machineID, v.machineMemory = h.lease.MachineID(), s.machine.shape.MemoryBytes
+	}
+	if end := s.end(); end != nil {
+		v.endsBy = end.deadline()
 	}
 	for i, c := range s.containers {
 		t := Target{

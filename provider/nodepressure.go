@@ -4,8 +4,6 @@
 package provider
 
 import (
-	"context"
-	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,46 +25,44 @@ type EvictionCandidate struct {
 	Critical bool
 	// RequestedDisk and RequestedMemory are bytes.
 	RequestedDisk, RequestedMemory int64
+	// EndsBy is when the pod's containers are killed at the latest, and its machine is given back
+	// after that; zero while the pod goes on. MachineID is empty once that has begun.
+	EndsBy time.Time
 }
 
-// EvictionCandidates are the pods that run here and do not end yet, the oldest first.
+// EvictionCandidates are the pods that have a machine here, the oldest first: those that go on,
+// and those that end already, whose room comes free by itself.
 func (p *Provider) EvictionCandidates() []EvictionCandidate {
 	var list []EvictionCandidate
 	for _, w := range p.all() {
 		pod, view := w.published.Load(), w.view.Load()
-		if view.machineID == "" || pod.DeletionTimestamp != nil || order(pod.Status.Phase) >= order(corev1.PodFailed) {
+		if view.machineID == "" && !view.releasing {
 			continue
+		}
+		if view.endsBy.IsZero() && (pod.DeletionTimestamp != nil || order(pod.Status.Phase) >= order(corev1.PodFailed)) {
+			continue // its worker is about to hear of it
 		}
 		requests := podresources.PodRequests(pod, podresources.PodResourcesOptions{})
 		list = append(list, EvictionCandidate{
 			UID: pod.UID, Name: pod.Namespace + "/" + pod.Name, MachineID: view.machineID, MachineMemory: view.machineMemory,
 			Priority: schedulinghelpers.PodPriority(pod), Critical: critical(pod),
-			RequestedDisk: requests.StorageEphemeral().Value(), RequestedMemory: requests.Memory().Value(),
+			RequestedDisk: requests.StorageEphemeral().Value(), RequestedMemory: requests.Memory().Value(), EndsBy: view.endsBy,
 		})
 	}
 	return list
 }
 
-// evictedLookAgain is how often an evicted pod's machine is looked for.
-const evictedLookAgain = 50 * time.Millisecond
-
 // EvictForNode ends a pod because its node is short of something, within grace or its own
-// where that is shorter, as Failed with the reason Evicted. It returns when the pod's machine is
-// gone, or ctx ends. A pod that is gone is no error.
-func (p *Provider) EvictForNode(ctx context.Context, uid types.UID, message string, grace time.Duration) error {
+// where that is shorter, as Failed with the reason Evicted. It does not wait: the pod is among
+// the EvictionCandidates until its machine is gone. Called again, the first message stays, and
+// the shorter time.
+func (p *Provider) EvictForNode(uid types.UID, message string, grace time.Duration) {
 	p.mu.Lock()
 	w := p.workers[uid]
 	p.mu.Unlock()
-	if w == nil {
-		return nil
+	if w != nil {
+		w.evict(reasonEvicted, message, shutdownGrace(w.published.Load(), grace))
 	}
-	w.evict(reasonEvicted, message, shutdownGrace(w.published.Load(), grace))
-	for !allDown([]*worker{w}) {
-		if !sleep(ctx, evictedLookAgain) {
-			return fmt.Errorf("wait for the machine to be gone: %w", ctx.Err())
-		}
-	}
-	return nil
 }
 
 // LookAtNode has the node's status looked at now, because what Measure says has changed.

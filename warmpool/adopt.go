@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 )
@@ -128,6 +127,9 @@ func (s *Supply) take(id string, e Entry, adopting bool) (found, error) {
 		}
 	}
 	if r, ok := s.records[f.id]; ok {
+		if adopting && r.Request != id {
+			return found{}, fmt.Errorf("%w: by the record of machine %q request %q has it, and not %q", ErrQuarantined, f.id, r.Request, id)
+		}
 		f.record, f.request = r, r.Request
 	} else if b, ok := s.broken[f.id]; ok && s.aliases[b.guess.Request] == f.id {
 		f.request = b.guess.Request
@@ -135,7 +137,6 @@ func (s *Supply) take(id string, e Entry, adopting bool) (found, error) {
 	if room := s.pending[f.id]; room != nil {
 		f.room, f.before = room, true
 		delete(s.pending, f.id)
-		delete(s.tried, f.id)
 		return f, nil
 	}
 	if err := s.ledger.claim(f.request); err != nil {
@@ -156,7 +157,6 @@ func (s *Supply) suspend(f found) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pending[f.id] = f.room
-	s.tried[f.id] = true // see Orphans
 }
 
 // Discard deletes a machine that nobody has leased, adopted in vain, quarantined or unknown,
@@ -209,56 +209,5 @@ func (s *Supply) settle(machine string) {
 	}
 	delete(s.records, machine)
 	delete(s.broken, machine)
-	delete(s.tried, machine)
 	delete(s.quarantined, machine)
-}
-
-// Orphans returns the machines of the driver that nobody knows: neither the caller,
-// who names his by the ids of his requests, nor the ledger nor a build of a snapshot.
-// What was checked out for a request that is not among the known ones and was not
-// adopted is one. Sorted.
-func (s *Supply) Orphans(ctx context.Context, known []string) ([]string, error) {
-	// The ledger before and after the driver: a machine is in the ledger for longer than
-	// the driver has it.
-	before := s.ledger.Account().Machines
-	ids, err := s.opts.Driver.List(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list machines: %w", err)
-	}
-	builders := s.opts.Store.Builders()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.DeleteFunc(ids, func(id string) bool {
-		if slices.Contains(known, id) || slices.Contains(builders, id) {
-			return true
-		}
-		if s.pending[id] != nil { // nobody has it yet
-			_, kept := s.quarantined[id]
-			_, unclear := s.broken[id]
-			return kept || unclear || s.tried[id] || slices.Contains(known, s.records[id].Request)
-		}
-		return s.ledger.Has(id) || slices.ContainsFunc(before, func(e Entry) bool { return e.Machine == id })
-	}), nil
-}
-
-// Reap deletes the orphans and returns those that are gone. One that cannot be
-// deleted, or asked, stays and does not keep the others; the errors are joined.
-func (s *Supply) Reap(ctx context.Context, known []string) ([]string, error) {
-	orphans, err := s.Orphans(ctx, known)
-	if err != nil {
-		return nil, err
-	}
-	var reaped []string
-	var errs []error
-	for _, id := range orphans {
-		s.opts.Logger.Info("Reaping machine", "machine", id)
-		switch err := s.Discard(ctx, id); {
-		case err == nil:
-			reaped = append(reaped, id)
-		case ReasonOf(err) == ReasonExists: // somebody has taken it meanwhile
-		default:
-			errs = append(errs, err)
-		}
-	}
-	return reaped, errors.Join(errs...)
 }

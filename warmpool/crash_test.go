@@ -6,11 +6,11 @@ package warmpool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -32,13 +32,28 @@ type crasher struct {
 	dead bool
 	seen map[string]int
 	disk *durabletest.FS // nil: records are in memory
+	// fault of the disk that comes when a life begins to count.
+	fault durabletest.Fault
+	// until is the operation that ends a process before the one that is looked at: nothing is
+	// counted before.
+	until string
+	// trouble is something else that goes wrong; nil is nothing.
+	trouble func(op, id string) error
+	// past: all this is history.
+	past bool
 }
 
-func (c *crasher) fault(op, _ string) error {
+func (c *crasher) do(op, id string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.dead || c.disk != nil && c.disk.Dead() {
 		return errCrashed
+	}
+	if c.until != "" {
+		if c.dead = op == c.until; c.dead {
+			return errCrashed
+		}
+		return nil
 	}
 	c.n++
 	c.seen[op]++
@@ -46,13 +61,46 @@ func (c *crasher) fault(op, _ string) error {
 		c.dead, c.op = true, op
 		return errCrashed
 	}
+	if c.trouble != nil {
+		return c.trouble(op, id)
+	}
 	return nil
+}
+
+// once lets the next operation of a kind fail.
+func (c *crasher) once(op string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.trouble = func(o, _ string) error {
+		if o != op {
+			return nil
+		}
+		c.trouble = nil
+		return err
+	}
 }
 
 func (c *crasher) over() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.dead || c.disk != nil && c.disk.Dead()
+	return !c.past && (c.dead || c.disk != nil && c.disk.Dead())
+}
+
+// begin lets the process that is looked at begin.
+func (c *crasher) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dead, c.until = false, ""
+	if c.disk != nil {
+		c.disk.Arm(c.fault)
+	}
+}
+
+// end lets nothing go wrong any more.
+func (c *crasher) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.past = true
 }
 
 // kill ends it between two operations.
@@ -114,60 +162,58 @@ func (c *caller) release(id string) {
 	delete(c.wants, id)
 }
 
-// live is a life of a node with everything in it: a template's snapshot is built, a pool
-// filled, machines are checked out, restored, booted, one evicts entries, all are released.
-func (c *caller) live() {
-	tmpl := template("a", "r1")
-	c.supply.SetTargets([]Target{target("a", tmpl, 2, 0)})
-	if err := c.supply.Start(context.Background()); err != nil && !c.crash.over() {
-		c.t.Fatal(err)
-	}
-	pass(time.Minute)
-	restored, cold, base, big := templateRequest("pod-restored", tmpl), templateRequest("pod-cold", tmpl), request("pod-base"), request("pod-big")
-	restored.Path, cold.Path = PathRestore, PathCold
-	c.acquire(templateRequest("pod-warm", tmpl))
-	c.acquire(restored)
-	c.acquire(cold)
-	c.acquire(base)
-	pass(time.Minute)
-	big.Shape.MemoryBytes = c.opts.Capacity.MemoryBytes - c.supply.Ledger().Active.MemoryBytes
-	c.acquire(big) // evicts what is warm
-	pass(time.Minute)
-	for _, id := range []string{"pod-big", "pod-warm", "pod-restored", "pod-cold", "pod-base"} {
-		c.release(id)
-	}
-	pass(time.Minute)
-}
-
-// recover is the next process: it ends what was cut off, and goes on with the rest.
+// recover is the process after all that, in which nothing goes wrong.
 func (c *caller) recover() {
-	ctx := context.Background()
 	c.stop() // the dead one's goroutines; it can do nothing
 	c.host.setFault(nil)
+	c.host.setDelay(nil)
 	if c.dir != "" {
 		c.crash.disk.Restart(c.t)
 		c.opts.records = newDirectory(c.dir, durable.Host)
 	}
+	c.crash.end()
+	c.start()
+	requests := c.takeUp()
+	pass(time.Minute)
+	if got := c.look(survey(requests...)); len(got) != 0 {
+		c.t.Errorf("found later: %v", got)
+	}
+	if err := c.consistent(true); err != nil {
+		c.t.Error(err)
+	}
+}
+
+// takeUp is what a provider does at its start: it ends what was cut off, and goes on with the
+// rest. When the process dies meanwhile it has done a part of that.
+func (c *caller) takeUp() (requests []Request) {
+	ctx := context.Background()
 	lease := map[string]bool{}
-	for _, w := range c.wants {
-		if w.acquired && w.req.MachineID != c.cut {
+	ids := slices.Sorted(maps.Keys(c.wants))
+	for _, id := range ids {
+		w := c.wants[id]
+		requests = append(requests, w.req)
+		if w.acquired && id != c.cut {
 			lease[w.machine] = true
 		}
 	}
-	c.start()
-	var requests []Request
-	for _, w := range c.wants {
-		requests = append(requests, w.req)
-	}
 	findings, err := c.supply.Reconcile(ctx, survey(requests...))
+	if c.crash.over() {
+		return nil
+	}
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	// Before anything is ended or adopted, what there is takes its room.
+	// Before anything is ended or adopted, what there is takes its room: all of it, and as much
+	// as the machine has.
 	if err := c.consistent(false); err != nil {
 		c.t.Error(err)
 	}
-	if err := c.supply.Start(ctx); err != nil {
+	for _, e := range c.supply.Ledger().Machines {
+		if m := c.host.machine(e.Machine); m != nil && e.Budget.MemoryBytes < m.cfg.Shape.MemoryBytes {
+			c.t.Errorf("%s has %d bytes and is charged with %d", e.Machine, m.cfg.Shape.MemoryBytes, e.Budget.MemoryBytes)
+		}
+	}
+	if err := c.supply.Start(ctx); err != nil && !c.crash.over() {
 		c.t.Error(err)
 	}
 	for _, f := range findings {
@@ -176,7 +222,7 @@ func (c *caller) recover() {
 			if lease[f.Machine] {
 				c.t.Errorf("a pod's machine %s is to be cleaned up: %s", f.Machine, f.Reason)
 			}
-			if err := c.supply.Discard(ctx, f.Machine); err != nil && ReasonOf(err) != ReasonExists {
+			if err := c.supply.Discard(ctx, f.Machine); err != nil && ReasonOf(err) != ReasonExists && !c.crash.over() {
 				c.t.Errorf("discard: %v", err)
 			}
 		case VerdictQuarantine, VerdictRetry:
@@ -184,16 +230,24 @@ func (c *caller) recover() {
 		default:
 		}
 	}
-	for id, w := range c.wants {
+	for _, id := range ids {
+		w := c.wants[id]
 		if !w.acquired || id == c.cut {
 			// A provider ends what it does not know to be its own, or was ending.
-			if err := c.supply.Discard(ctx, id); err != nil {
+			err := c.supply.Discard(ctx, id)
+			if c.crash.over() {
+				return nil
+			}
+			if err != nil {
 				c.t.Errorf("discard %s: %v", id, err)
 			}
 			delete(c.wants, id)
 			continue
 		}
 		l, err := c.supply.Adopt(ctx, w.req)
+		if c.crash.over() {
+			return nil
+		}
 		if err != nil {
 			c.t.Errorf("a pod has lost its machine: %v", err)
 			delete(c.wants, id)
@@ -205,13 +259,7 @@ func (c *caller) recover() {
 		w.lease = l
 	}
 	c.cut = ""
-	pass(time.Minute)
-	if got := c.look(survey(requests...)); len(got) != 0 {
-		c.t.Errorf("found later: %v", got)
-	}
-	if err := c.consistent(true); err != nil {
-		c.t.Error(err)
-	}
+	return requests
 }
 
 // end gives everything back, and looks that nothing is left.
@@ -254,7 +302,7 @@ func newCaller(t *testing.T, at int) *caller {
 		o.Capacity = Budget{MilliCPU: 64_000, MemoryBytes: 6 * smallShape.MemoryBytes}
 		o.QueueWait = 10 * time.Second
 	})
-	c.host.setFault(c.crash.fault)
+	c.host.setFault(c.crash.do)
 	return c
 }
 
@@ -262,92 +310,113 @@ func newCaller(t *testing.T, at int) *caller {
 func newFiledCaller(t *testing.T, dir string, fault durabletest.Fault) *caller {
 	c := newCaller(t, 0)
 	c.stop()
-	c.dir, c.crash.disk = dir, durabletest.New(t, durable.Host, dir, fault)
+	c.dir, c.crash.disk, c.crash.fault = dir, durabletest.New(t, durable.Host, dir, durabletest.Fault{}), fault
 	c.opts.records = newDirectory(dir, c.crash.disk)
+	c.crash.begin()
 	c.start()
 	return c
 }
 
 // TestCrashAtEveryWrite: as TestCrashAtEveryOperation, at each operation on the files of the
-// records.
+// records, also when the host dies with the process and what was not synced is lost.
 func TestCrashAtEveryWrite(t *testing.T) {
-	operations := 0
-	root := t.TempDir()
-	for at := 0; at <= operations+1; at++ {
-		dir := filepath.Join(root, strconv.Itoa(at))
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Test(t, func(t *testing.T) {
-			fault := durabletest.Fault{}
-			if at > 0 {
-				fault = durabletest.Fault{Mode: durabletest.Crash, At: at}
-			}
-			c := newFiledCaller(t, dir, fault)
-			c.live()
-			if at == 0 {
-				operations = len(c.crash.disk.Ops())
-				c.end()
-				return
-			}
-			defer func() {
-				if t.Failed() {
-					t.Logf("crashed at operation %d of %d, %s", at, operations, c.crash.disk.At())
+	for _, life := range lives {
+		t.Run(life.name, func(t *testing.T) {
+			operations := 0
+			root := t.TempDir()
+			once := func(at int, mode durabletest.Mode) {
+				dir := filepath.Join(root, fmt.Sprint(at, " ", mode))
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
 				}
-			}()
-			c.crash.kill()
-			c.recover()
-			c.goesOn(t)
-			c.end()
+				synctest.Test(t, func(t *testing.T) {
+					fault := durabletest.Fault{Mode: mode, At: at}
+					if at == 0 {
+						fault = durabletest.Fault{}
+					}
+					c := newFiledCaller(t, dir, fault)
+					life.live(c)
+					if at == 0 {
+						operations = len(c.crash.disk.Ops())
+						c.end()
+						return
+					}
+					defer func() {
+						if t.Failed() {
+							t.Logf("crashed at operation %d of %d, %s", at, operations, c.crash.disk.At())
+						}
+					}()
+					c.crash.kill()
+					c.recover()
+					c.goesOn(t)
+					c.end()
+				})
+			}
+			once(0, "")
+			// What loses data and names loses all that losing one of them does, and no test
+			// should take long: see TestRecordsAtEveryFault for each alone.
+			for _, mode := range []durabletest.Mode{durabletest.Crash, durabletest.CrashLosingAll} {
+				for at := 1; at <= operations+1 && !t.Failed(); at++ {
+					once(at, mode)
+				}
+			}
+			if operations < 10 {
+				t.Errorf("%d operations prove little", operations)
+			}
+			t.Logf("%d operations", operations)
 		})
-		if t.Failed() {
-			return
-		}
 	}
-	if operations < 20 {
-		t.Errorf("%d operations prove little", operations)
-	}
-	t.Logf("%d operations", operations)
 }
 
 // TestCrashAtEveryOperation: wherever the process dies, in any call to the driver, the store,
 // or of a record, the next one leaks no machine and no room, keeps what pods have, and doubts
-// nothing.
+// nothing. So it does when the process dies that comes after one that died.
 func TestCrashAtEveryOperation(t *testing.T) {
-	operations := 0
-	synctest.Test(t, func(t *testing.T) {
-		c := newCaller(t, 0)
-		c.live()
-		operations = c.crash.n
-		for _, op := range []string{"build", "pull", "restore", "prove", "rehearse", "pause", "record", "resume", "refresh", "boot", "unrecord", "delete", "forget"} {
-			if c.crash.seen[op] == 0 {
-				t.Errorf("a life without %s proves nothing about it: %v", op, c.crash.seen)
-			}
-		}
-		c.end()
-	})
-	died := map[string]int{}
-	for at := 1; at <= operations+1; at++ {
-		synctest.Test(t, func(t *testing.T) {
-			c := newCaller(t, at)
-			defer func() {
-				died[c.crash.op]++
-				if t.Failed() {
-					t.Logf("crashed at operation %d of %d, %q", at, operations, c.crash.op)
+	for _, life := range lives {
+		t.Run(life.name, func(t *testing.T) {
+			operations := 0
+			synctest.Test(t, func(t *testing.T) {
+				c := newCaller(t, 0)
+				life.live(c)
+				operations = c.crash.n
+				for _, op := range life.ops {
+					if c.crash.seen[op] == 0 {
+						t.Errorf("a life without %s proves nothing about it: %v", op, c.crash.seen)
+					}
 				}
-			}()
-			c.live()
-			c.crash.kill()
-			c.recover()
-			// And it goes on as if nothing had been.
-			c.goesOn(t)
-			c.end()
+				if life.name == "evictions" {
+					for _, r := range []EvictReason{EvictDead, EvictAbandoned, EvictOutdated, EvictAged, EvictPriority, EvictSurplus, EvictPressure} {
+						if c.watch.evicted[r] == 0 {
+							t.Errorf("a life without evictions for %s proves nothing about them: %v", r, c.watch.evicted)
+						}
+					}
+					if c.watch.failed == 0 {
+						t.Error("no refill has failed")
+					}
+				}
+				c.end()
+			})
+			died := map[string]int{}
+			for at := 1; at <= operations+1 && !t.Failed(); at++ {
+				synctest.Test(t, func(t *testing.T) {
+					c := newCaller(t, at)
+					defer func() {
+						died[c.crash.op]++
+						if t.Failed() {
+							t.Logf("crashed at operation %d of %d, %q", at, operations, c.crash.op)
+						}
+					}()
+					life.live(c)
+					c.crash.kill()
+					c.recover()
+					// And it goes on as if nothing had been.
+					c.goesOn(t)
+					c.end()
+				})
+			}
+			t.Logf("%d operations, died in %v", operations, died)
 		})
-		if t.Failed() {
-			return
-		}
 	}
-	t.Logf("%d operations, died in %v", operations, died)
 }
 
 // goesOn looks that the node works.

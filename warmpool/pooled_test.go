@@ -5,6 +5,7 @@ package warmpool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -186,6 +187,33 @@ func target(pool string, t Template, desired, priority int) Target {
 
 func templateRequest(id string, t Template) Request {
 	return Request{MachineID: id, PodUID: "uid-" + id, Shape: t.Shape, Template: &t, Refs: t.Images}
+}
+
+func (p *pooled) reap(ctx context.Context, known ...Request) ([]string, error) {
+	return reap(ctx, p.supply, survey(known...))
+}
+
+// reap is what a node does at its start: what is to be cleaned up is discarded. It returns what
+// is gone; what cannot be deleted stays, and does not keep the others.
+func reap(ctx context.Context, s *Supply, sv Survey) (reaped []string, err error) {
+	findings, err := s.Reconcile(ctx, sv)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, f := range findings {
+		if f.Verdict != VerdictCleanup {
+			continue
+		}
+		switch err := s.Discard(ctx, f.Machine); {
+		case err == nil:
+			reaped = append(reaped, f.Machine)
+		case ReasonOf(err) == ReasonExists: // somebody has taken it meanwhile
+		default:
+			errs = append(errs, err)
+		}
+	}
+	return reaped, errors.Join(errs...)
 }
 
 func (p *pooled) pool(name string) PoolStatus {

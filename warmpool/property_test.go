@@ -90,7 +90,7 @@ func TestSupplyProperties(t *testing.T) {
 			}
 		case k < 18:
 			op = "reap"
-			_, _ = n.supply.Reap(t.Context(), nil)
+			_, _ = reap(t.Context(), n.supply, Survey{Prefixes: []string{"m"}})
 		case k < 19:
 			op = "prepare"
 			_ = n.supply.Prepare(t.Context(), []vm.Shape{request("").Shape})
@@ -106,7 +106,7 @@ func TestSupplyProperties(t *testing.T) {
 					held[id] = a
 				}
 			}
-			_, _ = n.supply.Reap(t.Context(), nil)
+			_, _ = reap(t.Context(), n.supply, Survey{Prefixes: []string{"m"}})
 		}
 		if err := n.settles(); err != nil {
 			t.Fatalf("seed %d, step %d, %s: %v", seed, step, op, err)
@@ -128,7 +128,7 @@ func TestSupplyProperties(t *testing.T) {
 			t.Fatalf("seed %d: left in the end: %+v", seed, n.supply.Ledger())
 		}
 	}
-	if _, err := n.supply.Reap(t.Context(), nil); err != nil {
+	if _, err := reap(t.Context(), n.supply, Survey{Prefixes: []string{"m"}}); err != nil {
 		t.Errorf("seed %d: reap: %v", seed, err)
 	}
 	if a := n.supply.Ledger(); a.Available != a.Capacity {

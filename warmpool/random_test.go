@@ -6,8 +6,10 @@ package warmpool
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -195,7 +197,7 @@ func (c *chaotic) run(operations int) {
 		c.t.Error(err)
 	}
 	time.Sleep(time.Hour)
-	if _, err := c.supply.Reap(ctx, nil); err != nil {
+	if _, err := c.reap(ctx); err != nil {
 		c.t.Error(err)
 	}
 	time.Sleep(time.Minute)
@@ -321,7 +323,7 @@ func (c *chaotic) do(ctx context.Context) {
 	case k < 985:
 		c.op = "reap"
 		// What nobody has and the ledger does not know is nobody's: there is none.
-		if reaped, err := c.supply.Reap(ctx, c.known()); err != nil && !c.wild || len(reaped) > 0 {
+		if reaped, err := c.reap(ctx, c.known()...); err != nil && !c.wild || len(reaped) > 0 {
 			c.t.Errorf("seed %d, step %d: reaped %v, %v", c.seed, c.step, reaped, err)
 		}
 	case k < 995:
@@ -334,15 +336,19 @@ func (c *chaotic) do(ctx context.Context) {
 	}
 }
 
-func (c *chaotic) known() []string {
+// known are the requests that a provider has written down: of what it has, and of what it is
+// about to have.
+func (c *chaotic) known() []Request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var known []string
-	for id := range c.held {
-		known = append(known, id)
+	var known []Request
+	for _, l := range c.held {
+		known = append(known, l.req)
 	}
 	for id := range c.busy {
-		known = append(known, id)
+		if c.held[id] == nil {
+			known = append(known, request(id))
+		}
 	}
 	return known
 }
@@ -435,10 +441,6 @@ func (c *chaotic) restart(ctx context.Context) {
 	c.held = map[string]*Lease{}
 	c.start()
 	c.setWild(wild)
-	ids := make([]string, 0, len(known))
-	for id := range known {
-		ids = append(ids, id)
-	}
 	c.supply.SetTargets(c.targets())
 	if err := c.supply.Start(ctx); err != nil {
 		c.t.Error(err)
@@ -451,7 +453,7 @@ func (c *chaotic) restart(ctx context.Context) {
 	// What an earlier process was handing over when it ended is nobody's: it is reaped
 	// here, so that no later reap finds anything.
 	c.setWild(false)
-	if _, err := c.supply.Reap(ctx, ids); err != nil {
+	if _, err := c.reap(ctx, slices.Collect(maps.Values(known))...); err != nil {
 		c.t.Error(err)
 	}
 	c.setWild(wild)

@@ -219,7 +219,8 @@ func (r *reconciliation) conclude() []Finding {
 	var findings []Finding
 	var told []Quarantined
 	s.mu.Lock()
-	lost := false // some machine that is kept may be anybody's
+	changed := false // other machines are in quarantine than were
+	lost := false    // some machine that is kept may be anybody's
 	for id, c := range r.cases {
 		verdict, why := c.judge()
 		if verdict == VerdictKeep {
@@ -246,6 +247,7 @@ func (r *reconciliation) conclude() []Finding {
 		switch {
 		case verdict == VerdictQuarantine:
 			f.New = !was
+			changed = changed || !was
 			if !was {
 				q = Quarantined{Machine: id, Since: s.ledger.now().UTC()}
 				_ = room.advance(StateQuarantined)
@@ -256,12 +258,16 @@ func (r *reconciliation) conclude() []Finding {
 		case was && (verdict == VerdictRetry || c.unwanted): // it may live yet, or is about to be removed
 			told = append(told, q)
 		default:
+			changed = changed || was
 			delete(s.quarantined, id)
 		}
 		findings = append(findings, f)
 	}
 	r.mark(lost)
 	s.mu.Unlock()
+	if changed {
+		signal(s.changes)
+	}
 	if err := s.opts.QuarantineDir.publish(told); err != nil {
 		s.opts.Logger.Error("Cannot write down which machines are in quarantine", "error", err)
 	}
@@ -328,24 +334,22 @@ func (s *Supply) Quarantined() []Quarantined {
 	return list
 }
 
-// recallBroken counts the machines whose records cannot be read: they may run. Reconcile
-// finds out.
-func (s *Supply) recallBroken(bad []broken) error {
+// recallBroken counts the machines whose records cannot be used: they may run. Reconcile
+// finds out. None of them keeps the node from starting.
+func (s *Supply) recallBroken(bad []broken) {
 	for _, b := range bad {
+		s.opts.Logger.Error("The record of a machine cannot be used", "machine", b.machine, "error", b.err)
+		s.broken[b.machine] = b
 		room, err := s.ledger.admitExisting(Entry{Machine: b.machine, Budget: b.guess.Active.atLeast(b.guess.Warm)}, StateProbing)
-		if err != nil {
-			return err
+		if err != nil { // its id is taken; Reconcile asks the machine itself
+			s.opts.Logger.Error("A machine whose record cannot be used is not counted before it was asked", "machine", b.machine, "error", err)
+			continue
 		}
-		s.opts.Logger.Error("The record of a machine cannot be read", "machine", b.machine, "error", b.err)
-		s.broken[b.machine], s.pending[b.machine] = b, room
-		if r := b.guess.Request; r != "" && r != b.machine && s.aliases[r] == "" && !s.ledger.Has(r) {
-			if err := s.ledger.claim(r); err != nil {
-				return err
-			}
+		s.pending[b.machine] = room
+		if r := b.guess.Request; r != "" && r != b.machine && s.aliases[r] == "" && s.ledger.claim(r) == nil {
 			s.aliases[r] = b.machine
 		}
 	}
-	return nil
 }
 
 // Quarantined is a machine in quarantine.

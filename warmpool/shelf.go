@@ -244,7 +244,12 @@ func (l *Ledger) shelve(e *warmEntry) bool {
 		l.shelves.touch(e.pool, l.now())
 		return false
 	}
-	p.ready = append(p.ready, e)
+	// By age: those of an earlier process answer in any order.
+	i := slices.IndexFunc(p.ready, func(o *warmEntry) bool { return o.created.After(e.created) })
+	if i < 0 {
+		i = len(p.ready)
+	}
+	p.ready = slices.Insert(p.ready, i, e)
 	p.retry = backoff{}
 	l.shelves.index(e.template.ID(), p)
 	l.shelves.touch(e.pool, l.now())
@@ -253,13 +258,14 @@ func (l *Ledger) shelve(e *warmEntry) bool {
 	return true
 }
 
-// unshelve gives up an entry that did not become ready.
-func (l *Ledger) unshelve(e *warmEntry) {
+// unshelve gives up an entry that did not become ready. evicted: it was given up before.
+func (l *Ledger) unshelve(e *warmEntry) (evicted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.shelves.remove(e, l.now())
 	_ = e.room.advanceLocked(StateStopping)
 	l.changed()
+	return e.off
 }
 
 // evict ends an entry that no pod has; false when that is not so any more.

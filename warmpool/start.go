@@ -21,6 +21,8 @@ func (s *Supply) recall() error {
 	if err != nil {
 		return err
 	}
+	records, odd := sift(records, bad)
+	bad = append(bad, odd...)
 	latest := latestOf(records)
 	for i, r := range records {
 		if r.Request != "" && latest[r.Request] != i {
@@ -33,25 +35,50 @@ func (s *Supply) recall() error {
 			e.Warm, e.Budget = true, r.Warm
 		}
 		room, err := s.ledger.admitExisting(e, StateProbing)
-		if err != nil {
-			return err
+		if err == nil && r.Request != "" && r.Request != r.Machine { // that id is taken in the ledger
+			if err = s.ledger.claim(r.Request); err != nil {
+				room.release()
+			}
+		}
+		if err != nil { // one odd record keeps neither the others nor the node
+			bad = append(bad, broken{machine: r.Machine, err: err, guess: r})
+			continue
 		}
 		if r.Request == "" {
 			s.adoptees = append(s.adoptees, s.ledger.putBack(r, room))
 			continue
 		}
 		room.rest = r.Warm
-		if r.Request != r.Machine { // that id is taken in the ledger
-			if err := s.ledger.claim(r.Request); err != nil {
-				return err
-			}
-		}
 		s.records[r.Machine], s.pending[r.Machine] = r, room
 		if r.Request != r.Machine {
 			s.aliases[r.Request] = r.Machine
 		}
 	}
-	return s.recallBroken(bad)
+	s.recallBroken(bad)
+	return nil
+}
+
+// sift separates the records that contradict others: those by which a request has the
+// machine whose id is that of another machine, of which there is a record too. One of both is
+// wrong, and nothing says which pod would get the wrong machine. A record that says that the
+// machine of the request's own id is the request's is no contradiction, see latestOf. Pure.
+func sift(records []record, bad []broken) (good []record, odd []broken) {
+	requests := make(map[string]string, len(records)+len(bad)) // by machine
+	for _, r := range records {
+		requests[r.Machine] = r.Request
+	}
+	for _, b := range bad {
+		requests[b.machine] = "" // nobody knows
+	}
+	for _, r := range records {
+		other, recorded := requests[r.Request]
+		if r.Request == r.Machine || !recorded || other == r.Request {
+			good = append(good, r)
+			continue
+		}
+		odd = append(odd, broken{machine: r.Machine, err: fmt.Errorf("it says that the machine is that of request %q, and that is the id of another machine", r.Request), guess: r})
+	}
+	return good, odd
 }
 
 // latestOf returns, for each request, the index of the record of its machine: the
@@ -83,11 +110,12 @@ func (l *Ledger) putBack(r record, room *reservation) *warmEntry {
 }
 
 // Start takes over the warm entries of an earlier process and then keeps the pools,
-// until Shutdown. An entry is taken over when it answers; the others are deleted, and
-// what an earlier process had not finished. It blocks for that, at most for the
-// dial timeout for each few of them. Called again it does nothing.
+// until Shutdown. An entry can be checked out as soon as it has answered, whatever the
+// others do; those that do not answer are deleted, and what an earlier process had not
+// finished. It blocks for that, at most for the dial timeout for each few of them; no
+// other call waits for it. Called again it does nothing.
 //
-// The error is one of the driver's: what it could not list is left to Reap. The pools
+// The error is one of the driver's: what it could not list is left to Reconcile. The pools
 // are kept all the same.
 func (s *Supply) Start(ctx context.Context) error {
 	ctx, end, err := s.begin(ctx)
@@ -104,35 +132,42 @@ func (s *Supply) Start(ctx context.Context) error {
 	adoptees := s.adoptees
 	s.adoptees = nil
 	s.mu.Unlock()
-	// In the order in which they are to leave.
+	// Those that are to leave first are asked first.
 	slices.SortStableFunc(adoptees, func(a, b *warmEntry) int { return a.created.Compare(b.created) })
 	err = s.sweep(ctx)
-	errs := make([]error, len(adoptees))
+	// A few at a time, but not among those that are woken for requests: these do not wait for
+	// an entry that does not answer.
 	turns := make(chan struct{}, s.opts.Wakes)
 	var wg sync.WaitGroup
-	for i, e := range adoptees {
+	for _, e := range adoptees {
 		turns <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-turns }()
-			errs[i] = s.readopt(ctx, e)
+			s.takeOver(ctx, e)
 		})
 	}
 	wg.Wait()
-	for i, e := range adoptees {
-		if errs[i] == nil && s.ledger.shelve(e) {
-			continue
-		}
-		if errs[i] != nil && ctx.Err() != nil {
-			continue // the node stops: the next process tries it
-		}
-		if errs[i] != nil {
-			s.opts.Logger.Warn("Deleting a warm machine of an earlier process", "machine", e.id(), "pool", e.pool, "error", errs[i])
-		}
-		s.ledger.unshelve(e)
-		s.bury(grave{id: e.id(), machine: e.machine, conn: e.conn, room: e.room, pool: e.pool, reason: EvictDead})
-	}
 	s.start(s.supervise)
 	return err
+}
+
+// takeOver puts an entry of an earlier process on its shelf when it answers, and has it
+// deleted when it does not.
+func (s *Supply) takeOver(ctx context.Context, e *warmEntry) {
+	err := s.readopt(ctx, e)
+	if err == nil && s.ledger.shelve(e) {
+		return
+	}
+	if err != nil && ctx.Err() != nil {
+		return // the node stops: the next process tries it
+	}
+	g := grave{id: e.id(), machine: e.machine, conn: e.conn, room: e.room, pool: e.pool, reason: EvictDead}
+	if s.ledger.unshelve(e) {
+		g.reason = "" // it was evicted meanwhile, which was told
+	} else {
+		s.opts.Logger.Warn("Deleting a warm machine of an earlier process", "machine", e.id(), "pool", e.pool, "error", err)
+	}
+	s.bury(g)
 }
 
 // readopt proves that an entry of an earlier process is fit to be checked out.

@@ -29,7 +29,8 @@ func TestRestartKeepsWarmEntries(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := p.supply.Acquire(t.Context(), templateRequest("gone", tmpl)); err != nil {
+		gone, err := p.supply.Acquire(t.Context(), templateRequest("gone", tmpl))
+		if err != nil {
 			t.Fatal(err)
 		}
 		lost, err := p.supply.Acquire(t.Context(), templateRequest("lost", tmpl))
@@ -56,11 +57,11 @@ func TestRestartKeepsWarmEntries(t *testing.T) {
 		if a := p.supply.Ledger(); a.Active != account.Active || a.Warm != account.Warm {
 			t.Errorf("before anything is adopted: %+v, before the restart %+v", a, account)
 		}
-		orphans, err := p.supply.Orphans(t.Context(), []string{"kept", "lost", "restored"})
-		gone := orphans
-		if err != nil || len(orphans) != 2 || !slices.Contains(orphans, "warm-unfinished") {
-			t.Errorf("orphans %v, %v", orphans, err)
-		}
+		known := []Request{templateRequest("kept", tmpl), templateRequest("lost", tmpl), restored}
+		p.wantLook(survey(known...), map[string]Verdict{
+			kept.MachineID(): VerdictRecover, lost.MachineID(): VerdictRecover, "restored": VerdictRecover,
+			gone.MachineID(): VerdictCleanup, "warm-unfinished": VerdictCleanup,
+		})
 		if _, err := p.supply.Acquire(t.Context(), templateRequest("kept", tmpl)); ReasonOf(err) != ReasonExists {
 			t.Errorf("acquired what is to be adopted: %v", err)
 		}
@@ -81,8 +82,8 @@ func TestRestartKeepsWarmEntries(t *testing.T) {
 		if _, err := p.supply.Adopt(t.Context(), templateRequest("kept", tmpl)); ReasonOf(err) != ReasonExists {
 			t.Errorf("adopt again: %v", err)
 		}
-		reaped, err := p.supply.Reap(t.Context(), []string{"kept", "lost", "restored"})
-		if err != nil || len(reaped) != 1 || !slices.Contains(gone, reaped[0]) {
+		reaped, err := p.reap(t.Context(), known...)
+		if err != nil || len(reaped) != 2 || !slices.Contains(reaped, gone.MachineID()) || !slices.Contains(reaped, "warm-unfinished") {
 			t.Errorf("reaped %v, %v", reaped, err)
 		}
 		pass(time.Minute)
@@ -167,9 +168,7 @@ func TestAdoptionThatCannotAskKeepsTheMachine(t *testing.T) {
 			t.Errorf("discard: %v", err)
 		}
 		p.host.setFault(nil)
-		if orphans, err := p.supply.Orphans(t.Context(), nil); err != nil || slices.Contains(orphans, l.MachineID()) {
-			t.Errorf("orphans %v, %v", orphans, err)
-		}
+		p.wantLook(survey(templateRequest("pod", tmpl)), map[string]Verdict{l.MachineID(): VerdictRecover})
 		if err := p.supply.Discard(t.Context(), "pod"); err != nil {
 			t.Errorf("discard: %v", err)
 		}
@@ -225,7 +224,7 @@ func TestTwoMachinesOfOneRequest(t *testing.T) {
 		if l, err := p.supply.Adopt(t.Context(), req); err != nil || l.MachineID() != "pod" {
 			t.Errorf("adopted: %v", err)
 		}
-		if reaped, err := p.supply.Reap(t.Context(), []string{"pod"}); err != nil || !slices.Contains(reaped, e.id()) {
+		if reaped, err := p.reap(t.Context(), req); err != nil || !slices.Contains(reaped, e.id()) {
 			t.Errorf("reaped %v, %v", reaped, err)
 		}
 		p.stop()

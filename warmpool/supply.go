@@ -172,7 +172,6 @@ type Supply struct {
 	records map[string]record       // guarded by mu; those of an earlier process, by machine, until adopted
 	aliases map[string]string       // guarded by mu; machine by request, for those whose ids differ
 	broken  map[string]broken       // guarded by mu; records that cannot be read, by machine
-	tried   map[string]bool         // guarded by mu; pending machines whose adoption was tried in vain
 	// quarantined are those of pending that are kept for somebody to look at; unsure are
 	// requests that may have one of them. See Reconcile.
 	quarantined map[string]Quarantined // guarded by mu; by machine
@@ -184,26 +183,26 @@ type Supply struct {
 }
 
 // New returns a supply that knows of the machines in RecordsDir and has touched none.
-// Those that pods have come in by Adopt; Start takes over the warm ones; Reap deletes
-// the rest. Shutdown ends it.
+// Those that pods have come in by Adopt; Start takes over the warm ones; Reconcile decides
+// about the rest. Shutdown ends it.
 func New(opts Options) (*Supply, error) {
 	opts = opts.withDefaults()
 	if err := opts.Validate(); err != nil {
 		return nil, fmt.Errorf("set up supply of machines: %w", err)
 	}
 	s := &Supply{
-		opts:    opts,
-		ledger:  NewLedger(opts.Capacity),
-		turns:   make(chan struct{}, opts.Restores),
-		boots:   make(chan struct{}, opts.Restores),
-		wakes:   make(chan struct{}, opts.Wakes),
-		kicks:   make(chan struct{}, 1),
-		changes: make(chan struct{}, 1),
-		leases:  make(map[string]*Lease),
-		pending: make(map[string]*reservation),
-		records: make(map[string]record),
-		aliases: make(map[string]string),
-		broken:  make(map[string]broken), tried: make(map[string]bool),
+		opts:        opts,
+		ledger:      NewLedger(opts.Capacity),
+		turns:       make(chan struct{}, opts.Restores),
+		boots:       make(chan struct{}, opts.Restores),
+		wakes:       make(chan struct{}, opts.Wakes),
+		kicks:       make(chan struct{}, 1),
+		changes:     make(chan struct{}, 1),
+		leases:      make(map[string]*Lease),
+		pending:     make(map[string]*reservation),
+		records:     make(map[string]record),
+		aliases:     make(map[string]string),
+		broken:      make(map[string]broken),
 		quarantined: make(map[string]Quarantined), unsure: make(map[string]bool),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())

@@ -400,15 +400,26 @@ func TestRestart(t *testing.T) {
 		}
 		return nil
 	})
-	if reaped, err := n.supply.Reap(t.Context(), nil); !errors.Is(err, vm.ErrUnavailable) || len(reaped) != 0 {
-		t.Errorf("could not ask is not gone: reaped %v, %v", reaped, err)
+	verdict := func(claims ...Claim) Verdict {
+		t.Helper()
+		findings, err := n.supply.Reconcile(t.Context(), Survey{Prefixes: []string{"orphan"}, Claims: claims})
+		if err != nil || len(findings) != 1 || findings[0].Machine != "orphan" {
+			t.Fatalf("found %+v, %v", findings, err)
+		}
+		return findings[0].Verdict
+	}
+	if v := verdict(); v != VerdictRetry {
+		t.Errorf("could not ask is not gone: %s", v)
 	}
 	n.driver.SetFault(nil)
-	if reaped, err := n.supply.Reap(t.Context(), []string{"orphan"}); err != nil || len(reaped) != 0 {
-		t.Errorf("reaped what is known: %v, %v", reaped, err)
+	if v := verdict(Claim{Request: request("orphan")}); v != VerdictRecover {
+		t.Errorf("what is known: %s", v)
 	}
-	if reaped, err := n.supply.Reap(t.Context(), nil); err != nil || !slices.Equal(reaped, []string{"orphan"}) {
-		t.Errorf("reaped %v, %v", reaped, err)
+	if v := verdict(); v != VerdictQuarantine {
+		t.Errorf("what runs and is not known: %s", v)
+	}
+	if err := n.supply.Discard(t.Context(), "orphan"); err != nil {
+		t.Errorf("discard: %v", err)
 	}
 	n.check("ended", "kept", "mute")
 	if err := n.supply.Discard(t.Context(), "kept"); ReasonOf(err) != ReasonExists {

@@ -132,7 +132,7 @@ func (e evidence) judge() (v Verdict, why string) {
 	case e.unwanted:
 		return VerdictCleanup, "its removal was asked for"
 	case e.paper == paperBroken:
-		return VerdictQuarantine, "its record cannot be read: " + e.why
+		return VerdictQuarantine, "its record cannot be used: " + e.why
 	case e.claim == claimUnclear:
 		return VerdictQuarantine, "the record of its pod cannot be read: " + e.why
 	case e.claim == claimOther:

@@ -6,6 +6,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestControllerOptions(t *testing.T) {
@@ -26,6 +27,9 @@ func TestControllerOptions(t *testing.T) {
 		o.addFlags(cmd.Flags())
 		if err := cmd.Flags().Parse(test.args); err != nil {
 			t.Fatal(err)
+		}
+		if test.args == nil && o.LeaseDuration != 15*time.Second { // docs/recovery.md tells it
+			t.Errorf("the lease is %s by default", o.LeaseDuration)
 		}
 		_, err := o.complete()
 		if err == nil && len(test.want) > 0 || err != nil && len(test.want) == 0 {

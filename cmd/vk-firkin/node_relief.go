@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -68,8 +69,8 @@ func (n *node) makeRelief(context.Context) (err error) {
 		Transition: n.PressureTransition, MaxPodGrace: time.Duration(n.EvictionMaxGrace) * time.Second,
 		Supply: n.supply, CollectSnapshots: n.freeSnapshots, CollectImages: n.freeImages,
 		Pods: n.measurePods, Observer: n.metrics, Logger: n.log("pressure"),
-		Evict: func(ctx context.Context, uid types.UID, message string, grace time.Duration) error {
-			return n.provider.EvictForNode(ctx, uid, message, grace)
+		Evict: func(uid types.UID, message string, grace time.Duration) {
+			n.provider.EvictForNode(uid, message, grace)
 		},
 		Changed: func() { n.provider.LookAtNode() },
 	})
@@ -136,28 +137,56 @@ func (n *node) freeImages(ctx context.Context, need int64) (int64, error) {
 
 // measurePods measures what comes free on the host with each pod that could be ended.
 func (n *node) measurePods(ctx context.Context) ([]pressure.Pod, error) {
-	var pods []pressure.Pod
-	for _, c := range n.provider.EvictionCandidates() {
-		pod := pressure.Pod{
-			UID: c.UID, Name: c.Name, Critical: c.Critical, Priority: c.Priority,
-			Requested: pressure.Amounts{Disk: c.RequestedDisk, Memory: c.RequestedMemory},
-		}
-		used, err := n.machineUsage(ctx, c)
-		if err != nil {
-			// One that cannot be measured may be the one that is wrong, or just ending: it is
-			// asked again at the next look.
-			n.logger.Warn("A machine could not be measured", "machine", c.MachineID, "error", err)
-			continue
-		}
-		pod.Used = pressure.Amounts{Disk: used.DiskBytes, Memory: used.PrivateBytes}
-		if logs, err := n.logs.Usage(c.UID); err == nil {
-			for _, l := range logs {
-				pod.Used.Disk += l.Bytes
-			}
-		}
-		pods = append(pods, pod)
+	candidates := n.provider.EvictionCandidates()
+	pods := make([]*pressure.Pod, len(candidates))
+	var group errgroup.Group
+	group.SetLimit(measurements)
+	for i, c := range candidates {
+		group.Go(func() error {
+			pods[i] = n.measurePod(ctx, c)
+			return nil
+		})
 	}
-	return pods, ctx.Err()
+	_ = group.Wait() // what cannot be measured is said, and no error
+	var list []pressure.Pod
+	for _, p := range pods {
+		if p != nil {
+			list = append(list, *p)
+		}
+	}
+	return list, ctx.Err()
+}
+
+// measurements is how many machines are measured at once: one that does not answer takes its
+// time, while the host runs short.
+const measurements = 8
+
+// measurePod measures one pod; nil when it cannot be measured and goes on: it is no candidate
+// then.
+func (n *node) measurePod(ctx context.Context, c provider.EvictionCandidate) *pressure.Pod {
+	pod := &pressure.Pod{
+		UID: c.UID, Name: c.Name, Critical: c.Critical, Priority: c.Priority,
+		Requested: pressure.Amounts{Disk: c.RequestedDisk, Memory: c.RequestedMemory}, EndsBy: c.EndsBy,
+	}
+	if c.MachineID == "" {
+		return pod // it is being deleted: nobody knows what is left of it
+	}
+	used, err := n.machineUsage(ctx, c)
+	if err != nil {
+		// It may be the one that is wrong, or just ending: it is asked again at the next look.
+		n.logger.Warn("A machine could not be measured", "machine", c.MachineID, "error", err)
+		if c.EndsBy.IsZero() {
+			return nil
+		}
+		return pod
+	}
+	pod.Used = pressure.Amounts{Disk: used.DiskBytes, Memory: used.PrivateBytes}
+	if logs, err := n.logs.Usage(c.UID); err == nil {
+		for _, l := range logs {
+			pod.Used.Disk += l.Bytes
+		}
+	}
+	return pod
 }
 
 // measureTimeout bounds the measurement of one machine.

@@ -14,6 +14,8 @@ const (
 	MaxOutput = 4096
 	// MaxNodeEntries is how many pools, snapshots, targets and templates a NodeLedger has.
 	MaxNodeEntries = 1000
+	// MaxQuarantined is how many machines in quarantine a NodeLedger's status tells of.
+	MaxQuarantined = 20
 	// MaxPoolNodes is how many nodes a WarmPool's status tells of.
 	MaxPoolNodes = 100
 	// MaxFailures is how many failures a SnapshotTemplate's status tells of.

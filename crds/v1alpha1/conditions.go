@@ -53,6 +53,8 @@ const (
 	ReasonNodeStatusInvalid = "NodeStatusInvalid"
 	// ReasonNodeSkipped: a node does not restore for a reason of its own.
 	ReasonNodeSkipped = "NodeSkipped"
+	// ReasonMachinesQuarantined: a node has machines of which it is not clear whose they are.
+	ReasonMachinesQuarantined = "MachinesQuarantined"
 	// ReasonNameTooLong: namespace and name do not fit into a label together.
 	ReasonNameTooLong = "NameTooLong"
 	// ReasonRuntimeClassConflict: the RuntimeClass of the template's name is another's.

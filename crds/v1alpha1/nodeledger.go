@@ -138,7 +138,7 @@ type NodeLedgerStatus struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000
 	WithheldSlots int32 `json:"withheldSlots,omitempty"`
-	// ActiveMachines is the number of machines of pods.
+	// ActiveMachines is the number of machines of pods, those in quarantine included.
 	//
 	// +optional
 	// +kubebuilder:validation:Minimum=0
@@ -148,6 +148,20 @@ type NodeLedgerStatus struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	WarmMachines int32 `json:"warmMachines"`
+	// QuarantinedMachines is the number of machines that are kept, and take their room, because
+	// the node's records do not say whose they are.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	QuarantinedMachines int32 `json:"quarantinedMachines"`
+	// Quarantined tells of the machines in quarantine, at most 20;
+	// `vk-firkin quarantine list` on the node has all of them.
+	//
+	// +optional
+	// +listType=map
+	// +listMapKey=machine
+	// +kubebuilder:validation:MaxItems=20
+	Quarantined []QuarantinedMachine `json:"quarantined,omitempty"`
 	// Pools that the node has a target or a machine of.
 	//
 	// +optional
@@ -172,6 +186,30 @@ type NodeLedgerStatus struct {
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=16
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// QuarantinedMachine is a machine of which the node does not know whose it is. It is ended by
+// `vk-firkin quarantine remove MACHINE` on the node.
+type QuarantinedMachine struct {
+	// Machine is its id.
+	//
+	// +required
+	// +kubebuilder:validation:MaxLength=64
+	Machine string `json:"machine"`
+	// PodUID of the pod that may have it, if that is known.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	PodUID string `json:"podUID,omitempty"`
+	// Reason says what is not clear.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Reason string `json:"reason,omitempty"`
+	// Since is when the node's process found it.
+	//
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
 }
 
 // Amounts are parts of a node.
@@ -336,6 +374,7 @@ type SnapshotStatus struct {
 // +kubebuilder:resource:scope=Cluster,shortName=nl,categories=firkin
 // +kubebuilder:printcolumn:name="Active",type=integer,JSONPath=`.status.activeMachines`,description="Machines of pods"
 // +kubebuilder:printcolumn:name="Warm",type=integer,JSONPath=`.status.warmMachines`,description="Machines of pools that no pod has"
+// +kubebuilder:printcolumn:name="Quarantined",type=integer,JSONPath=`.status.quarantinedMachines`,description="Machines of which it is not clear whose they are"
 // +kubebuilder:printcolumn:name="CPU",type=string,JSONPath=`.status.capacity.cpu`
 // +kubebuilder:printcolumn:name="CPU-Free",type=string,JSONPath=`.status.available.cpu`
 // +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.status.capacity.memory`

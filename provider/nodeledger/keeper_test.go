@@ -149,6 +149,42 @@ func TestReportsSlots(t *testing.T) {
 }
 
 // However much happens, one status a second is written, and the last one is true.
+// Machines in quarantine are told of in the cluster, as many as there is room for, with what to
+// do about them; what their records say may be anything.
+func TestReportsQuarantine(t *testing.T) {
+	play(t, newMemory(), func(sc *scene) {
+		const n = 2*v1alpha1.MaxQuarantined + 3
+		sc.s.change(func(s *warmpool.Status) {
+			for i := range n {
+				s.Quarantined = append(s.Quarantined, warmpool.Quarantined{
+					Machine: fmt.Sprintf("pod-%02d", n-1-i), Since: time.Now().Add(-time.Duration(i) * time.Hour),
+					PodUID: strings.Repeat("u", 70), Reason: strings.Repeat("\xff long ", 1000),
+				})
+			}
+		})
+		sc.wait(2 * time.Second)
+		st := sc.m.get().Status
+		if st.QuarantinedMachines != n || len(st.Quarantined) != v1alpha1.MaxQuarantined || st.Quarantined[0].Machine != "pod-00" || st.Quarantined[1].Machine != "pod-01" || st.Quarantined[0].Since == nil {
+			t.Errorf("%d in quarantine: %+v", st.QuarantinedMachines, st.Quarantined)
+		}
+		for _, q := range st.Quarantined {
+			if len(q.PodUID) > 64 || len(q.Reason) > v1alpha1.MaxMessage || q.Reason == "" {
+				t.Errorf("the API server would refuse %+v", q)
+			}
+		}
+		c := meta.FindStatusCondition(st.Conditions, v1alpha1.ConditionDegraded)
+		if c == nil || c.Status != metav1.ConditionTrue || c.Reason != v1alpha1.ReasonMachinesQuarantined || !strings.HasPrefix(c.Message, "43 machines are in quarantine (pod-00, pod-01, pod-02, and others): vk-firkin quarantine") {
+			t.Errorf("condition is %+v", c)
+		}
+		sc.s.change(func(s *warmpool.Status) { s.Quarantined = nil })
+		sc.wait(2 * time.Second)
+		st = sc.m.get().Status
+		if c := meta.FindStatusCondition(st.Conditions, v1alpha1.ConditionDegraded); st.QuarantinedMachines != 0 || len(st.Quarantined) != 0 || c.Status != metav1.ConditionFalse || c.Message != "" {
+			t.Errorf("afterwards: %+v, %+v", st, c)
+		}
+	})
+}
+
 func TestReportsAtMostOnceASecond(t *testing.T) {
 	play(t, newMemory(), func(sc *scene) {
 		before := sc.m.statusWrites()

@@ -22,6 +22,9 @@ import (
 // SkipInvalidTarget is the skip reason of a pool whose numbers the node does not take.
 const SkipInvalidTarget = "InvalidTarget"
 
+// maxUIDBytes is what the API server takes as a pod's UID in a status.
+const maxUIDBytes = 64
+
 // maxStepBytes is what the API server takes as the name of a step.
 const maxStepBytes = 64
 
@@ -53,6 +56,7 @@ func statusOf(r report, before *v1alpha1.NodeLedgerStatus, now time.Time) v1alph
 	}
 	s.Pools = poolStatuses(&r)
 	s.Snapshots = snapshotStatuses(&r)
+	s.QuarantinedMachines, s.Quarantined = small(len(r.status.Quarantined)), quarantined(r.status.Quarantined)
 	for _, c := range before.Conditions {
 		s.Conditions = append(s.Conditions, *c.DeepCopy())
 	}
@@ -61,6 +65,22 @@ func statusOf(r report, before *v1alpha1.NodeLedgerStatus, now time.Time) v1alph
 		meta.SetStatusCondition(&s.Conditions, c)
 	}
 	return s
+}
+
+// quarantined tells of the machines in quarantine, those that were found first.
+func quarantined(all []warmpool.Quarantined) []v1alpha1.QuarantinedMachine {
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b warmpool.Quarantined) int {
+		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Machine, b.Machine))
+	})
+	var list []v1alpha1.QuarantinedMachine
+	for _, q := range all[:min(len(all), v1alpha1.MaxQuarantined)] {
+		since := seconds(q.Since)
+		list = append(list, v1alpha1.QuarantinedMachine{
+			Machine: q.Machine, PodUID: bound(q.PodUID, maxUIDBytes), Reason: bound(q.Reason, v1alpha1.MaxMessage), Since: &since,
+		})
+	}
+	return list
 }
 
 func amounts(b warmpool.Budget) v1alpha1.Amounts {
@@ -183,9 +203,27 @@ func conditions(s *v1alpha1.NodeLedgerStatus, withheld string) []metav1.Conditio
 	}
 	degraded := metav1.Condition{Type: v1alpha1.ConditionDegraded, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonAsExpected}
 	if len(skipped) > 0 {
-		degraded.Status, degraded.Reason, degraded.Message = metav1.ConditionTrue, v1alpha1.ReasonNodeSkipped, joined(skipped)
+		degraded.Status, degraded.Reason = metav1.ConditionTrue, v1alpha1.ReasonNodeSkipped
 	}
+	if s.QuarantinedMachines > 0 { // somebody has to look, and the rest waits for itself
+		degraded.Status, degraded.Reason = metav1.ConditionTrue, v1alpha1.ReasonMachinesQuarantined
+		skipped = append([]string{inQuarantine(s)}, skipped...)
+	}
+	degraded.Message = joined(skipped)
 	return []metav1.Condition{ready, progressing, degraded}
+}
+
+// inQuarantine says which machines are in quarantine, and what to do about it.
+func inQuarantine(s *v1alpha1.NodeLedgerStatus) string {
+	const names = 3 // the status has more
+	var list []string
+	for _, q := range s.Quarantined[:min(len(s.Quarantined), names)] {
+		list = append(list, q.Machine)
+	}
+	if int(s.QuarantinedMachines) > len(list) {
+		list = append(list, "and others")
+	}
+	return fmt.Sprintf("%d machines are in quarantine (%s): vk-firkin quarantine on the node shows why, and removes them", s.QuarantinedMachines, strings.Join(list, ", "))
 }
 
 // joined is a list for people, cut where it gets long.

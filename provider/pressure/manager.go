@@ -7,8 +7,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,16 +26,22 @@ const (
 	// defaultSettle is the pause between a step that frees something and the next
 	// measurement: file systems give deleted blocks back behind the deletion.
 	defaultSettle = time.Second
-	// stepTimeout bounds one step.
-	stepTimeout = time.Minute
+	// measureTimeout bounds the measurement of the pods.
+	measureTimeout = time.Minute
+	// shedTimeout is how long a warm machine that is ended is waited for before the next one
+	// has to go: one that cannot be deleted must not cost a pod its life.
+	shedTimeout = 8 * time.Second
+	// collectTimeout bounds a collection. Much may have to be deleted, and another collection
+	// may be under way.
+	collectTimeout = 5 * time.Minute
+	// patience is how long the steps behind a step wait for it. Then they have their turn, and it
+	// goes on beside them.
+	patience = 10 * time.Second
 	// again is after how long a step that had nothing left to free is tried again while the
 	// shortage lasts.
 	again = time.Minute
 	// hardGrace is the kubelet's grace of a pod that is ended at a hard threshold.
 	hardGrace = time.Second
-	// goneTimeout is how long, beyond its grace, an ended pod's machine is waited for, as the
-	// kubelet does.
-	goneTimeout = 30 * time.Second
 )
 
 // Supply is what a manager asks of the machines' supply. *warmpool.Supply implements it.
@@ -69,10 +76,10 @@ type Options struct {
 	// CollectSnapshots and CollectImages remove what nobody uses, the least recently used
 	// first, until need bytes are free; they return how many are. nil: nothing to collect.
 	CollectSnapshots, CollectImages func(ctx context.Context, need int64) (int64, error)
-	// Pods measures the running pods.
+	// Pods measures the pods that have a machine, those that end already among them.
 	Pods func(ctx context.Context) ([]Pod, error)
-	// Evict ends a pod, and returns when its machine is gone or ctx ends.
-	Evict func(ctx context.Context, uid types.UID, message string, grace time.Duration) error
+	// Evict ends a pod and does not wait for that. Called again, the shorter grace counts.
+	Evict func(uid types.UID, message string, grace time.Duration)
 	// Changed is called when what Pressure says has changed; nil for nobody.
 	Changed func()
 	// Observer may be nil.
@@ -95,8 +102,27 @@ type Manager struct {
 	running  bool                  // guarded by mu; Run has looked once
 
 	// What follows belongs to Run.
-	done  map[task]time.Time // steps with nothing left to free, and when that was found
+	done  map[task]time.Time      // steps with nothing left to free, and when that was found
+	acts  map[task]*act           // steps under way
+	wg    sync.WaitGroup          // of those
+	told  map[types.UID]time.Time // pods that were ended, and by when; see choose
 	press warmpool.Skip
+}
+
+// act is a step under way.
+type act struct {
+	began time.Time
+	done  chan struct{}
+	freed bool // valid after done
+}
+
+func (a *act) over() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // New makes a manager. It measures nothing yet.
@@ -111,11 +137,12 @@ func New(opts Options) (*Manager, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Manager{opts: opts, standing: map[Resource]standing{}, refused: map[Resource]bool{}, vain: map[Resource]bool{}, done: map[task]time.Time{}}, nil
+	return &Manager{opts: opts, standing: map[Resource]standing{}, refused: map[Resource]bool{}, vain: map[Resource]bool{}, done: map[task]time.Time{}, acts: map[task]*act{}, told: map[types.UID]time.Time{}}, nil
 }
 
-// Run watches until ctx ends.
+// Run watches until ctx ends, and what it has begun has ended.
 func (m *Manager) Run(ctx context.Context) {
+	defer m.wg.Wait()
 	ticker := time.NewTicker(m.opts.every)
 	defer ticker.Stop()
 	failed := false
@@ -138,9 +165,18 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-// relieve measures, and takes steps until there is no more to do now.
+// relieve measures, and takes steps until there is no more to do now. It never waits long for
+// any of them: the host is measured all the time, and who waits for what is decided anew.
 func (m *Manager) relieve(ctx context.Context) error {
+	waits := map[task]bool{} // steps that wait for something now; those behind them do not
 	for {
+		if m.harvest() {
+			clear(waits)
+			if !sleep(ctx, m.opts.settle) {
+				return nil
+			}
+			continue // others may have ended meanwhile
+		}
 		now := time.Now()
 		need, skip, err := m.observe(now)
 		if err != nil {
@@ -165,26 +201,82 @@ func (m *Manager) relieve(ctx context.Context) error {
 				return m.press.Reason != ""
 			}
 			_, done := m.done[t]
-			return done
+			a := m.acts[t]
+			return done || waits[t] || a != nil && now.Sub(a.began) >= patience
 		})
 		if !ok || ctx.Err() != nil {
 			return nil //nolint:nilerr // to be told to end is no failure
 		}
-		freed := m.take(ctx, t)
-		if !freed {
-			m.done[t] = time.Now()
+		switch t.step {
+		case StepStopRefills, StepRefusePods: // what frees nothing needs not be waited for
+			m.refuse(t)
+			m.done[t] = now
+			m.relieved(t)
+		case StepEvictPod:
+			switch m.evictPod(ctx, t.resource, now) {
+			case moveNone:
+				m.done[t] = now
+			case moveWait:
+				waits[t] = true
+			case moveEnd:
+				m.relieved(t)
+				waits[t] = true
+			}
+		case StepEvictWarm, StepEvictReserved, StepCollectSnapshots, StepCollectImages:
+			m.await(ctx, m.begin(ctx, t))
+		}
+	}
+}
+
+// begin begins a step that frees something, if it is not under way.
+func (m *Manager) begin(ctx context.Context, t task) *act {
+	if a := m.acts[t]; a != nil {
+		return a
+	}
+	a := &act{began: time.Now(), done: make(chan struct{})}
+	m.acts[t] = a
+	m.mu.Lock()
+	s := m.standing[t.resource]
+	m.mu.Unlock()
+	m.wg.Go(func() {
+		defer close(a.done)
+		a.freed = m.free(ctx, t, s)
+	})
+	return a
+}
+
+// await waits for a step until the host is to be measured again.
+func (m *Manager) await(ctx context.Context, a *act) {
+	timer := time.NewTimer(min(m.opts.every, patience))
+	defer timer.Stop()
+	select {
+	case <-a.done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// harvest takes in what has ended; true when something was freed by it.
+func (m *Manager) harvest() (freed bool) {
+	for t, a := range m.acts {
+		if !a.over() {
 			continue
 		}
-		if m.opts.Observer != nil {
-			m.opts.Observer.Relieved(t.step, t.resource)
-		}
-		if t.step == StepStopRefills || t.step == StepRefusePods {
+		delete(m.acts, t)
+		if a.freed {
+			freed = true
+			m.relieved(t)
+		} else {
 			m.done[t] = time.Now()
-			continue // frees nothing that would have to be waited for
 		}
-		if !sleep(ctx, m.opts.settle) {
-			return nil
-		}
+	}
+	return freed
+}
+
+// relieved tells of a step that was taken.
+func (m *Manager) relieved(t task) {
+	if m.opts.Observer != nil {
+		m.opts.Observer.Relieved(t.step, t.resource)
 	}
 }
 
@@ -262,47 +354,52 @@ func refillSkip(r Resource, s standing) warmpool.Skip {
 	return skip
 }
 
-// take takes a step; false when there is nothing to free by it.
-func (m *Manager) take(ctx context.Context, t task) (freed bool) {
+// refuse takes a step that keeps others from taking more.
+func (m *Manager) refuse(t task) {
 	m.mu.Lock()
 	s := m.standing[t.resource]
-	m.mu.Unlock()
-	log := m.opts.Logger.With("step", string(t.step), "resource", string(t.resource))
-	if t.step == StepEvictPod {
-		freed, err := m.evictPod(ctx, t.resource, s)
-		if err != nil && ctx.Err() == nil {
-			log.Error("A pod that was to be ended for the node's sake", "error", err)
-		}
-		return freed
+	if t.step == StepRefusePods {
+		m.refused[t.resource] = true
 	}
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	m.mu.Unlock()
+	m.log(t).Info("Relieving the host", "measured", s.text)
+	if t.step == StepRefusePods {
+		m.opts.Changed()
+		return
+	}
+	m.press = refillSkip(t.resource, s)
+	m.opts.Supply.Press(m.press)
+}
+
+// free takes a step that frees something; false when there is nothing to free by it. s is how
+// the resource stood when it began.
+func (m *Manager) free(ctx context.Context, t task, s standing) (freed bool) {
+	timeout := collectTimeout
+	if t.step == StepEvictWarm || t.step == StepEvictReserved {
+		timeout = shedTimeout
+	}
+	fctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var err error
 	switch t.step {
-	case StepStopRefills:
-		m.press = refillSkip(t.resource, s)
-		m.opts.Supply.Press(m.press)
-		freed = true
 	case StepEvictWarm, StepEvictReserved:
-		freed, err = m.opts.Supply.Shed(ctx, t.step == StepEvictReserved)
+		freed, err = m.opts.Supply.Shed(fctx, t.step == StepEvictReserved)
 	case StepCollectSnapshots:
-		freed, err = collect(ctx, m.opts.CollectSnapshots, s.lack)
+		freed, err = collect(fctx, m.opts.CollectSnapshots, s.lack)
 	case StepCollectImages:
-		freed, err = collect(ctx, m.opts.CollectImages, s.lack)
-	case StepRefusePods:
-		m.mu.Lock()
-		m.refused[t.resource] = true
-		m.mu.Unlock()
-		m.opts.Changed()
-		freed = true
-	case StepEvictPod:
+		freed, err = collect(fctx, m.opts.CollectImages, s.lack)
+	case StepStopRefills, StepRefusePods, StepEvictPod:
 	}
 	if err != nil && ctx.Err() == nil {
-		log.Error("The host could not be relieved", "error", err)
+		m.log(t).Error("The host could not be relieved", "error", err)
 	} else if freed {
-		log.Info("Relieving the host", "measured", s.text)
+		m.log(t).Info("Relieving the host", "measured", s.text)
 	}
 	return freed
+}
+
+func (m *Manager) log(t task) *slog.Logger {
+	return m.opts.Logger.With("step", string(t.step), "resource", string(t.resource))
 }
 
 func collect(ctx context.Context, f func(context.Context, int64) (int64, error), need int64) (bool, error) {
@@ -313,37 +410,45 @@ func collect(ctx context.Context, f func(context.Context, int64) (int64, error),
 	return n > 0, err
 }
 
-// evictPod ends one pod, and waits until its machine is gone.
-func (m *Manager) evictPod(ctx context.Context, r Resource, s standing) (bool, error) {
-	mctx, cancel := context.WithTimeout(ctx, stepTimeout)
+// evictPod ends one pod, if that is what is to be done about the pods now.
+func (m *Manager) evictPod(ctx context.Context, r Resource, now time.Time) move {
+	mctx, cancel := context.WithTimeout(ctx, measureTimeout)
 	pods, err := m.opts.Pods(mctx)
 	cancel()
 	if err != nil {
-		return false, err
-	}
-	pod, ok := choose(pods, r, s.evictLack)
-	m.mu.Lock()
-	told := m.vain[r]
-	m.vain[r] = !ok
-	m.mu.Unlock()
-	if !ok {
-		if !told {
-			m.opts.Logger.Warn("Ending pods would not relieve the host: what fills it is not theirs", "resource", string(r), "pods", len(pods), "measured", s.text)
+		if ctx.Err() == nil {
+			m.opts.Logger.Error("The pods could not be measured", "error", err)
 		}
-		return false, nil
+		return moveWait
 	}
+	maps.DeleteFunc(m.told, func(uid types.UID, _ time.Time) bool {
+		return !slices.ContainsFunc(pods, func(p Pod) bool { return p.UID == uid })
+	})
+	m.mu.Lock()
+	s := m.standing[r]
+	m.mu.Unlock()
 	grace := hardGrace
 	if !s.hard {
 		grace = m.opts.MaxPodGrace
 	}
-	text := message(pod, r, s)
-	m.opts.Logger.Warn("Ending a pod for the node's sake", "pod", pod.Name, "podUID", pod.UID, "message", text)
-	ectx, cancel := context.WithTimeout(ctx, grace+goneTimeout)
-	defer cancel()
-	if err := m.opts.Evict(ectx, pod.UID, text, grace); err != nil {
-		return true, fmt.Errorf("end pod %s: %w", pod.Name, err)
+	pod, what := choose(pods, m.told, r, s.evictLack, now.Add(grace), now)
+	m.mu.Lock()
+	before := m.vain[r]
+	m.vain[r] = what == moveNone
+	m.mu.Unlock()
+	switch what {
+	case moveNone:
+		if !before {
+			m.opts.Logger.Warn("Ending pods would not relieve the host: what fills it is not theirs", "resource", string(r), "pods", len(pods), "measured", s.text)
+		}
+	case moveWait:
+	case moveEnd:
+		text := message(pod, r, s)
+		m.opts.Logger.Warn("Ending a pod for the node's sake", "pod", pod.Name, "podUID", pod.UID, "grace", grace, "message", text)
+		m.told[pod.UID] = now.Add(grace)
+		m.opts.Evict(pod.UID, text, grace)
 	}
-	return true, nil
+	return what
 }
 
 // Pressure is what the node says: short of what, now that what nobody uses is gone. It

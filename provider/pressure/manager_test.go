@@ -29,8 +29,21 @@ type host struct {
 	kept    []int64
 	garbage int64
 	pods    map[types.UID]int64
+	ends    map[types.UID]time.Time // pods that end, and when their machines are gone
+	stuck   map[types.UID]bool      // pods whose machines cannot be deleted
 	log     []string
 	changes int
+}
+
+// pass takes away what has ended. With mu held.
+func (h *host) pass() {
+	for uid, at := range h.ends {
+		if !h.stuck[uid] && !time.Now().Before(at) {
+			h.free += h.pods[uid]
+			delete(h.pods, uid)
+			delete(h.ends, uid)
+		}
+	}
 }
 
 func (h *host) did(format string, args ...any) {
@@ -40,6 +53,7 @@ func (h *host) did(format string, args ...any) {
 func (h *host) measure() (Measurement, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.pass()
 	return Measurement{Disk: Reading{Available: h.free, Total: 1000}, Memory: Reading{Available: cmp.Or(h.memory, 1000), Total: 1000}}, h.broken
 }
 
@@ -77,20 +91,24 @@ func (h *host) collect(_ context.Context, need int64) (int64, error) {
 func (h *host) measurePods(context.Context) ([]Pod, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.pass()
 	var list []Pod
 	for uid, used := range h.pods {
-		list = append(list, Pod{UID: uid, Name: string(uid), Used: Amounts{Disk: used}})
+		list = append(list, Pod{UID: uid, Name: string(uid), Used: Amounts{Disk: used}, EndsBy: h.ends[uid]})
 	}
 	return list, nil
 }
 
-func (h *host) evict(_ context.Context, uid types.UID, _ string, grace time.Duration) error {
+func (h *host) evict(uid types.UID, _ string, grace time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.free += h.pods[uid]
-	delete(h.pods, uid)
+	if h.ends == nil {
+		h.ends = map[types.UID]time.Time{}
+	}
+	if end := time.Now().Add(grace); h.ends[uid].IsZero() || end.Before(h.ends[uid]) {
+		h.ends[uid] = end
+	}
 	h.did("pod %s goes in %s", uid, grace)
-	return nil
 }
 
 func (h *host) set(free int64) {
@@ -108,13 +126,17 @@ func (h *host) since() string {
 	return s
 }
 
-func startManager(t *testing.T, h *host) *Manager {
+func startManager(t *testing.T, h *host, change ...func(*Options)) *Manager {
 	t.Helper()
-	m, err := New(Options{
+	opts := Options{
 		Measure: h.measure, Disk: Floors{Refill: 200, Free: 100, Hard: Amount{Bytes: 20}}, Memory: Floors{Free: 100}, Transition: time.Minute,
 		Supply: h, CollectSnapshots: h.collect, CollectImages: nil, Pods: h.measurePods, Evict: h.evict,
 		Changed: func() { h.mu.Lock(); h.changes++; h.mu.Unlock() },
-	})
+	}
+	for _, f := range change {
+		f(&opts)
+	}
+	m, err := New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}

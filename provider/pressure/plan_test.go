@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // The whole order of relief, when no step is enough.
@@ -44,7 +47,7 @@ func TestPlan(t *testing.T) {
 }
 
 // The kubelet's order, without critical pods, and nobody in vain.
-func TestChoose(t *testing.T) {
+func TestVictim(t *testing.T) {
 	pod := func(name string, priority int32, used, requested int64) Pod {
 		return Pod{Name: name, Priority: priority, Used: Amounts{Disk: used}, Requested: Amounts{Disk: requested}}
 	}
@@ -69,7 +72,7 @@ func TestChoose(t *testing.T) {
 		{"the kernel does not say how much", []Pod{pod("a", 0, 5, 0)}, -9, "a"},
 		{"absurd", []Pod{pod("a", 0, 1<<62, 0), pod("b", 0, 1<<62, 0), pod("c", 0, 1<<62, 0)}, 5, "a"},
 	} {
-		got, ok := choose(c.pods, Disk, c.lack)
+		got, ok := victim(c.pods, Disk, c.lack)
 		if got.Name != c.want || ok != (c.want != "") {
 			t.Errorf("%s: %q, %v, want %q", c.name, got.Name, ok, c.want)
 		}
@@ -77,5 +80,49 @@ func TestChoose(t *testing.T) {
 	text := message(pod("a", 0, 3<<30+5, 0), Disk, standing{threshold: 1 << 30, available: 512<<20 + 7})
 	if want := "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 512Mi. The pod's machine was using 3Gi, request is 0. "; text != want {
 		t.Errorf("message is %q", text)
+	}
+}
+
+// One pod at a time, each once, and none for room that comes anyway.
+func TestChoose(t *testing.T) {
+	now := time.Unix(10_000, 0)
+	at := func(s int) time.Time { return now.Add(time.Duration(s) * time.Second) }
+	pod := func(uid string, used int64, ends ...int) Pod {
+		p := Pod{UID: types.UID(uid), Name: uid, Used: Amounts{Disk: used}}
+		for _, s := range ends {
+			p.EndsBy = at(s)
+		}
+		return p
+	}
+	const gone = int(goneTimeout / time.Second)
+	for _, c := range []struct {
+		name string
+		pods []Pod
+		told map[types.UID]time.Time
+		by   int
+		want string
+		move move
+	}{
+		{"nobody", nil, nil, 1, "", moveNone},
+		{"the first", []Pod{pod("a", 20), pod("b", 10)}, nil, 1, "a", moveEnd},
+		{"told, and has not heard of it yet", []Pod{pod("a", 20), pod("b", 10)}, map[types.UID]time.Time{"a": at(1)}, 1, "a", moveWait},
+		{"told, and ends", []Pod{pod("a", 20, 1), pod("b", 10)}, map[types.UID]time.Time{"a": at(1)}, 1, "a", moveWait},
+		{"told, and its machine is being deleted", []Pod{pod("a", 0, -5), pod("b", 20)}, map[types.UID]time.Time{"a": at(-5)}, 1, "a", moveWait},
+		{"told with more time than there is", []Pod{pod("a", 20, 500), pod("b", 10)}, map[types.UID]time.Time{"a": at(500)}, 1, "a", moveEnd},
+		{"told with more time than it takes itself", []Pod{pod("a", 20, 1), pod("b", 10)}, map[types.UID]time.Time{"a": at(500)}, 1, "a", moveWait},
+		{"told with as much time as there is", []Pod{pod("a", 20, 500), pod("b", 10)}, map[types.UID]time.Time{"a": at(500)}, 600, "a", moveWait},
+		{"its machine cannot be deleted", []Pod{pod("a", 20, -gone), pod("b", 10)}, map[types.UID]time.Time{"a": at(-gone)}, 1, "b", moveEnd},
+		{"nor can the other's", []Pod{pod("a", 20, -gone), pod("b", 10, -gone)}, map[types.UID]time.Time{"a": at(-gone), "b": at(-gone)}, 1, "", moveNone},
+		{"somebody deletes one that has enough", []Pod{pod("a", 20), pod("b", 10, 1)}, nil, 1, "b", moveWait},
+		{"which has not enough", []Pod{pod("a", 20), pod("b", 9, 1)}, nil, 1, "a", moveEnd},
+		{"which together with the others has not enough", []Pod{pod("a", 3), pod("b", 5, 1)}, nil, 1, "", moveWait},
+		{"which has a long time for it", []Pod{pod("a", 20), pod("b", 10, 500)}, nil, 1, "a", moveEnd},
+		{"which cannot be deleted", []Pod{pod("a", 20), pod("b", 10, -gone)}, nil, 1, "a", moveEnd},
+		{"what it has is not known", []Pod{pod("a", 20), pod("b", 0, 1)}, nil, 1, "a", moveEnd},
+	} {
+		got, what := choose(c.pods, c.told, Disk, 10, at(c.by), now)
+		if what != c.move || c.move != moveNone && c.want != "" && got.Name != c.want {
+			t.Errorf("%s: %d, %q, want %d, %q", c.name, what, got.Name, c.move, c.want)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -22,7 +23,11 @@ type Pod struct {
 	Critical bool
 	Priority int32
 	// Used is what comes free on the host with its machine, Requested what the pod asked for.
+	// What a machine uses that is being deleted may not be known, and is zero then.
 	Used, Requested Amounts
+	// EndsBy is when a pod that ends already is killed at the latest; its machine is given back
+	// after that. Zero while the pod goes on.
+	EndsBy time.Time
 }
 
 // Amounts are bytes.
@@ -53,10 +58,64 @@ func rank(pods []Pod, r Resource) []Pod {
 	return list
 }
 
-// choose is the pod to end for a lack of so many bytes; none when ending all that may be
-// ended would not do: then something else fills the host, and work would be lost in vain.
-// It is pure.
-func choose(pods []Pod, r Resource, lack int64) (Pod, bool) {
+// goneTimeout is how long, after its grace, an ended pod's machine is waited for, as the
+// kubelet does.
+const goneTimeout = 30 * time.Second
+
+// move is what is done about the pods.
+type move int
+
+const (
+	// moveNone: ending all that may be ended would not do. Then something else fills the host,
+	// and work would be lost in vain.
+	moveNone move = iota
+	// moveWait: room comes free soon, by a pod that ends already. The next one is chosen when
+	// that is there, and was measured.
+	moveWait
+	// moveEnd: a pod is ended. It may be one that ends already, and now has less time for it.
+	moveEnd
+)
+
+// choose says what to do for a lack of so many bytes, when a pod that is ended now is killed by
+// then. told are the pods that were ended for the node's sake before, and by when: one at a
+// time, and each once. One that is not gone long after it should be is not waited for any more,
+// and not chosen again: its machine cannot be deleted, and another pod has to go. It is pure.
+func choose(pods []Pod, told map[types.UID]time.Time, r Resource, lack int64, by, now time.Time) (Pod, move) {
+	var may []Pod
+	coming := false
+	for _, p := range pods {
+		end, mine := told[p.UID]
+		if !mine || !p.EndsBy.IsZero() && p.EndsBy.Before(end) {
+			end = p.EndsBy
+		}
+		switch {
+		case end.IsZero():
+			may = append(may, p)
+		case !now.Before(end.Add(goneTimeout)):
+		case mine && end.After(by):
+			return p, moveEnd
+		case mine:
+			return p, moveWait
+		case !end.After(by) && p.Used.of(r) > 0:
+			coming = true
+			if lack -= p.Used.of(r); lack <= 0 {
+				return p, moveWait
+			}
+		}
+	}
+	p, ok := victim(may, r, lack)
+	switch {
+	case ok:
+		return p, moveEnd
+	case coming:
+		return p, moveWait
+	}
+	return p, moveNone
+}
+
+// victim is the pod to end for a lack of so many bytes; none when all that may be ended have
+// less. It is pure.
+func victim(pods []Pod, r Resource, lack int64) (Pod, bool) {
 	var sum int64
 	var first *Pod
 	for _, p := range rank(pods, r) {

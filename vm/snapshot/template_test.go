@@ -340,19 +340,25 @@ func (s *Store) waiters(key string) int {
 }
 
 // TestTemplateFaultAtEveryCall fails each call of the driver and of the file system in
-// the build of a template, base included. What is left is a whole snapshot or none, and
-// no machine that nobody will delete.
+// the build of a template, base included: once, or for good, as when the process dies there.
+// What is left is a whole snapshot or none, and no machine that nobody will delete.
 func TestTemplateFaultAtEveryCall(t *testing.T) {
+	for name, forGood := range map[string]bool{"once": false, "for good": true} {
+		t.Run(name, func(t *testing.T) { templateFaultAtEveryCall(t, forGood) })
+	}
+}
+
+func templateFaultAtEveryCall(t *testing.T, forGood bool) {
 	for n := 1; ; n++ {
 		d := snapshottest.New()
 		dir := t.TempDir()
-		calls := 0
+		calls, restarted := 0, false
 		var mu sync.Mutex
 		next := func(op string) error {
 			mu.Lock()
 			defer mu.Unlock()
 			calls++
-			if calls == n {
+			if calls == n || forGood && calls > n && !restarted {
 				return fmt.Errorf("call %d, %s: %w", n, op, errInjected)
 			}
 			return nil
@@ -380,9 +386,12 @@ func TestTemplateFaultAtEveryCall(t *testing.T) {
 			t.Fatalf("call %d: failed without a fault: %v", n, err)
 		}
 		d.SetFault(nil)
+		mu.Lock()
+		restarted = true
+		mu.Unlock()
 		opts.fs = durable.Host
 		s.opts.fs = durable.Host
-		if got := s.Builders(); len(got) != 0 {
+		if got := s.Builders(); len(got) != 0 && !forGood { // else the next process has to find them
 			t.Errorf("call %d: builders are left: %v", n, got)
 		}
 		if err := s.Close(); err != nil {

@@ -7,6 +7,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -21,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -262,6 +264,20 @@ func create(t *testing.T, objects ...client.Object) {
 	}
 }
 
+// lease is that of the controllers.
+func lease(t *testing.T) coordinationv1.LeaseSpec {
+	t.Helper()
+	out := kubectl(t, "get", "lease", controllerName, "-n", "kube-system", "-o", "json")
+	var l coordinationv1.Lease
+	if err := json.Unmarshal([]byte(out), &l); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.Spec; s.HolderIdentity == nil || s.LeaseDurationSeconds == nil || s.AcquireTime == nil || s.RenewTime == nil || s.LeaseTransitions == nil {
+		t.Fatalf("lease %+v", s)
+	}
+	return l.Spec
+}
+
 func TestController(t *testing.T) {
 	kubeconfig := controllerKubeconfig(t)
 	nodes := startNodes(t, "a", "b")
@@ -341,11 +357,22 @@ func TestController(t *testing.T) {
 		eventually(t, 20*time.Second, "the second stands by", func() error { return get("http://"+second.health+"/readyz", "ok") })
 		_ = first.Process.Kill()
 		<-first.exited
-		began := time.Now()
+		before := lease(t) // the dead one's last word
 		kubectl(t, "scale", "warmpool/ci", "--replicas=6")
 		wantSpread(t, "the second acts", "ci", map[string]int32{"a": 3, "b": 3})
-		t.Logf("the second controller acted %s after the first was killed", time.Since(began).Round(100*time.Millisecond))
 		wantCondition(t, pool, v1alpha1.ConditionReady, v1alpha1.ReasonReady, "6 of 6")
+		after := lease(t)
+		if *after.HolderIdentity == *before.HolderIdentity || *after.LeaseTransitions != *before.LeaseTransitions+1 {
+			t.Errorf("the lease is %+v, was %+v", after, before)
+		}
+		// Not while the first might live, and not much later. It saw the last renewal up to a
+		// try later than that was made, and tries every sixth of the lease, up to 2.2 times later;
+		// the rest is for a host that is busy.
+		duration, took := time.Duration(*before.LeaseDurationSeconds)*time.Second, after.AcquireTime.Sub(before.RenewTime.Time)
+		if try := duration / 6 * 22 / 10; took < duration || took > duration+2*try+5*time.Second {
+			t.Errorf("the second took over %s after the first had renewed a lease of %s for the last time", took, duration)
+		}
+		t.Logf("the second controller took over %s after the first had renewed a lease of %s for the last time", took.Round(10*time.Millisecond), duration)
 	})
 
 	t.Run("deletion", func(t *testing.T) {
