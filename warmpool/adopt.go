@@ -47,6 +47,12 @@ func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 		s.settle(f.id)
 		s.ledger.unclaim(f.request)
 		f.room.release()
+	case errors.Is(err, vm.ErrUnreadable): // which the next look says people
+		s.suspend(f)
+		s.mu.Lock()
+		s.unsure[req.MachineID] = true
+		s.mu.Unlock()
+		err = fmt.Errorf("%w: %w", ErrQuarantined, err)
 	default:
 		s.suspend(f)
 		if !errors.Is(err, vm.ErrUnavailable) {

@@ -171,14 +171,16 @@ func (r *reconciliation) inspect(ctx context.Context) {
 		if c.owned || !c.listed || !c.ours && c.paper == paperNone && c.claim == claimNone {
 			continue
 		}
-		// What is kept in any case is asked for its size only.
-		if !c.undecided() && c.budget != (Budget{}) {
+		// What is kept in any case is asked for its size only, and a pod's, which is asked
+		// when it is adopted, is looked up: it may be one that nobody can adopt.
+		ask := c.undecided() || c.budget == (Budget{})
+		if !ask && c.claim != claimKnown {
 			continue
 		}
 		turns <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-turns }()
-			r.supply.inspect(ctx, id, c)
+			r.supply.inspect(ctx, id, c, ask)
 		})
 	}
 	wg.Wait()
@@ -188,11 +190,18 @@ func (r *reconciliation) inspect(ctx context.Context) {
 // turn for the dial timeout.
 const inspections = 16
 
-func (s *Supply) inspect(ctx context.Context, id string, c *inquest) {
+// inspect looks a machine up, and asks it for its state.
+func (s *Supply) inspect(ctx context.Context, id string, c *inquest, ask bool) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
 	defer cancel()
-	c.asked = true
 	m, err := s.opts.Driver.Load(ctx, id)
+	if u, ok := m.(vm.Unreadable); ok {
+		ask, err, c.unreadable = true, u.Unreadable(), true
+	}
+	if !ask {
+		return
+	}
+	c.asked = true
 	if err == nil {
 		c.state, err = m.State(ctx)
 	}

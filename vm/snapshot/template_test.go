@@ -364,9 +364,9 @@ func TestTemplateFaultAtEveryCall(t *testing.T) {
 			return next(op)
 		})
 		opts := testOptions(d)
-		opts.fs = &countedFS{durable.Host, next}
 		// A dial that fails is tried again: that is no fault of a build.
 		s := openTest(t, dir, opts)
+		s.opts.FS = &countedFS{durable.Host, next}
 		spec := templateSpec(t, t.TempDir())
 		spec.Template.Prepare = func(ctx context.Context, c *guest.Client) error {
 			return errors.Join(next("prepare"), c.Ping(ctx))
@@ -380,8 +380,8 @@ func TestTemplateFaultAtEveryCall(t *testing.T) {
 			t.Fatalf("call %d: failed without a fault: %v", n, err)
 		}
 		d.SetFault(nil)
-		opts.fs = durable.Host
-		s.opts.fs = durable.Host
+		opts.FS = durable.Host
+		s.opts.FS = durable.Host
 		if got := s.Builders(); len(got) != 0 {
 			t.Errorf("call %d: builders are left: %v", n, got)
 		}
