@@ -324,8 +324,11 @@ func (s *Store) forgetRefs() error {
 			if err != nil {
 				return err
 			}
-			if _, err := s.fsys.Lstat(filepath.Join(s.dir, hex, recordName)); err != nil {
+			switch _, err := s.fsys.Lstat(filepath.Join(s.dir, hex, recordName)); {
+			case errors.Is(err, fs.ErrNotExist):
 				bad = append(bad, s.refPath(r.Ref))
+			case err != nil:
+				return err
 			}
 		}
 		for _, path := range bad {

@@ -222,8 +222,10 @@ func (c *Collector) collectPods(opts Options) ([]Decision, error) {
 		things = append(things, x)
 	}
 	return c.carryOut(things, opts, func(x thing) error {
-		if _, err := c.config.FS.Lstat(filepath.Join(x.path, podRecord)); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := c.config.FS.Lstat(filepath.Join(x.path, podRecord)); err == nil {
 			return errors.New("it has got a record meanwhile")
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("look for its record again: %w", err)
 		}
 		return c.remove(x)
 	})
@@ -236,19 +238,21 @@ func (c *Collector) collectRecords(opts Options) ([]Decision, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Who needs the record of a machine.
-	keeper := func(machine string) string {
-		switch _, err := c.config.FS.Lstat(filepath.Join(c.config.StateDir, machinesDir, machine)); {
+	// Who needs the record of a machine; the error is that it cannot be told.
+	keeper := func(machine string) (string, error) {
+		aside, aerr := c.aside(machine)
+		_, err := c.config.FS.Lstat(filepath.Join(c.config.StateDir, machinesDir, machine))
+		switch {
 		case slices.Contains(c.accounted(), machine):
-			return "the node accounts for its machine"
-		case c.aside(machine):
-			return reasonAside
+			return "the node accounts for its machine", nil
+		case aside != "":
+			return aside, aerr
 		case err == nil:
-			return "its machine exists"
+			return "its machine exists", nil
 		case !errors.Is(err, fs.ErrNotExist):
-			return "whether its machine exists cannot be told: " + err.Error()
+			return "whether its machine exists cannot be told: " + err.Error(), err
 		}
-		return ""
+		return "", nil
 	}
 	var things []thing
 	for _, e := range all {
@@ -264,12 +268,16 @@ func (c *Collector) collectRecords(opts Options) ([]Decision, error) {
 			continue // not ours
 		}
 		x := c.thing(KindRecord, warmDir, e.Name())
-		x.keeper = cmp.Or(keeper(machine), x.keeper)
+		who, _ := keeper(machine) // which says it
+		x.keeper = cmp.Or(who, x.keeper)
 		things = append(things, x)
 	}
 	return c.carryOut(things, opts, func(x thing) error {
 		if machine, ok := strings.CutSuffix(x.name, recordSuffix); ok && x.kind == KindRecord {
-			if who := keeper(machine); who != "" {
+			switch who, err := keeper(machine); {
+			case err != nil:
+				return fmt.Errorf("look for its machine again: %w", err)
+			case who != "":
 				return fmt.Errorf("meanwhile %s", who)
 			}
 		}
@@ -294,11 +302,12 @@ func (c *Collector) collectMachines(ctx context.Context, opts Options, refs refe
 		}
 		x := c.thing(KindMachine, machinesDir, e.Name())
 		who := refs.speaksOf(e.Name())
+		aside, _ := c.aside(e.Name()) // which says it
 		switch {
 		case slices.Contains(accounted, e.Name()):
 			x.keeper = "the node accounts for it"
-		case c.aside(e.Name()):
-			x.keeper = reasonAside
+		case aside != "":
+			x.keeper = aside
 		case slices.Contains(builders, e.Name()):
 			x.keeper = "a snapshot is being built in it"
 		case who != "":
@@ -322,10 +331,16 @@ func (c *Collector) collectMachines(ctx context.Context, opts Options, refs refe
 // reasonAside is why what is in quarantine stays.
 const reasonAside = "it is in quarantine: vk-firkin quarantine shows why, and removes it"
 
-// aside tells whether a machine is in quarantine, or whether that cannot be told.
-func (c *Collector) aside(machine string) bool {
-	_, err := c.config.FS.Lstat(filepath.Join(c.config.StateDir, asideDir, machine+recordSuffix))
-	return !errors.Is(err, fs.ErrNotExist)
+// aside is why a machine in quarantine stays, empty when it is not there. Where that cannot
+// be told, it says so, with the error.
+func (c *Collector) aside(machine string) (string, error) {
+	switch _, err := c.config.FS.Lstat(filepath.Join(c.config.StateDir, asideDir, machine+recordSuffix)); {
+	case err == nil:
+		return reasonAside, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return "whether it is in quarantine cannot be told: " + err.Error(), err
+	}
+	return "", nil
 }
 
 // accounted are the machines that the running node accounts for.

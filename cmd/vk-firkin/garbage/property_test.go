@@ -380,6 +380,8 @@ func (n *node) collect() {
 		path, needed, last := []string{"snapshots", i.Name}, false, n.used[i.Key]
 		if i.Status == snapshot.StatusQuarantined {
 			path, last = []string{"snapshots", ".quarantine", i.Name}, i.LastUsed
+			pin := n.pins[i.Key] // of the set that had this name
+			needed = pin != nil && pin.Manifest().Instance == i.Manifest.Instance
 		} else {
 			needed = n.pins[i.Key] != nil && i.Pins > 0 || slices.Contains(n.wanted, i.Key) || !n.complete && i.Manifest.Template != nil
 		}
