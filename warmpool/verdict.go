@@ -86,7 +86,7 @@ type evidence struct {
 	// unreadable: it cannot be asked, since its own record cannot be read; failed says why.
 	unreadable bool
 	state      vm.State
-	origin origin
+	origin     origin
 	// unwanted: somebody has said that it may go.
 	unwanted bool
 }

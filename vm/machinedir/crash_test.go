@@ -230,4 +230,3 @@ func TestUnreadable(t *testing.T) {
 		}
 	}
 }
-
