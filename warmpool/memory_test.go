@@ -36,7 +36,7 @@ type memoryHost struct {
 	// unreadable are machines whose own records cannot be read, and why.
 	unreadable map[string]error
 	fault      func(op, id string) error
-	delay     func(op, id string) time.Duration
+	delay      func(op, id string) time.Duration
 }
 
 func newMemoryHost() *memoryHost {

@@ -34,7 +34,9 @@ func TestUnreadableMachine(t *testing.T) {
 			}
 		}
 	}
-	record := func(name string) string { return filepath.Join(node.StateDir, "machines", machine[name], "machine.json") }
+	record := func(name string) string {
+		return filepath.Join(node.StateDir, "machines", machine[name], "machine.json")
+	}
 	restart := func(change func()) {
 		t.Helper()
 		node.Kill()
