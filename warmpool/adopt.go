@@ -30,6 +30,7 @@ func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 		return nil, err
 	}
 	defer end()
+	s.readAgain(ctx, req.MachineID)
 	f, err := s.take(req.MachineID, Entry{PodUID: req.PodUID, Budget: req.budget()}, true)
 	if err != nil {
 		return nil, err
@@ -217,6 +218,7 @@ func (s *Supply) settle(machine string) {
 	delete(s.broken, machine)
 	delete(s.tried, machine)
 	delete(s.quarantined, machine)
+	delete(s.unreadable, machine)
 }
 
 // Orphans returns the machines of the driver that nobody knows: neither the caller,

@@ -260,12 +260,13 @@ func (r *reconciliation) conclude() []Finding {
 				_ = room.advance(StateQuarantined)
 			}
 			q.Reason, q.PodUID, q.Request, q.Budget = why, c.podUID, c.request, c.budget
-			s.quarantined[id] = q
+			s.quarantined[id], s.unreadable[id] = q, c.unreadable
 			told = append(told, q)
 		case was && (verdict == VerdictRetry || c.unwanted): // it may live yet, or is about to be removed
 			told = append(told, q)
 		default:
 			delete(s.quarantined, id)
+			delete(s.unreadable, id)
 		}
 		findings = append(findings, f)
 	}
@@ -308,6 +309,33 @@ func (s *Supply) quarantineOf(request, machine string) error {
 		return fmt.Errorf("%w: it may be one of those whose record cannot be read, see vk-firkin quarantine list", ErrQuarantined)
 	}
 	return nil
+}
+
+// readAgain takes a pod's machine out of quarantine whose own record can be read again: its
+// pod need not wait for the next look.
+func (s *Supply) readAgain(ctx context.Context, id string) {
+	s.mu.Lock()
+	if machine := s.aliases[id]; machine != "" {
+		id = machine
+	}
+	kept := s.unreadable[id]
+	s.mu.Unlock()
+	if !kept {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
+	defer cancel()
+	m, err := s.opts.Driver.Load(ctx, id)
+	if _, still := m.(vm.Unreadable); still || err != nil {
+		return
+	}
+	s.mu.Lock()
+	delete(s.quarantined, id)
+	delete(s.unreadable, id)
+	s.mu.Unlock()
+	if err := s.opts.QuarantineDir.forget(id); err != nil {
+		s.opts.Logger.Error("Cannot write down that a machine is not in quarantine any more", "machine", id, "error", err)
+	}
 }
 
 // charge raises what a machine costs to at least this.

@@ -491,10 +491,14 @@ func TestUnreadableMachineQuarantine(t *testing.T) {
 		if err := p.opts.QuarantineDir.Remove(machines["pod-base"]); err != nil {
 			t.Fatal(err)
 		}
-		want[machines["pod-base"]], want[machines["pod-warm"]] = VerdictCleanup, VerdictRecover
-		p.wantLook(known, want)
 		if _, err := p.supply.Adopt(t.Context(), warm); err != nil {
 			t.Errorf("adopt what can be read again: %v", err)
+		}
+		want[machines["pod-base"]] = VerdictCleanup
+		delete(want, machines["pod-warm"])
+		p.wantLook(known, want)
+		if list, err := p.opts.QuarantineDir.List(); err != nil || len(list) != 3 {
+			t.Errorf("people are told %+v, %v", list, err)
 		}
 		if err := p.supply.Discard(t.Context(), machines["pod-base"]); err != nil {
 			t.Errorf("discard what was to go: %v", err)
