@@ -45,7 +45,8 @@ type Driver interface {
 	Restore(ctx context.Context, id, dir string, cfg Config) (Machine, error)
 
 	// Load returns the machine with this id, also one that an earlier process
-	// made and one that has exited. It does not start anything.
+	// made and one that has exited. It does not start anything. Of a machine whose own
+	// record cannot be read it returns an Unreadable.
 	//
 	// Errors: ErrNotFound; ErrUnavailable when the machine may exist but could not
 	// be asked.
@@ -99,6 +100,19 @@ type Machine interface {
 	// holds on the host: process, disks, sockets, directory. Idempotent. When it
 	// returns an error it may be called again, until nil.
 	Delete(ctx context.Context) error
+}
+
+// Unreadable is a machine of which only its id and its place are known: its own record is
+// damaged, or another vk-firkin wrote it. It may run. Every method but ID and Delete is
+// ErrUnreadable, and asking again does not help.
+//
+// Delete is for whoever knows that the machine is nobody's, or was told to end it. It ends
+// processes only of which it is certain that they are this machine's; when it is not, it
+// changes nothing and the error, an ErrUnavailable, names them.
+type Unreadable interface {
+	Machine
+	// Unreadable is why, an ErrUnreadable.
+	Unreadable() error
 }
 
 // Pauser is implemented by machines of drivers with Features.Pause.

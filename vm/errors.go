@@ -45,6 +45,10 @@ var (
 	// against the snapshot or the machine, however often it is repeated; a boot may work.
 	ErrHostNotReady = fmt.Errorf("%w: the host is not ready", ErrUnavailable)
 
+	// ErrUnreadable is an ErrUnavailable that stays: the machine's own record is damaged, or
+	// another vk-firkin wrote it. See Unreadable.
+	ErrUnreadable = fmt.Errorf("%w: its own record cannot be read", ErrUnavailable)
+
 	// ErrNoSpace: the host's disk or memory is exhausted.
 	ErrNoSpace = errors.New("no space left on host")
 )

@@ -29,6 +29,7 @@ func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 		return nil, err
 	}
 	defer end()
+	s.readAgain(ctx, req.MachineID)
 	f, err := s.take(req.MachineID, Entry{PodUID: req.PodUID, Budget: req.budget()}, true)
 	if err != nil {
 		return nil, err
@@ -46,6 +47,12 @@ func (s *Supply) Adopt(ctx context.Context, req Request) (*Lease, error) {
 		s.settle(f.id)
 		s.ledger.unclaim(f.request)
 		f.room.release()
+	case errors.Is(err, vm.ErrUnreadable): // which the next look says people
+		s.suspend(f)
+		s.mu.Lock()
+		s.unsure[req.MachineID] = true
+		s.mu.Unlock()
+		err = fmt.Errorf("%w: %w", ErrQuarantined, err)
 	default:
 		s.suspend(f)
 		if !errors.Is(err, vm.ErrUnavailable) {
@@ -210,4 +217,5 @@ func (s *Supply) settle(machine string) {
 	delete(s.records, machine)
 	delete(s.broken, machine)
 	delete(s.quarantined, machine)
+	delete(s.unreadable, machine)
 }

@@ -33,8 +33,10 @@ type memoryHost struct {
 	leaked    int                        // of them that have ended and still count
 	building  int                        // macOS guests that snapshots are made of
 	limited   int                        // how often one was refused
-	fault     func(op, id string) error
-	delay     func(op, id string) time.Duration
+	// unreadable are machines whose own records cannot be read, and why.
+	unreadable map[string]error
+	fault      func(op, id string) error
+	delay      func(op, id string) time.Duration
 }
 
 func newMemoryHost() *memoryHost {
@@ -137,10 +139,39 @@ func (h *memoryHost) Load(ctx context.Context, id string) (vm.Machine, error) {
 	if err := h.do(ctx, "load", id); err != nil {
 		return nil, err
 	}
-	if m := h.machine(id); m != nil {
-		return m, nil
+	m := h.machine(id)
+	if m == nil {
+		return nil, vm.ErrNotFound
 	}
-	return nil, vm.ErrNotFound
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if why := h.unreadable[id]; why != nil {
+		return unreadableMachine{m, why}, nil
+	}
+	return m, nil
+}
+
+// setUnreadable spoils a machine's own record, or mends it with nil.
+func (h *memoryHost) setUnreadable(id string, why error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.unreadable == nil {
+		h.unreadable = map[string]error{}
+	}
+	h.unreadable[id] = why
+}
+
+// unreadableMachine is a vm.Unreadable: it can be deleted.
+type unreadableMachine struct {
+	*memoryMachine
+	why error
+}
+
+func (m unreadableMachine) Unreadable() error                       { return m.why }
+func (m unreadableMachine) State(context.Context) (vm.State, error) { return "", m.why }
+func (m unreadableMachine) Resume(context.Context) error            { return m.why }
+func (m unreadableMachine) DialGuest(context.Context, uint32) (net.Conn, error) {
+	return nil, m.why
 }
 
 func (h *memoryHost) List(ctx context.Context) ([]string, error) {

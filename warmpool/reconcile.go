@@ -171,14 +171,16 @@ func (r *reconciliation) inspect(ctx context.Context) {
 		if c.owned || !c.listed || !c.ours && c.paper == paperNone && c.claim == claimNone {
 			continue
 		}
-		// What is kept in any case is asked for its size only.
-		if !c.undecided() && c.budget != (Budget{}) {
+		// What is kept in any case is asked for its size only, and a pod's, which is asked
+		// when it is adopted, is looked up: it may be one that nobody can adopt.
+		ask := c.undecided() || c.budget == (Budget{})
+		if !ask && c.claim != claimKnown {
 			continue
 		}
 		turns <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-turns }()
-			r.supply.inspect(ctx, id, c)
+			r.supply.inspect(ctx, id, c, ask)
 		})
 	}
 	wg.Wait()
@@ -188,11 +190,18 @@ func (r *reconciliation) inspect(ctx context.Context) {
 // turn for the dial timeout.
 const inspections = 16
 
-func (s *Supply) inspect(ctx context.Context, id string, c *inquest) {
+// inspect looks a machine up, and asks it for its state.
+func (s *Supply) inspect(ctx context.Context, id string, c *inquest, ask bool) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
 	defer cancel()
-	c.asked = true
 	m, err := s.opts.Driver.Load(ctx, id)
+	if u, ok := m.(vm.Unreadable); ok {
+		ask, err, c.unreadable = true, u.Unreadable(), true
+	}
+	if !ask {
+		return
+	}
+	c.asked = true
 	if err == nil {
 		c.state, err = m.State(ctx)
 	}
@@ -253,13 +262,14 @@ func (r *reconciliation) conclude() []Finding {
 				_ = room.advance(StateQuarantined)
 			}
 			q.Reason, q.PodUID, q.Request, q.Budget = why, c.podUID, c.request, c.budget
-			s.quarantined[id] = q
+			s.quarantined[id], s.unreadable[id] = q, c.unreadable
 			told = append(told, q)
 		case was && (verdict == VerdictRetry || c.unwanted): // it may live yet, or is about to be removed
 			told = append(told, q)
 		default:
 			changed = changed || was
 			delete(s.quarantined, id)
+			delete(s.unreadable, id)
 		}
 		findings = append(findings, f)
 	}
@@ -305,6 +315,33 @@ func (s *Supply) quarantineOf(request, machine string) error {
 		return fmt.Errorf("%w: it may be one of those whose record cannot be read, see vk-firkin quarantine list", ErrQuarantined)
 	}
 	return nil
+}
+
+// readAgain takes a pod's machine out of quarantine whose own record can be read again: its
+// pod need not wait for the next look.
+func (s *Supply) readAgain(ctx context.Context, id string) {
+	s.mu.Lock()
+	if machine := s.aliases[id]; machine != "" {
+		id = machine
+	}
+	kept := s.unreadable[id]
+	s.mu.Unlock()
+	if !kept {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.DialTimeout)
+	defer cancel()
+	m, err := s.opts.Driver.Load(ctx, id)
+	if _, still := m.(vm.Unreadable); still || err != nil {
+		return
+	}
+	s.mu.Lock()
+	delete(s.quarantined, id)
+	delete(s.unreadable, id)
+	s.mu.Unlock()
+	if err := s.opts.QuarantineDir.forget(id); err != nil {
+		s.opts.Logger.Error("Cannot write down that a machine is not in quarantine any more", "machine", id, "error", err)
+	}
 }
 
 // charge raises what a machine costs to at least this.

@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -430,4 +432,116 @@ func TestQuarantineDir(t *testing.T) {
 	if list, err := d.List(); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
 	}
+}
+
+// TestUnreadableMachineQuarantine: a machine whose own record cannot be read is not asked
+// again for ever, nor taken for a stuck one: it is put in quarantine, whoever has it, and
+// ended only when somebody says so, or when it is nobody's.
+func TestUnreadableMachineQuarantine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooled(t, func(o *Options) { o.QuarantineDir = QuarantineDir(t.TempDir()) })
+		tmpl := template("a", "r1")
+		p.run(target("a", tmpl, 1, 0))
+		pass(time.Minute)
+		base, warm, gone := request("pod-base"), templateRequest("pod-warm", tmpl), request("pod-gone")
+		machines := map[string]string{} // by request
+		for _, r := range []Request{base, warm, gone} {
+			l, err := p.supply.Acquire(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			machines[r.MachineID] = l.MachineID()
+		}
+		p.leave("pod-nobody", vm.StateRunning, true)
+		p.run() // no more entries
+		pass(time.Minute)
+		p.stop()
+		why := fmt.Errorf("%w: version 9", vm.ErrUnreadable)
+		for _, id := range append([]string{"pod-nobody"}, slices.Collect(maps.Values(machines))...) {
+			p.host.setUnreadable(id, why)
+		}
+		p.start()
+		known := survey(base, warm) // the pod of the third is gone
+		want := map[string]Verdict{
+			machines["pod-base"]: VerdictQuarantine, machines["pod-warm"]: VerdictQuarantine, "pod-nobody": VerdictQuarantine, "pod-gone": VerdictQuarantine,
+		}
+		p.wantLook(known, want)
+		if a := p.supply.Ledger(); len(a.Machines) != len(want) || a.Active.MemoryBytes != 4*smallShape.MemoryBytes {
+			t.Errorf("charged: %+v", a)
+		}
+		for _, r := range []Request{base, warm} {
+			if _, err := p.supply.Adopt(t.Context(), r); !errors.Is(err, ErrQuarantined) {
+				t.Errorf("adopt %s: %v", r.MachineID, err)
+			}
+		}
+		list, err := p.opts.QuarantineDir.List()
+		if err != nil || len(list) != len(want) {
+			t.Errorf("people are told %+v, %v", list, err)
+		}
+		for _, q := range list {
+			if !strings.Contains(q.Reason, "version 9") {
+				t.Errorf("%s is kept since %s", q.Machine, q.Reason)
+			}
+		}
+		// Somebody starts the version that can read one, and says that another may go.
+		p.host.setUnreadable(machines["pod-warm"], nil)
+		if err := p.opts.QuarantineDir.Remove(machines["pod-base"]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.supply.Adopt(t.Context(), warm); err != nil {
+			t.Errorf("adopt what can be read again: %v", err)
+		}
+		want[machines["pod-base"]] = VerdictCleanup
+		delete(want, machines["pod-warm"])
+		p.wantLook(known, want)
+		if list, err := p.opts.QuarantineDir.List(); err != nil || len(list) != 3 {
+			t.Errorf("people are told %+v, %v", list, err)
+		}
+		if err := p.supply.Discard(t.Context(), machines["pod-base"]); err != nil {
+			t.Errorf("discard what was to go: %v", err)
+		}
+		if _, err := p.supply.Adopt(t.Context(), base); !errors.Is(err, vm.ErrNotFound) {
+			t.Errorf("adopt what was removed: %v", err)
+		}
+		for _, id := range []string{"pod-nobody", "pod-gone"} {
+			if err := p.opts.QuarantineDir.Remove(id); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.supply.Discard(t.Context(), id); err != nil {
+				t.Errorf("discard %s: %v", id, err)
+			}
+		}
+		if got := p.host.ids(); !slices.Equal(got, []string{machines["pod-warm"]}) {
+			t.Errorf("left: %v", got)
+		}
+		p.stop()
+	})
+}
+
+// TestAdoptOfAnUnreadableMachine: a machine that turns out so when it is adopted is not taken
+// for a stuck one either; the next look says it.
+func TestAdoptOfAnUnreadableMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooled(t, nil)
+		req := request("pod-1")
+		if _, err := p.supply.Acquire(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		p.stop()
+		p.start()
+		p.wantLook(survey(req), map[string]Verdict{"pod-1": VerdictRecover})
+		p.host.setUnreadable("pod-1", vm.ErrUnreadable)
+		for range 2 {
+			if _, err := p.supply.Adopt(t.Context(), req); !errors.Is(err, ErrQuarantined) {
+				t.Errorf("adopt: %v", err)
+			}
+		}
+		p.wantLook(survey(req), map[string]Verdict{"pod-1": VerdictQuarantine})
+		p.host.setUnreadable("pod-1", nil)
+		p.wantLook(survey(req), map[string]Verdict{"pod-1": VerdictRecover})
+		if _, err := p.supply.Adopt(t.Context(), req); err != nil {
+			t.Errorf("adopt: %v", err)
+		}
+		p.stop()
+	})
 }

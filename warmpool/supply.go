@@ -175,6 +175,7 @@ type Supply struct {
 	// quarantined are those of pending that are kept for somebody to look at; unsure are
 	// requests that may have one of them. See Reconcile.
 	quarantined map[string]Quarantined // guarded by mu; by machine
+	unreadable  map[string]bool        // guarded by mu; those of quarantined whose own records cannot be read
 	unsure      map[string]bool        // guarded by mu; by request
 	adoptees    []*warmEntry           // guarded by mu; warm entries of an earlier process, until Start
 	refills     int                    // guarded by mu; under way
@@ -203,7 +204,7 @@ func New(opts Options) (*Supply, error) {
 		records:     make(map[string]record),
 		aliases:     make(map[string]string),
 		broken:      make(map[string]broken),
-		quarantined: make(map[string]Quarantined), unsure: make(map[string]bool),
+		quarantined: make(map[string]Quarantined), unreadable: make(map[string]bool), unsure: make(map[string]bool),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.templates = newTemplates(s)

@@ -83,8 +83,10 @@ type evidence struct {
 	// asked: its state was asked for; failed is why that gave none.
 	asked  bool
 	failed error
-	state  vm.State
-	origin origin
+	// unreadable: it cannot be asked, since its own record cannot be read; failed says why.
+	unreadable bool
+	state      vm.State
+	origin     origin
 	// unwanted: somebody has said that it may go.
 	unwanted bool
 }
@@ -111,14 +113,18 @@ func (e evidence) judge() (v Verdict, why string) {
 		return VerdictKeep, "somebody has it"
 	case !e.listed:
 		return e.judgePaper()
-	case e.claim == claimKnown && e.paper != paperBroken:
-		return VerdictRecover, "a pod has it"
 	case e.paper == paperRead && e.claim == claimNone:
 		return VerdictCleanup, "no pod has a record of the request that it was given to"
 	case e.paper == paperNone && e.claim == claimNone && !e.ours:
 		return VerdictKeep, "it is none of ours"
 	case e.paper == paperNone && e.claim == claimNone && e.entry:
 		return VerdictCleanup, "it is an entry of a pool that was never finished"
+	case e.unreadable && e.unwanted:
+		return VerdictCleanup, "its removal was asked for"
+	case e.unreadable:
+		return VerdictQuarantine, e.failed.Error()
+	case e.claim == claimKnown && e.paper != paperBroken:
+		return VerdictRecover, "a pod has it"
 	case !e.asked:
 		return VerdictRetry, "it was not asked yet"
 	case e.failed != nil:

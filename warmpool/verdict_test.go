@@ -4,6 +4,7 @@
 package warmpool
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -26,6 +27,9 @@ func TestJudge(t *testing.T) {
 	exited := func(e *evidence) { e.state = vm.StateExited }
 	paused := func(e *evidence) { e.state = vm.StatePaused }
 	failed := func(e *evidence) { e.state, e.failed = "", vm.ErrUnavailable }
+	unreadable := func(e *evidence) {
+		e.state, e.failed, e.unreadable = "", fmt.Errorf("%w: version 9", vm.ErrUnreadable), true
+	}
 	unasked := func(e *evidence) { e.state, e.asked = "", false }
 	missing := func(e *evidence) { e.listed = false; unasked(e) }
 	charged := func(e *evidence) { e.charged = true }
@@ -86,6 +90,15 @@ func TestJudge(t *testing.T) {
 		{"a broken record, cannot be asked", with(paperIs(paperBroken), failed), VerdictRetry, ""},
 		{"a broken record, cannot be asked, its removal asked for", with(paperIs(paperBroken), failed, unwanted), VerdictRetry, ""},
 		{"a pod's with a broken record, cannot be asked", with(claimIs(claimUnclear), failed), VerdictRetry, ""},
+		{"its own record cannot be read", with(unreadable), VerdictQuarantine, "version 9"},
+		{"its own record cannot be read, a pod's", with(unreadable, claimIs(claimKnown)), VerdictQuarantine, "version 9"},
+		{"its own record cannot be read, unproven", with(unreadable, originIs(originUnproven)), VerdictQuarantine, ""},
+		{"its own record cannot be read, with a broken one", with(unreadable, paperIs(paperBroken)), VerdictQuarantine, ""},
+		{"its own record cannot be read, its removal asked for", with(unreadable, claimIs(claimKnown), unwanted), VerdictCleanup, "asked for"},
+		{"its own record cannot be read, and no pod has asked for it", with(unreadable, paperIs(paperRead)), VerdictCleanup, "no pod has a record"},
+		{"its own record cannot be read, an unfinished entry", with(unreadable, entry), VerdictCleanup, "never finished"},
+		{"its own record cannot be read, a lease", with(unreadable, owned), VerdictKeep, ""},
+		{"its own record cannot be read, somebody else's", with(unreadable, foreign), VerdictKeep, ""},
 		{"not asked", with(unasked), VerdictRetry, "not asked"},
 	} {
 		v, why := c.e.judge()

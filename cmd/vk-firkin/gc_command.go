@@ -24,10 +24,15 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 )
 
+// defaultGCGrace is how long something must have been unused for gc to
+// remove it: a day's idle shape should not cost a build the next morning.
+const defaultGCGrace = 24 * time.Hour
+
 func newGCCommand() *cobra.Command {
 	var d directories
 	var opts garbage.Options
 	var output string
+	patience := patience{answer: controlAnswer}
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove what this host keeps and nobody needs",
@@ -36,7 +41,10 @@ nobody needs and that were unused for a while, and says of each thing what becam
 and why. What a machine, a pod, a record, a pool or another program uses stays.
 
 A running node does the work itself, since it knows what it uses; it also does so every
-hour by itself. Without a running node the files on the disk say what is in use.`,
+hour by itself. Without a running node the files on the disk say what is in use, and
+nobody knows which snapshots the node will be told to have: those of templates that no
+machine needs and that were unused for the grace period go as well, and are built again
+when they are wanted.`,
 		Example: `  vk-firkin gc --dry-run
   vk-firkin gc --grace 0s`,
 		Args: cobra.NoArgs,
@@ -50,7 +58,10 @@ hour by itself. Without a running node the files on the disk say what is in use.
 			if opts.Grace < 0 {
 				return fmt.Errorf("--grace %s is negative", opts.Grace)
 			}
-			report, failure := collectGarbage(cmd.Context(), d, opts)
+			if patience.whole <= 0 {
+				return fmt.Errorf("--timeout %s is not positive", patience.whole)
+			}
+			report, failure := collectGarbage(cmd.Context(), d, opts, patience)
 			if failure != nil && len(report.Decisions) == 0 {
 				return failure
 			}
@@ -68,14 +79,15 @@ hour by itself. Without a running node the files on the disk say what is in use.
 	}
 	d.addFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&opts.DryRun, "dry-run", false, "only tell what would be removed")
-	cmd.Flags().DurationVar(&opts.Grace, "grace", defaultSnapshotGrace, "how long something must have been unused")
+	cmd.Flags().DurationVar(&opts.Grace, "grace", defaultGCGrace, "how long something must have been unused")
+	cmd.Flags().DurationVar(&patience.whole, "timeout", controlTimeout, "how long a running node may take")
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return cmd
 }
 
 // collectGarbage has the running node collect, or does it by itself.
-func collectGarbage(ctx context.Context, d directories, opts garbage.Options) (report garbage.Report, err error) {
-	report, err = askNode(ctx, d.StateDir, opts)
+func collectGarbage(ctx context.Context, d directories, opts garbage.Options, p patience) (report garbage.Report, err error) {
+	report, err = askNode(ctx, d.StateDir, opts, p)
 	if !errors.Is(err, errNoNode) {
 		return report, err
 	}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -123,7 +124,7 @@ func TestGCWithoutANode(t *testing.T) {
 // A running node does it, and its report is the command's.
 func TestGCAsksTheNode(t *testing.T) {
 	root := t.TempDir()
-	if _, err := askNode(t.Context(), root, garbage.Options{}); !errors.Is(err, errNoNode) {
+	if _, err := askNode(t.Context(), root, garbage.Options{}, patience{time.Minute, time.Minute}); !errors.Is(err, errNoNode) {
 		t.Errorf("without a node: %v", err)
 	}
 	var asked garbage.Options
@@ -163,6 +164,43 @@ func TestGCAsksTheNode(t *testing.T) {
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("%.20q: %d", body, w.Code)
 		}
+	}
+}
+
+// A node that is there and does not answer keeps nobody waiting, and its process is named.
+func TestGCBesideAHungNode(t *testing.T) {
+	root := t.TempDir()
+	lock, err := durable.LockDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	listener, err := listenControl(root) // the kernel takes connections, nobody serves them
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, err = askNode(t.Context(), root, garbage.Options{}, patience{time.Millisecond, time.Hour})
+	if want := fmt.Sprintf("kill -9 %d", os.Getpid()); err == nil || errors.Is(err, errNoNode) || !strings.Contains(err.Error(), want) {
+		t.Errorf("it says %v, want %q in it", err, want)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := askNode(ctx, root, garbage.Options{}, patience{time.Hour, time.Hour}); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	// One that answers and takes too long.
+	release := make(chan struct{})
+	server := &httptest.Server{Listener: listener, Config: &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == controlGC {
+			<-release
+		}
+	})}}
+	server.Start()
+	defer server.Close()
+	defer close(release)
+	if _, err := askNode(t.Context(), root, garbage.Options{}, patience{time.Hour, 200 * time.Millisecond}); err == nil || !strings.Contains(err.Error(), "--timeout") {
+		t.Errorf("it says %v", err)
 	}
 }
 
@@ -210,7 +248,7 @@ func TestControlSocket(t *testing.T) {
 	}()
 	asked := make(chan error, 1)
 	go func() {
-		_, err := askNode(t.Context(), root, garbage.Options{})
+		_, err := askNode(t.Context(), root, garbage.Options{}, patience{time.Minute, time.Minute})
 		asked <- err
 	}()
 	<-begun

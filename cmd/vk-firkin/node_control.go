@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
@@ -27,11 +28,15 @@ import (
 const (
 	controlSocket = "node.sock"
 	controlGC     = "/v1/gc"
+	controlAlive  = "/v1/alive"
 	// maxControlRequest and maxControlReport bound what either side reads.
 	maxControlRequest = 4 << 10
 	maxControlReport  = 64 << 20
 	// controlTimeout bounds a whole command: snapshots of hundreds of gigabytes may go.
 	controlTimeout = 15 * time.Minute
+	// controlAnswer is how soon a node says that it is there, which it does whatever it is
+	// busy with.
+	controlAnswer = 10 * time.Second
 )
 
 // serveControl serves the socket until ctx ends. Pods are run without it all the same.
@@ -54,6 +59,7 @@ func answer(ctx context.Context, listener net.Listener, collect func(context.Con
 	mux.HandleFunc("POST "+controlGC, func(w http.ResponseWriter, r *http.Request) {
 		serveGC(w, r, collect)
 	})
+	mux.HandleFunc("GET "+controlAlive, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: controlTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
@@ -116,9 +122,43 @@ func serveGC(w http.ResponseWriter, r *http.Request, collect func(context.Contex
 // errNoNode: no node runs on this state folder.
 var errNoNode = errors.New("no node runs here")
 
+// patience is how long a command waits for a node: to say that it is there, and for the whole.
+type patience struct{ answer, whole time.Duration }
+
+// alive asks a node whether it is there. Whatever it answers, it is: one of another version
+// may not know the question.
+func alive(ctx context.Context, client *http.Client, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node"+controlAlive, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// hungNode says what can be done about a node that is there and does not answer.
+func hungNode(stateDir string, wait time.Duration) error {
+	lock, err := durable.LockDir(stateDir)
+	if err == nil {
+		return errors.Join(fmt.Errorf("the node has just ended without an answer: try again"), lock.Close())
+	}
+	who, end := "node", "end it"
+	var locked *durable.LockedError
+	if errors.As(err, &locked) && locked.PID != 0 {
+		who, end = fmt.Sprintf("node (process %d)", locked.PID), fmt.Sprintf("end it (kill -9 %d)", locked.PID)
+	}
+	return fmt.Errorf("the running %s has not answered at %s for %s: it hangs or is stopped, its log may tell why. Its machines do not need it: %s, start it again, and the new one has them", who, controlSocket, wait, end)
+}
+
 // askNode has the running node collect. errNoNode: there is none.
-func askNode(ctx context.Context, stateDir string, opts garbage.Options) (report garbage.Report, err error) {
-	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+func askNode(ctx context.Context, stateDir string, opts garbage.Options, p patience) (report garbage.Report, err error) {
+	asking := ctx
+	ctx, cancel := context.WithTimeout(ctx, p.whole)
 	defer cancel()
 	body, err := json.Marshal(opts)
 	if err != nil {
@@ -130,13 +170,28 @@ func askNode(ctx context.Context, stateDir string, opts garbage.Options) (report
 			return machinedir.DialUnix(ctx, stateDir, controlSocket)
 		},
 	}}
+	gone := func(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) }
+	switch err := alive(ctx, client, p.answer); {
+	case err == nil:
+	case gone(err):
+		return report, errNoNode
+	case asking.Err() != nil:
+		return report, asking.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return report, hungNode(stateDir, min(p.answer, p.whole))
+	default:
+		return report, fmt.Errorf("ask the running node: %w", err)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node"+controlGC, bytes.NewReader(body))
 	if err != nil {
 		return report, err
 	}
 	resp, err := client.Do(req)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+	if gone(err) {
 		return report, errNoNode
+	}
+	if errors.Is(err, context.DeadlineExceeded) && asking.Err() == nil {
+		return report, fmt.Errorf("the node has not finished within %s, and stops where it is: try again, with a longer --timeout; a disk that does not answer keeps it as well, its log tells more", p.whole)
 	}
 	if err != nil {
 		return report, fmt.Errorf("ask the running node: %w", err)

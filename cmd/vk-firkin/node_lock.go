@@ -23,6 +23,9 @@ func (n *node) lock() error {
 
 // refusalOfLock says what can be done when another process has the state directory.
 func refusalOfLock(err error) error {
+	if errors.Is(err, durable.ErrCannotLock) {
+		return fmt.Errorf("state directory: %w (--state-dir): two nodes in one would delete each other's machines", err)
+	}
 	var locked *durable.LockedError
 	if !errors.As(err, &locked) {
 		return err

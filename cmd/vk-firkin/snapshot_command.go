@@ -20,13 +20,9 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 )
 
-// defaultSnapshotGrace is how long a snapshot must have been unused for gc to
-// remove it: a day's idle shape should not cost a build the next morning.
-const defaultSnapshotGrace = 24 * time.Hour
-
-// newSnapshotCommand looks at and cleans the snapshots of this host. stateDir gives
-// the state root. openDriver, when not nil, is used by rm and gc to learn which
-// machines still exist; without one, every recorded use of a snapshot is believed.
+// newSnapshotCommand looks at the snapshots of this host, and removes single ones. stateDir
+// gives the state root. openDriver, when not nil, is used by rm to learn which machines
+// still exist; without one, every recorded use of a snapshot is believed.
 func newSnapshotCommand(stateDir func() (string, error), openDriver func(context.Context) (vm.Driver, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshot",
@@ -34,16 +30,15 @@ func newSnapshotCommand(stateDir func() (string, error), openDriver func(context
 		Long: `Snapshots are what pods' machines are restored from. The node builds them when it
 needs them, so removing one costs a cold boot and nothing else.
 
-ls, inspect, verify and gc --dry-run work while a node runs. rm and gc need the node
-stopped; the node collects by itself, and when "vk-firkin gc" asks for it.`,
+ls, inspect and verify work while a node runs. rm needs the node stopped. What nobody
+needs any more, "vk-firkin gc" removes, and the node by itself.`,
 		Example: `  vk-firkin snapshot ls
-  vk-firkin snapshot verify
-  vk-firkin snapshot gc --dry-run`,
+  vk-firkin snapshot verify`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	s := &snapshotCommand{stateDir: stateDir, openDriver: openDriver}
-	cmd.AddCommand(s.ls(), s.inspect(), s.verify(), s.rm(), s.gc())
+	cmd.AddCommand(s.ls(), s.inspect(), s.verify(), s.rm())
 	return cmd
 }
 
@@ -228,38 +223,6 @@ func (s *snapshotCommand) rm() *cobra.Command {
 	}
 }
 
-func (s *snapshotCommand) gc() *cobra.Command {
-	var dryRun bool
-	var grace time.Duration
-	cmd := &cobra.Command{
-		Use:   "gc",
-		Short: "Remove snapshots that were unused for a while",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if grace < 0 {
-				return fmt.Errorf("--grace %s is negative", grace)
-			}
-			opts := snapshot.GCOptions{Grace: grace, DryRun: dryRun}
-			collect := func(store *snapshot.Store) error {
-				report, err := store.GC(cmd.Context(), opts)
-				return errors.Join(writeCollection(cmd.OutOrStdout(), report, dryRun), err)
-			}
-			if !dryRun {
-				return s.change(cmd.Context(), collect)
-			}
-			store, err := s.read()
-			if err != nil {
-				return err
-			}
-			defer store.Close()
-			return collect(store)
-		},
-	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell what would be removed")
-	cmd.Flags().DurationVar(&grace, "grace", defaultSnapshotGrace, "how long a snapshot must have been unused")
-	return cmd
-}
-
 // writeSnapshots writes the table of ls.
 func writeSnapshots(w io.Writer, infos []snapshot.Info, now time.Time) error {
 	if len(infos) == 0 {
@@ -294,24 +257,6 @@ func writeSnapshots(w io.Writer, infos []snapshot.Info, now time.Time) error {
 		}
 	}
 	return nil
-}
-
-// writeCollection writes what gc did.
-func writeCollection(w io.Writer, r snapshot.GCReport, dryRun bool) error {
-	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	verb := "removed"
-	if dryRun {
-		verb = "would remove"
-	}
-	for _, d := range r.Decisions {
-		what := "kept"
-		if d.Remove {
-			what = verb
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", shortName(d.Info.Name), what, mib(d.Info.AllocatedBytes), d.Reason)
-	}
-	fmt.Fprintf(t, "%s %s\n", verb, mib(r.RemovedBytes))
-	return t.Flush()
 }
 
 func writeJSON(w io.Writer, v any) error {

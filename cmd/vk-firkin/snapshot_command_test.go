@@ -83,7 +83,6 @@ func TestSnapshotCommandBesideANode(t *testing.T) {
 		{[]string{"ls", "-o", "json"}, `"machines": [`},
 		{[]string{"inspect", short}, `"name": "seal.key"`},
 		{[]string{"verify"}, short + "  ok, 4 files"},
-		{[]string{"gc", "--dry-run", "--grace", "0s"}, "1 machines were restored from it"},
 		{nil, "vk-firkin snapshot ls"},
 	} {
 		out, err := h.run(t, c.args...)
@@ -91,10 +90,8 @@ func TestSnapshotCommandBesideANode(t *testing.T) {
 			t.Errorf("%v: %v\n%s", c.args, err, out)
 		}
 	}
-	for _, args := range [][]string{{"rm", short}, {"gc"}} {
-		if _, err := h.run(t, args...); !errors.Is(err, snapshot.ErrLocked) {
-			t.Errorf("%v beside a node: %v", args, err)
-		}
+	if _, err := h.run(t, "rm", short); !errors.Is(err, snapshot.ErrLocked) {
+		t.Errorf("rm beside a node: %v", err)
 	}
 	out, err := h.run(t, "ls", "-o", "json")
 	var infos []snapshot.Info
@@ -149,9 +146,6 @@ func TestSnapshotCommandChanges(t *testing.T) {
 	if err := h.driver.Machine("m1").Delete(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := h.run(t, "gc"); err != nil || !strings.Contains(out, "kept") {
-		t.Errorf("gc within the grace: %v\n%s", err, out)
-	}
 	memory := filepath.Join(h.root, "snapshots", h.key, "machine", "scratch")
 	data, err := os.ReadFile(memory)
 	if err != nil {
@@ -164,18 +158,15 @@ func TestSnapshotCommandChanges(t *testing.T) {
 	if out, err := h.run(t, "verify"); err == nil || !strings.Contains(out, "DAMAGED") || !strings.Contains(out, "scratch") {
 		t.Errorf("verify: %v\n%s", err, out)
 	}
-	if out, err := h.run(t, "gc", "--grace", "0s", "--dry-run"); err != nil || !strings.Contains(out, "would remove") {
-		t.Errorf("dry run: %v\n%s", err, out)
+	if out, err := h.run(t, "rm", short); err != nil || !strings.Contains(out, "removed") {
+		t.Errorf("rm: %v\n%s", err, out)
 	}
-	if out, err := h.run(t, "gc", "--grace", "0s"); err != nil || !strings.Contains(out, "removed 5 MiB") {
-		t.Errorf("gc: %v\n%s", err, out)
-	}
-	for _, args := range [][]string{{"ls"}, {"ls", "-o", "name"}, {"ls", "-o", "json"}, {"verify"}, {"gc"}} {
+	for _, args := range [][]string{{"ls"}, {"ls", "-o", "name"}, {"ls", "-o", "json"}, {"verify"}} {
 		if _, err := h.run(t, args...); err != nil {
 			t.Errorf("%v of an empty store: %v", args, err)
 		}
 	}
-	for _, args := range [][]string{{"rm", "none"}, {"inspect", "none"}, {"verify", "none"}, {"rm"}, {"inspect"}, {"ls", "-o", "yaml"}, {"gc", "--grace", "-1s"}} {
+	for _, args := range [][]string{{"rm", "none"}, {"inspect", "none"}, {"verify", "none"}, {"rm"}, {"inspect"}, {"ls", "-o", "yaml"}} {
 		if _, err := h.run(t, args...); err == nil {
 			t.Errorf("%v was accepted", args)
 		}

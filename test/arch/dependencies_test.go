@@ -25,7 +25,7 @@ var kubernetes = []string{"k8s.io", "sigs.k8s.io", "github.com/virtual-kubelet"}
 var drivers = []string{module + "/vm/qemu", module + "/vm/vz", module + "/vm/fake"}
 
 // shared is what drivers have in common: below the contract, and as ignorant of pods.
-var shared = []string{module + "/vm", module + "/vm/process", module + "/vm/machinedir", module + "/vm/guestport", module + "/vm/network"}
+var shared = []string{module + "/vm", module + "/vm/process", module + "/vm/durable", module + "/vm/machinedir", module + "/vm/guestport", module + "/vm/network"}
 
 // rule forbids dependencies, direct or through others.
 type rule struct {

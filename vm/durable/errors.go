@@ -23,6 +23,9 @@ var (
 
 	// ErrLocked: another process has the directory. The error is a *LockedError.
 	ErrLocked = errors.New("in use by another process")
+
+	// ErrCannotLock: the file system has no locks.
+	ErrCannotLock = errors.New("this file system cannot lock files: use a directory on a local disk")
 )
 
 // VersionError is a whole record that another vk-firkin wrote.

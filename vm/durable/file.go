@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -134,18 +135,25 @@ func Remove(fsys FS, path string, how Durability) error {
 	return nil
 }
 
-// MakeDir makes a directory and those above it that are missing. It is nil when the
-// directory is there.
+// MakeDir makes a directory and those above it that are missing. One that is there is made
+// to stay: whoever made it may have died before that.
 func MakeDir(fsys FS, path string, how Durability) error {
+	parent := filepath.Dir(path)
 	switch info, err := fsys.Lstat(path); {
-	case err == nil && (info.IsDir() || info.Mode()&fs.ModeSymlink != 0):
-		return nil // a root may be a link: the user's doing
+	case err == nil && (info.IsDir() || info.Mode()&fs.ModeSymlink != 0): // a root may be a link: the user's doing
+		if how != Synced || parent == path {
+			return nil
+		}
+		// Who may not read the directory above has not made this one.
+		if err := fsys.SyncDir(parent); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		return nil
 	case err == nil:
 		return &fs.PathError{Op: "mkdir", Path: path, Err: syscall.ENOTDIR}
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	parent := filepath.Dir(path)
 	if parent != path {
 		if err := MakeDir(fsys, parent, how); err != nil {
 			return err
@@ -158,6 +166,43 @@ func MakeDir(fsys FS, path string, how Durability) error {
 		return fsys.SyncDir(parent)
 	}
 	return nil
+}
+
+// Dirs makes directories, and remembers which it has made to stay: that costs a sync, which
+// whoever writes into one all the time need not pay for each time. The zero value is ready.
+// Safe for concurrent use.
+type Dirs struct {
+	mu   sync.Mutex
+	made map[string]bool // guarded by mu
+}
+
+// Make is MakeDir.
+func (d *Dirs) Make(fsys FS, path string, how Durability) error {
+	d.mu.Lock()
+	made := d.made[path]
+	d.mu.Unlock()
+	if made {
+		if _, err := fsys.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := MakeDir(fsys, path, how); err != nil || how != Synced {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.made == nil {
+		d.made = map[string]bool{}
+	}
+	d.made[path] = true
+	return nil
+}
+
+// Forget is for a directory that was removed: another one of its name is not made yet.
+func (d *Dirs) Forget(path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.made, path)
 }
 
 // Sweep removes the files in a directory that a process which died was writing. Nobody

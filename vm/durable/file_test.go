@@ -108,6 +108,46 @@ func TestMakeDirAtEveryFault(t *testing.T) {
 	is(t, durable.MakeDir(durable.Host, filepath.Join(dir, "f", "g"), durable.Synced), syscall.ENOTDIR)
 }
 
+// TestMakeDirOfADeadProcess: a directory that a process has made which died before it could
+// make it stay, does when another one makes it.
+func TestMakeDirOfADeadProcess(t *testing.T) {
+	for name, make := range map[string]func(durable.FS, string) error{
+		"MakeDir": func(fsys durable.FS, path string) error { return durable.MakeDir(fsys, path, durable.Synced) },
+		"Dirs":    func(fsys durable.FS, path string) error { return (&durable.Dirs{}).Make(fsys, path, durable.Synced) },
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "a")
+		disk := durabletest.New(t, durable.Host, dir, durabletest.Fault{})
+		must(t, disk.Mkdir(path))
+		must(t, make(disk, path))
+		disk.Crash(durabletest.CrashLosingNames)
+		disk.Restart(t)
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestDirs: what was made to stay costs no sync the next time, unless it was removed.
+func TestDirs(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a")
+	disk := durabletest.New(t, durable.Host, dir, durabletest.Fault{})
+	var d durable.Dirs
+	must(t, d.Make(disk, path, durable.Unsynced))
+	must(t, d.Make(disk, path, durable.Synced))
+	must(t, d.Make(disk, path, durable.Synced))
+	must(t, os.Remove(path)) // by somebody who does not say so
+	must(t, d.Make(disk, path, durable.Synced))
+	must(t, os.Remove(path))
+	d.Forget(path)
+	must(t, d.Make(disk, path, durable.Synced))
+	want := []string{"mkdir a", "syncdir .", "syncdir ..", "mkdir a", "syncdir .", "syncdir ..", "mkdir a", "syncdir ."}
+	if got := disk.Ops(); !slices.Equal(got, want) {
+		t.Errorf("operations %q, want %q", got, want)
+	}
+}
+
 // TestRemoveAtEveryFault: what was removed stays so, and what was not is whole.
 func TestRemoveAtEveryFault(t *testing.T) {
 	durabletest.Every(t, slices.Concat(durabletest.Failures, durabletest.Crashes), 2, func(t *testing.T, disk *durabletest.FS, dir string) {

@@ -5,16 +5,20 @@ package durable_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"github.com/vk-firkin/vk-firkin/vm/durable"
+	"github.com/vk-firkin/vk-firkin/vm/process"
 )
 
 // holderDir makes this test binary a process that holds a directory until it is killed.
@@ -95,19 +99,68 @@ func TestLockDir(t *testing.T) {
 
 // TestLockDirWithoutAHolder: the file says nothing of use, and is not believed.
 func TestLockDirWithoutAHolder(t *testing.T) {
-	for _, content := range []string{"", "1\n", "-5", "x", "99999999999999999999999999999999999"} {
+	self, err := process.Self()
+	must(t, err)
+	self.StartTicks++ // the number of this process, of the time before it had it
+	stale, err := json.Marshal(self)
+	must(t, err)
+	for _, content := range []string{"", string(stale), fmt.Sprintf("{\"pid\":%d}", os.Getpid()), "1\n", "-5", "x", "99999999999999999999999999999999999"} {
 		dir := t.TempDir()
 		must(t, os.WriteFile(filepath.Join(dir, ".lock"), []byte(content), 0o600))
 		lock, err := durable.LockDir(dir)
 		must(t, err)
 		must(t, os.WriteFile(filepath.Join(dir, ".lock"), []byte(content), 0o600))
 		_, err = durable.LockDir(dir)
-		is(t, err, durable.ErrLocked)
+		var locked *durable.LockedError
+		if !errors.As(err, &locked) || locked.PID != 0 {
+			t.Errorf("%q: %v", content, err)
+		}
 		must(t, lock.Close())
 	}
-	_, err := durable.LockDir(filepath.Join(t.TempDir(), "nothing"))
+	_, err = durable.LockDir(filepath.Join(t.TempDir(), "nothing"))
 	is(t, err, os.ErrNotExist)
 	if errors.Is(err, durable.ErrLocked) || errors.Is(err, io.EOF) {
 		t.Error(err)
+	}
+}
+
+// TestLockFile: many may share a file, one may have it; it is the one that has the name.
+func TestLockFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	_, err := durable.LockFile(path, durable.LockOptions{})
+	is(t, err, fs.ErrNotExist)
+	alone, err := durable.LockFile(path, durable.LockOptions{Create: true})
+	must(t, err)
+	for _, shared := range []bool{true, false} {
+		_, err = durable.LockFile(path, durable.LockOptions{Shared: shared})
+		is(t, err, durable.ErrLocked)
+	}
+	must(t, alone.Close())
+	first, err := durable.LockFile(path, durable.LockOptions{Shared: true})
+	must(t, err)
+	second, err := durable.LockFile(path, durable.LockOptions{Shared: true})
+	must(t, err)
+	_, err = durable.LockFile(path, durable.LockOptions{})
+	is(t, err, durable.ErrLocked)
+	must(t, first.Close())
+	_, err = durable.LockFile(path, durable.LockOptions{})
+	is(t, err, durable.ErrLocked)
+	// Who has the file that had the name has nothing of the one that has it now.
+	must(t, os.Remove(path))
+	alone, err = durable.LockFile(path, durable.LockOptions{Create: true})
+	must(t, err)
+	must(t, errors.Join(alone.Close(), second.Close()))
+	must(t, os.Symlink("f", path+"2"))
+	if _, err := durable.LockFile(path+"2", durable.LockOptions{}); err == nil {
+		t.Error("a link was followed")
+	}
+}
+
+// TestCannotLock: a file system without locks is told apart from one that is locked.
+func TestCannotLock(t *testing.T) {
+	for err, want := range map[error]bool{syscall.ENOTSUP: true, syscall.ENOLCK: true, syscall.ENOSYS: true, syscall.EWOULDBLOCK: false, syscall.EIO: false, nil: false} {
+		if durable.CannotLock(err) != want {
+			t.Errorf("%v: %v", err, !want)
+		}
 	}
 }

@@ -59,6 +59,8 @@ type StoreOptions[T any] struct {
 type Store[T any] struct {
 	StoreOptions[T]
 
+	dirs Dirs
+
 	mu     sync.Mutex
 	faults map[string]*Fault // guarded by mu; by id
 }
@@ -105,7 +107,8 @@ func (s *Store[T]) Load() (records []T, faults []*Fault, err error) {
 			err = Sweep(s.FS, filepath.Join(s.Dir, id))
 		}
 		if errors.Is(err, fs.ErrNotExist) && s.Layout.File != "" {
-			err = Remove(s.FS, filepath.Join(s.Dir, id), s.How)
+			s.dirs.Forget(s.place(id))
+			err = Remove(s.FS, s.place(id), s.How)
 			if err == nil {
 				s.settle(id, nil)
 				continue
@@ -171,7 +174,7 @@ func (s *Store[T]) Write(id string, v T) error {
 		return err
 	}
 	path := s.Path(id)
-	if err := MakeDir(s.FS, filepath.Dir(path), s.How); err != nil {
+	if err := s.dirs.Make(s.FS, filepath.Dir(path), s.How); err != nil {
 		return err
 	}
 	return s.Format.Write(s.FS, path, v, s.How)
@@ -185,6 +188,7 @@ func (s *Store[T]) Remove(id string) error {
 	if err := s.untouchable(id); err != nil {
 		return err
 	}
+	s.dirs.Forget(s.place(id))
 	return Remove(s.FS, s.place(id), s.How)
 }
 
@@ -194,6 +198,7 @@ func (s *Store[T]) Discard(id string) error {
 	if !s.valid(id) {
 		return fmt.Errorf("discard record: %.100q is no id", id)
 	}
+	s.dirs.Forget(s.place(id))
 	if err := Remove(s.FS, s.place(id), s.How); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/test/images"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // benchLayer has the given number of files of the given size, half compressible.
@@ -92,7 +93,7 @@ func BenchmarkConvert(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				f, err := osFS{}.Create(filepath.Join(b.TempDir(), fmt.Sprint("disk", n)))
+				f, err := create(durable.Host, filepath.Join(b.TempDir(), fmt.Sprint("disk", n)))
 				if err != nil {
 					b.Fatal(err)
 				}

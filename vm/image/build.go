@@ -9,12 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // parallelLayers of one image are downloaded at once: enough to hide a round
@@ -91,7 +94,7 @@ func (s *Store) build(ctx context.Context, c *client, m *manifest) (*lease, erro
 	if err != nil {
 		return nil, corrupt("configuration: %w", err)
 	}
-	if err := writeFile(s.fsys, filepath.Join(out, recordName), b); err != nil {
+	if err := durable.WriteNew(s.fsys, filepath.Join(out, recordName), b, durable.Synced); err != nil {
 		return nil, fmt.Errorf("write %s: %w", recordName, err)
 	}
 	if err := s.publish(out, m.digest); err != nil {
@@ -129,12 +132,12 @@ func (s *Store) room(need int64) error {
 // done removes it.
 func (s *Store) tempDir() (path string, done func(), err error) {
 	path = filepath.Join(s.dir, tmpPrefix+randomName())
-	var l io.Closer
+	var l *durable.Lock
 	err = s.exclusive(func() error {
 		if err := s.fsys.Mkdir(path); err != nil {
 			return err
 		}
-		l, err = lockFile(filepath.Join(path, ownerName), true, true)
+		l, err = durable.LockFile(filepath.Join(path, ownerName), durable.LockOptions{Create: true})
 		return err
 	})
 	done = func() {
@@ -161,7 +164,7 @@ func (s *Store) download(ctx context.Context, c *client, m *manifest, dir string
 	for i, d := range m.Layers {
 		path := filepath.Join(dir, d.Digest.Hex)
 		layers[i] = func() (io.ReadCloser, error) {
-			r, err := s.fsys.Open(path)
+			r, err := s.fsys.OpenFile(path, os.O_RDONLY)
 			if err != nil {
 				return nil, localFault{err}
 			}
@@ -183,7 +186,7 @@ func (s *Store) download(ctx context.Context, c *client, m *manifest, dir string
 }
 
 func (s *Store) downloadLayer(ctx context.Context, c *client, d v1.Descriptor, path string) error {
-	f, err := s.fsys.Create(path)
+	f, err := create(s.fsys, path)
 	if err != nil {
 		return localFault{err}
 	}
@@ -204,7 +207,7 @@ func (s *Store) downloadLayer(ctx context.Context, c *client, d v1.Descriptor, p
 }
 
 func (s *Store) writeDisk(ctx context.Context, t *tree, layers []opener, path string) (int64, error) {
-	f, err := s.fsys.Create(path)
+	f, err := create(s.fsys, path)
 	if err != nil {
 		return 0, err
 	}
@@ -227,13 +230,16 @@ func (s *Store) publish(out, digest string) error {
 	}
 	return s.exclusive(func() error {
 		path := filepath.Join(s.dir, hex)
-		if _, err := os.Lstat(path); err == nil {
+		switch _, err := s.fsys.Lstat(path); {
+		case err == nil:
 			if _, err := s.read(digest); err == nil {
-				return nil
+				return s.fsys.SyncDir(s.dir) // whoever renamed it may have died before that
 			}
 			if err := s.discard(path); err != nil {
 				return err
 			}
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
 		}
 		if err := s.fsys.Rename(out, path); err != nil {
 			return err

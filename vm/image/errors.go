@@ -8,9 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // The kinds of errors, told apart with errors.Is. An error of a caller's own
@@ -58,7 +59,7 @@ func hasKind(err error) bool {
 }
 
 func isNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return durable.IsNoSpace(err)
 }
 
 // remoteError gives an error of the conversation with a registry its kind.

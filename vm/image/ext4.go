@@ -11,12 +11,14 @@ import (
 	"io"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // writeExt4 writes the tree into f as an ext4 file system and extends f to
 // slotBytes with a hole. f must be empty. It returns how many bytes of f have
 // content. Memory use does not depend on the size of files, only on their number.
-func writeExt4(ctx context.Context, t *tree, layers []opener, f file, slotBytes int64) (used int64, err error) {
+func writeExt4(ctx context.Context, t *tree, layers []opener, f durable.File, slotBytes int64) (used int64, err error) {
 	pr, pw := io.Pipe()
 	produced := make(chan error, 1)
 	go func() {
@@ -78,7 +80,7 @@ const (
 // padInodeBitmaps marks the inodes that a group's bitmap has room for and the
 // group does not have as used. The library leaves them free, which the kernel
 // ignores and e2fsck reports as damage.
-func padInodeBitmaps(f file) error {
+func padInodeBitmaps(f durable.File) error {
 	readAt := func(at int64, p []byte) error {
 		if _, err := f.Seek(at, io.SeekStart); err != nil {
 			return err
@@ -120,7 +122,7 @@ func padInodeBitmaps(f file) error {
 // the cache costs what images contain.
 type sparseWriter struct {
 	ctx  context.Context //nolint:containedctx // of the conversion that this writer is a part of
-	f    file
+	f    durable.File
 	pos  int64 // where the next byte goes
 	real int64 // where f's own offset is
 	end  int64 // everything behind is a hole

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/test/images"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // memFile is a file in memory.
@@ -180,7 +181,7 @@ func writeRich(t testing.TB) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "disk")
-	f, err := osFS{}.Create(path)
+	f, err := create(durable.Host, path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Pin keeps an image from garbage collection on behalf of an owner, until Unpin
@@ -96,8 +98,9 @@ func (s *Store) List() ([]Info, error) {
 type GCOptions struct {
 	// Grace is how long nobody must have pulled or pinned an image. 0 is no time at all.
 	Grace time.Duration
-	// Keep are digests that somebody needs who has not pinned them, and who that is.
-	Keep map[string]string
+	// Keep are digests that somebody needs who has not pinned them, and who that is. It is
+	// asked at first, and again before anything is removed. nil: nobody.
+	Keep func() (map[string]string, error)
 	// Only, when not nil, are the digests of the images that may go; nothing else does.
 	Only []string
 	// DryRun only tells.
@@ -136,7 +139,7 @@ type GCReport struct {
 // the others: the errors are joined.
 func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
 	if s.collectOnly {
-		if _, err := s.fsys.Stat(s.dir); errors.Is(err, fs.ErrNotExist) {
+		if _, err := s.fsys.Lstat(s.dir); errors.Is(err, fs.ErrNotExist) {
 			return GCReport{}, nil
 		}
 	}
@@ -145,6 +148,10 @@ func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
 		return GCReport{}, fmt.Errorf("collect images: %w", err)
 	}
 	slices.SortStableFunc(all, func(a, b Info) int { return a.LastUsed.Compare(b.LastUsed) })
+	keep, err := opts.keep()
+	if err != nil {
+		return GCReport{}, fmt.Errorf("collect images: %w", err)
+	}
 	var report GCReport
 	var errs []error
 	for _, i := range all {
@@ -152,18 +159,11 @@ func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
 			errs = append(errs, context.Cause(ctx))
 			break
 		}
-		d := decide(i, opts, s.opts.Now())
+		d := decide(i, opts, keep, s.opts.Now())
 		if d.Remove && !opts.DryRun {
-			ok, err := s.remove(i.Digest)
-			if err != nil {
+			if d, err = s.collect(i, opts); err != nil {
 				errs = append(errs, fmt.Errorf("remove image %s: %w", i.Digest, err))
-				d.Reason = err.Error()
-			} else if !ok {
-				d.Reason = "in use meanwhile"
-			} else {
-				s.opts.Logger.Info("Removed unused image", "digest", i.Digest, "bytes", i.SizeBytes)
 			}
-			d.Remove = ok && err == nil
 		}
 		if d.Remove {
 			report.RemovedBytes += i.SizeBytes
@@ -186,10 +186,42 @@ func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
 	return report, nil
 }
 
+func (o GCOptions) keep() (map[string]string, error) {
+	if o.Keep == nil {
+		return nil, nil //nolint:nilnil // nobody
+	}
+	return o.Keep()
+}
+
+// collect removes an image, if that is still the decision.
+func (s *Store) collect(i Info, opts GCOptions) (Decision, error) {
+	stays := func(reason string) Decision { return Decision{Info: i, Reason: reason} }
+	keep, err := opts.keep()
+	if err != nil {
+		return stays(err.Error()), err
+	}
+	d := stays("in use meanwhile")
+	gone, err := s.remove(i.Digest, func(e *entry) bool {
+		fresh := i
+		fresh.LastUsed, fresh.Pinned = e.lastUsed, e.pinned()
+		d = decide(fresh, opts, keep, s.opts.Now())
+		return d.Remove
+	})
+	switch {
+	case err != nil:
+		return stays(err.Error()), err
+	case gone:
+		s.opts.Logger.Info("Removed unused image", "digest", i.Digest, "bytes", i.SizeBytes)
+	case d.Remove:
+		d = stays("in use meanwhile")
+	}
+	return d, nil
+}
+
 // decide tells whether a collection removes an image, and why. Pure.
-func decide(i Info, opts GCOptions, now time.Time) Decision {
+func decide(i Info, opts GCOptions, keep map[string]string, now time.Time) Decision {
 	unused := now.Sub(i.LastUsed)
-	switch who := opts.Keep[i.Digest]; {
+	switch who := keep[i.Digest]; {
 	case i.Pinned:
 		return Decision{Info: i, Reason: "in use by this process"}
 	case who != "":
@@ -247,11 +279,11 @@ func allocatedBytes(dir string) (n int64) {
 	return n
 }
 
-// remove takes an image away unless it was pinned meanwhile.
-func (s *Store) remove(digest string) (bool, error) {
+// remove takes an image away unless it was pinned meanwhile, or may does not agree.
+func (s *Store) remove(digest string, may func(*entry) bool) (bool, error) {
 	s.mu.Lock()
 	e, ok := s.images[digest]
-	if !ok || e.pinned() {
+	if !ok || e.pinned() || !may(e) {
 		s.mu.Unlock()
 		return false, nil
 	}
@@ -274,7 +306,7 @@ func (s *Store) remove(digest string) (bool, error) {
 			s.images[digest] = fresh
 		}
 	}
-	if errors.Is(err, errLocked) {
+	if errors.Is(err, durable.ErrLocked) {
 		return false, nil
 	}
 	return false, err
@@ -292,8 +324,11 @@ func (s *Store) forgetRefs() error {
 			if err != nil {
 				return err
 			}
-			if _, err := s.fsys.Stat(filepath.Join(s.dir, hex, recordName)); err != nil {
+			switch _, err := s.fsys.Lstat(filepath.Join(s.dir, hex, recordName)); {
+			case errors.Is(err, fs.ErrNotExist):
 				bad = append(bad, s.refPath(r.Ref))
+			case err != nil:
+				return err
 			}
 		}
 		for _, path := range bad {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/test/images"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
+	"github.com/vk-firkin/vk-firkin/vm/durable/durabletest"
 )
 
 func TestDecide(t *testing.T) {
@@ -25,91 +27,137 @@ func TestDecide(t *testing.T) {
 		name   string
 		info   Info
 		opts   GCOptions
+		keep   map[string]string
 		remove bool
 	}{
-		{"nobody needs it", i, GCOptions{}, true},
-		{"exactly as old as the grace period", i, GCOptions{Grace: time.Hour}, true},
-		{"younger", i, GCOptions{Grace: time.Hour + 1}, false},
-		{"pinned", pinned, GCOptions{}, false},
-		{"pinned since it was chosen", pinned, GCOptions{Only: []string{"d"}}, false},
-		{"kept for another", i, GCOptions{Keep: map[string]string{"d": "of a snapshot"}}, false},
-		{"kept for another since it was chosen", i, GCOptions{Only: []string{"d"}, Keep: map[string]string{"d": "of a snapshot"}}, false},
-		{"another is kept", i, GCOptions{Keep: map[string]string{"e": "of a snapshot"}}, true},
-		{"chosen", i, GCOptions{Only: []string{"d"}}, true},
-		{"not chosen", i, GCOptions{Only: []string{}}, false},
-		{"the clock was set back", future, GCOptions{Grace: time.Minute}, false},
+		{"nobody needs it", i, GCOptions{}, nil, true},
+		{"exactly as old as the grace period", i, GCOptions{Grace: time.Hour}, nil, true},
+		{"younger", i, GCOptions{Grace: time.Hour + 1}, nil, false},
+		{"pinned", pinned, GCOptions{}, nil, false},
+		{"pinned since it was chosen", pinned, GCOptions{Only: []string{"d"}}, nil, false},
+		{"kept for another", i, GCOptions{}, map[string]string{"d": "of a snapshot"}, false},
+		{"kept for another since it was chosen", i, GCOptions{Only: []string{"d"}}, map[string]string{"d": "of a snapshot"}, false},
+		{"another is kept", i, GCOptions{}, map[string]string{"e": "of a snapshot"}, true},
+		{"chosen", i, GCOptions{Only: []string{"d"}}, nil, true},
+		{"not chosen", i, GCOptions{Only: []string{}}, nil, false},
+		{"the clock was set back", future, GCOptions{Grace: time.Minute}, nil, false},
 	} {
-		if got := decide(tt.info, tt.opts, now); got.Remove != tt.remove || got.Reason == "" {
+		if got := decide(tt.info, tt.opts, tt.keep, now); got.Remove != tt.remove || got.Reason == "" {
 			t.Errorf("%s: %v, %q", tt.name, got.Remove, got.Reason)
 		}
 	}
 }
 
-// TestFaultAtEveryCallOfACollection fails each call of a collection, once or from then on.
-// After a restart no image is half there, the one that is pinned is whole, and a second
-// collection removes all that the first left.
+// TestFaultAtEveryCallOfACollection fails each call of a collection, once, or with the process
+// or the host. After a restart no image is half there, the one that is pinned is whole, and
+// a second collection removes all that the first left.
 func TestFaultAtEveryCallOfACollection(t *testing.T) {
 	r := testRegistry(t, images.RegistryOptions{})
 	var refs []string
 	for _, name := range []string{"kept", "a", "b"} {
 		refs = append(refs, push(t, r, name, makeImage(t, layer(t, images.File(name, 0o644, name)))))
 	}
-	for _, sticky := range []bool{false, true} {
-		for n := 1; ; n++ {
-			dir := t.TempDir()
-			fsys := &faultyFS{filesystem: unsyncedFS{}, err: syscall.EIO, sticky: sticky}
-			opts := testOptions(r)
-			opts.fsys = fsys
-			s := openStore(t, dir, opts)
-			var kept *Image
-			for _, ref := range refs {
-				img, err := s.Pull(t.Context(), ref, PullOptions{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if kept == nil {
-					kept = img
-				} else {
-					img.Release()
-				}
-			}
-			if err := os.Mkdir(filepath.Join(dir, trashPrefix+"left"), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			fsys.mu.Lock()
-			before := fsys.count
-			fsys.n = before + n
-			fsys.mu.Unlock()
-			_, gcErr := s.GC(t.Context(), GCOptions{})
-			reached := fsys.count >= before+n
-			if gcErr != nil && !errors.Is(gcErr, syscall.EIO) {
-				t.Errorf("%s (%d, sticky %v): the cause is lost: %v", fsys.failed, n, sticky, gcErr)
-			}
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
-
-			s = openStore(t, dir, testOptions(r))
-			again, err := s.Pin(kept.Digest, "pod")
+	options := testOptions(r)
+	options.SlotBytes = minSlotBytes
+	modes := append([]durabletest.Mode{durabletest.EIO, durabletest.EIORead}, durabletest.Crashes...)
+	durabletest.Every(t, modes, 8, func(t *testing.T, disk *durabletest.FS, dir string) {
+		s, err := Open(dir, options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var kept *Image
+		for _, ref := range refs {
+			img, err := s.Pull(t.Context(), ref, PullOptions{})
 			if err != nil {
-				t.Fatalf("%s (%d, sticky %v): the pinned image: %v", fsys.failed, n, sticky, err)
+				t.Fatal(err)
 			}
-			if st, err := os.Stat(again.DiskPath); err != nil || st.Size() != testSlot {
-				t.Errorf("%s (%d, sticky %v): the pinned image's disk: %v, %v", fsys.failed, n, sticky, st, err)
+			if kept == nil {
+				kept = img
+			} else {
+				img.Release()
 			}
-			if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
-				t.Errorf("%s (%d, sticky %v): a second collection: %v", fsys.failed, n, sticky, err)
+		}
+		if err := os.Mkdir(filepath.Join(dir, trashPrefix+"left"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		s.fsys = disk
+		if _, err := s.GC(t.Context(), GCOptions{}); err != nil && !errors.Is(err, syscall.EIO) && !errors.Is(err, durabletest.ErrCrashed) {
+			t.Errorf("the cause is lost: %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		disk.Restart(t)
+
+		s, err = Open(dir, options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantClean(t, dir, len(all))
+		again, err := s.Pin(kept.Digest, "pod")
+		if err != nil {
+			t.Fatalf("the pinned image: %v", err)
+		}
+		if st, err := os.Stat(again.DiskPath); err != nil || st.Size() != minSlotBytes {
+			t.Errorf("the pinned image's disk: %v, %v", st, err)
+		}
+		if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
+			t.Errorf("a second collection: %v", err)
+		}
+		wantClean(t, dir, 1)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Between being listed and being removed an image may be used, or come to be needed: then
+// it stays.
+func TestCollectionLooksAgain(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{})
+	now := time.Now()
+	opts := testOptions(r)
+	opts.Now = func() time.Time { return now }
+	s := openStore(t, t.TempDir(), opts)
+	ref := push(t, r, "a", makeImage(t, layer(t, images.File("a", 0o644, "a"))))
+	use := func() *Image {
+		img, err := s.Pull(t.Context(), ref, PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img.Release()
+		return img
+	}
+	img := use()
+	boom := errors.New("boom")
+	for _, tt := range []struct {
+		name      string
+		meanwhile func() (map[string]string, error)
+		gone      bool
+		err       error
+	}{
+		{"used", func() (map[string]string, error) { use(); return nil, nil }, false, nil},
+		{"needed", func() (map[string]string, error) { return map[string]string{img.Digest: "a pod came"}, nil }, false, nil},
+		{"not known", func() (map[string]string, error) { return nil, boom }, false, boom},
+		{"nothing", func() (map[string]string, error) { return nil, nil }, true, nil},
+	} {
+		now = now.Add(time.Hour)
+		asked := 0
+		report, err := s.GC(t.Context(), GCOptions{Grace: time.Minute, Keep: func() (map[string]string, error) {
+			if asked++; asked == 1 {
+				return nil, nil
 			}
-			wantClean(t, dir, 1)
-			if t.Failed() {
-				return
-			}
-			if !reached {
-				if n < 10 {
-					t.Errorf("only %d calls were made to fail", n-1)
-				}
-				break
-			}
+			return tt.meanwhile()
+		}})
+		if !errors.Is(err, tt.err) || asked != 2 || len(report.Decisions) != 1 || report.Decisions[0].Remove != tt.gone || report.Decisions[0].Reason == "" {
+			t.Errorf("%s: %+v, %v, asked %d times", tt.name, report, err, asked)
+		}
+		if _, err := os.Stat(img.DiskPath); (err != nil) != tt.gone {
+			t.Errorf("%s: gone %v", tt.name, err != nil)
 		}
 	}
 }
@@ -127,7 +175,7 @@ func TestCollectionOfLeftovers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	owner, err := lockFile(filepath.Join(dir, tmpPrefix+"alive", ownerName), true, true)
+	owner, err := durable.LockFile(filepath.Join(dir, tmpPrefix+"alive", ownerName), durable.LockOptions{Create: true})
 	if err != nil {
 		t.Fatal(err)
 	}

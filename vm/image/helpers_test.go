@@ -12,6 +12,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/vk-firkin/vk-firkin/test/images"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 const testSlot = 64 << 20
@@ -27,7 +28,7 @@ func testRegistry(t testing.TB, opts images.RegistryOptions) *images.Registry {
 }
 
 func testOptions(r *images.Registry) Options {
-	o := Options{SlotBytes: testSlot, Arch: "amd64", fsys: unsyncedFS{}, retryDelay: time.Millisecond}
+	o := Options{SlotBytes: testSlot, Arch: "amd64", FS: unsyncedFS{durable.Host}, retryDelay: time.Millisecond}
 	if r != nil {
 		o.InsecureRegistries = []string{r.Addr()}
 	}
@@ -36,19 +37,19 @@ func testOptions(r *images.Registry) Options {
 
 // unsyncedFS is the real file system without waiting for the disk, which tests
 // that make hundreds of images do not need.
-type unsyncedFS struct{ osFS }
+type unsyncedFS struct{ durable.FS }
 
 func (unsyncedFS) SyncDir(string) error { return nil }
 
-func (u unsyncedFS) Create(path string) (file, error) {
-	f, err := u.osFS.Create(path)
+func (u unsyncedFS) OpenFile(path string, flag int) (durable.File, error) {
+	f, err := u.FS.OpenFile(path, flag)
 	if err != nil {
 		return nil, err
 	}
 	return unsyncedFile{f}, nil
 }
 
-type unsyncedFile struct{ file }
+type unsyncedFile struct{ durable.File }
 
 func (unsyncedFile) Sync() error { return nil }
 

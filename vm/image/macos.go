@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -16,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Types of an installation of macOS in a registry: an OCI artifact, whose manifest says what
@@ -238,7 +241,7 @@ func (s *Store) buildMacOS(ctx context.Context, c *client, m *manifest) error {
 	if err != nil {
 		return corrupt("configuration: %w", err)
 	}
-	if err := writeFile(s.fsys, filepath.Join(out, recordName), b); err != nil {
+	if err := durable.WriteNew(s.fsys, filepath.Join(out, recordName), b, durable.Synced); err != nil {
 		return fmt.Errorf("write %s: %w", recordName, err)
 	}
 	if err := s.publish(out, m.digest); err != nil {
@@ -250,7 +253,7 @@ func (s *Store) buildMacOS(ctx context.Context, c *client, m *manifest) error {
 // assemble makes a file of layers, one after the other: each is downloaded to dir, checked
 // against its digest, unpacked, and deleted. It returns what has content.
 func (s *Store) assemble(ctx context.Context, c *client, layers []v1.Descriptor, dir, path string, length int64) (used int64, err error) {
-	f, err := s.fsys.Create(path)
+	f, err := create(s.fsys, path)
 	if err != nil {
 		return 0, err
 	}
@@ -281,7 +284,7 @@ func (s *Store) assemble(ctx context.Context, c *client, layers []v1.Descriptor,
 }
 
 func (s *Store) append(ctx context.Context, w *assembly, packed string, t types.MediaType) error {
-	in, err := s.fsys.Open(packed)
+	in, err := s.fsys.OpenFile(packed, os.O_RDONLY)
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func (p *macOSPush) push(ctx context.Context, ref name.Reference, files MacOSFil
 		return "", err
 	}
 	for _, small := range []struct{ path, kind string }{{files.HardwareModel, TypeMacOSHardware}, {files.MachineIdentifier, TypeMacOSIdentifier}} {
-		b, err := (osFS{}).ReadFile(small.path, maxMacOSOpaqueBytes)
+		b, err := readSmall(small.path, maxMacOSOpaqueBytes)
 		if err != nil {
 			return "", localFault{err}
 		}
@@ -228,3 +228,16 @@ func (m rawManifest) RawManifest() ([]byte, error) { return m, nil }
 
 // MediaType tells the registry what it is.
 func (rawManifest) MediaType() (types.MediaType, error) { return types.OCIManifestSchema1, nil }
+
+// readSmall reads a file of the user's, by whatever links it is reached.
+func readSmall(path string, limit int64) (data []byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if data, err = io.ReadAll(io.LimitReader(f, limit+1)); err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return data, err
+}

@@ -14,13 +14,14 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // PullOptions of one pull.
@@ -336,20 +337,13 @@ func (s *Store) letGo(e *entry) {
 
 // lockEntry takes the shared lock that keeps other processes from removing an
 // image. errAbsent means they have.
-func lockEntry(path string) (*os.File, error) {
-	l, err := lockFile(path, false, false)
-	if errors.Is(err, errLocked) || errors.Is(err, fs.ErrNotExist) {
+func lockEntry(path string) (*durable.Lock, error) {
+	l, err := durable.LockFile(path, durable.LockOptions{Shared: true})
+	if errors.Is(err, durable.ErrLocked) || errors.Is(err, fs.ErrNotExist) {
 		return nil, errAbsent
 	}
 	if err != nil {
 		return nil, err
-	}
-	// It may have been removed between opening and locking.
-	have, err1 := l.Stat()
-	want, err2 := os.Stat(path)
-	if err1 != nil || err2 != nil || !os.SameFile(have, want) {
-		_ = l.Close()
-		return nil, errAbsent
 	}
 	return l, nil
 }
@@ -362,16 +356,14 @@ func (s *Store) refPath(ref string) string {
 
 // readRef returns nil when the reference is unknown.
 func (s *Store) readRef(ref string) (*refRecord, error) {
-	b, err := s.fsys.ReadFile(s.refPath(ref), maxRefRecordBytes)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLong) {
-		return nil, nil
-	}
-	if err != nil {
+	r, err := refFormat.Read(s.fsys, s.refPath(ref))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), durable.Unusable(err):
+		return nil, nil // or damaged: asking the registry again mends it
+	case err != nil:
 		return nil, err
-	}
-	r, err := refFormat.Decode(b)
-	if err != nil || r.Ref != ref || r.Architecture != s.opts.Arch {
-		return nil, nil //nolint:nilerr // not ours, or damaged: asking the registry again mends it
+	case r.Ref != ref || r.Architecture != s.opts.Arch:
+		return nil, nil // not ours
 	}
 	return &r, nil
 }
@@ -380,22 +372,7 @@ func (s *Store) writeRef(r refRecord) error {
 	if old, err := s.readRef(r.Ref); err == nil && old != nil && old.same(r) {
 		return nil
 	}
-	b, err := refFormat.Encode(r)
-	if err != nil {
-		return err
-	}
-	return s.exclusive(func() error {
-		path := s.refPath(r.Ref)
-		tmp := filepath.Join(s.dir, refsName, tmpPrefix+randomName())
-		err := writeFile(s.fsys, tmp, b)
-		if err == nil {
-			err = s.fsys.Rename(tmp, path)
-		}
-		if err != nil {
-			return errors.Join(err, s.fsys.RemoveAll(tmp))
-		}
-		return s.fsys.SyncDir(filepath.Dir(path))
-	})
+	return s.exclusive(func() error { return refFormat.Write(s.fsys, s.refPath(r.Ref), r, durable.Synced) })
 }
 
 // refs lists the readable reference records of this architecture, and the names
@@ -414,14 +391,13 @@ func (s *Store) refs() (good []refRecord, bad []string, err error) {
 			bad = append(bad, path)
 			continue
 		}
-		b, err := s.fsys.ReadFile(path, maxRefRecordBytes)
-		if err != nil && !errors.Is(err, errTooLong) {
-			return nil, nil, err
-		}
-		r, err := refFormat.Decode(b)
+		r, err := refFormat.Read(s.fsys, path)
 		switch {
-		case err != nil:
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, durable.ErrNewer): // that one may come back
+		case durable.Unusable(err):
 			bad = append(bad, path)
+		case err != nil:
+			return nil, nil, err
 		case s.collectOnly || r.Architecture == s.opts.Arch:
 			good = append(good, r)
 		}

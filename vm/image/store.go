@@ -43,7 +43,9 @@ type Options struct {
 	// Now is the clock for "last used". Default: time.Now.
 	Now func() time.Time
 
-	fsys       filesystem    // tests let it fail
+	// FS is the disk. Default: durable.Host.
+	FS durable.FS
+
 	retryDelay time.Duration // tests do not wait
 }
 
@@ -75,8 +77,8 @@ func (o Options) withDefaults(dir string) (Options, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.fsys == nil {
-		o.fsys = osFS{}
+	if o.FS == nil {
+		o.FS = durable.Host
 	}
 	if o.retryDelay == 0 {
 		o.retryDelay = retryDelay
@@ -92,7 +94,7 @@ type Store struct {
 	dir    string
 	opts   Options
 	guard  *guard
-	fsys   filesystem
+	fsys   durable.FS
 	pulls  flights[*lease] // by reference, policy and credentials
 	builds flights[*lease] // by digest
 	slots  chan struct{}
@@ -144,7 +146,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Store{
-		dir: dir, opts: opts, fsys: opts.fsys,
+		dir: dir, opts: opts, fsys: opts.FS,
 		guard:  newGuard(opts.Timeouts, insecure),
 		slots:  make(chan struct{}, opts.ParallelPulls),
 		images: map[string]*entry{},
@@ -169,7 +171,7 @@ func OpenForCollection(dir string, opts Options) (*Store, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Store{
-		dir: dir, opts: opts, fsys: opts.fsys, collectOnly: true, guard: newGuard(opts.Timeouts, nil),
+		dir: dir, opts: opts, fsys: opts.FS, collectOnly: true, guard: newGuard(opts.Timeouts, nil),
 		images: map[string]*entry{}, ctx: ctx, cancel: cancel,
 	}
 	all, err := s.fsys.ReadDir(dir)
@@ -219,7 +221,7 @@ const (
 	refsName    = "refs"
 	lockName    = ".lock"
 	ownerName   = "owner.lock"
-	tmpPrefix   = ".tmp-"
+	tmpPrefix   = durable.TempPrefix
 	trashPrefix = ".trash-"
 )
 
@@ -237,11 +239,11 @@ func (s *Store) exclusive(do func() error) error {
 	defer s.dirMu.Unlock()
 	path := filepath.Join(s.dir, lockName)
 	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) { //nolint:forbidigo // a lock of another process makes no event when it becomes free
-		l, err := lockFile(path, true, true)
+		l, err := durable.LockFile(path, durable.LockOptions{Create: true})
 		if err == nil {
 			return errors.Join(do(), l.Close())
 		}
-		if !errors.Is(err, errLocked) {
+		if !errors.Is(err, durable.ErrLocked) {
 			return err
 		}
 		if time.Now().After(deadline) {
@@ -252,7 +254,7 @@ func (s *Store) exclusive(do func() error) error {
 
 // load sweeps the directory and lists the images in it.
 func (s *Store) load() error {
-	if err := s.fsys.MkdirAll(filepath.Join(s.dir, refsName)); err != nil {
+	if err := durable.MakeDir(s.fsys, filepath.Join(s.dir, refsName), durable.Synced); err != nil {
 		return err
 	}
 	return s.exclusive(func() error {
@@ -278,7 +280,7 @@ func (s *Store) load() error {
 					s.opts.Logger.Warn("Leaving an image that cannot be used", "digest", digestPrefix+d.Name(), "error", err)
 				case errors.Is(err, errUnusable):
 					s.opts.Logger.Warn("Removing unusable image", "digest", digestPrefix+d.Name(), "error", err)
-					if err := s.discard(path); err != nil && !errors.Is(err, errLocked) {
+					if err := s.discard(path); err != nil && !errors.Is(err, durable.ErrLocked) {
 						return err
 					}
 				default:
@@ -292,8 +294,8 @@ func (s *Store) load() error {
 
 // sweep removes a temporary directory, or only says that it would, unless its owner lives.
 func (s *Store) sweep(path string, dryRun bool) (bool, error) {
-	l, err := lockFile(filepath.Join(path, ownerName), true, true)
-	if errors.Is(err, errLocked) {
+	l, err := durable.LockFile(filepath.Join(path, ownerName), durable.LockOptions{Create: true})
+	if errors.Is(err, durable.ErrLocked) {
 		return false, nil
 	}
 	if err == nil {
@@ -320,16 +322,12 @@ func (s *Store) read(digest string) (*entry, error) {
 		return nil, err
 	}
 	path := filepath.Join(s.dir, hex)
-	b, err := s.fsys.ReadFile(filepath.Join(path, recordName), maxRecordBytes)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLong) {
+	r, err := recordFormat.Read(s.fsys, filepath.Join(path, recordName))
+	if errors.Is(err, fs.ErrNotExist) || durable.Unusable(err) {
 		return nil, fmt.Errorf("%w: %w", errUnusable, err)
 	}
 	if err != nil {
 		return nil, err
-	}
-	r, err := recordFormat.Decode(b)
-	if err != nil {
-		return nil, fmt.Errorf("%w: decode %s: %w", errUnusable, recordName, err)
 	}
 	if r.Digest != digest || !s.collectOnly && r.MacOS == nil && r.SlotBytes != s.opts.SlotBytes {
 		return nil, fmt.Errorf("%w: it is %s in a slot of %d bytes", errUnusable, r.Digest, r.SlotBytes)
@@ -338,7 +336,7 @@ func (s *Store) read(digest string) (*entry, error) {
 		return nil, fmt.Errorf("%w: %s", errOtherArch, r.Architecture)
 	}
 	for name, want := range r.files() {
-		st, err := s.fsys.Stat(filepath.Join(path, name))
+		st, err := s.fsys.Lstat(filepath.Join(path, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: %w", errUnusable, err)
 		}
@@ -350,16 +348,16 @@ func (s *Store) read(digest string) (*entry, error) {
 		}
 	}
 	used := r.Created
-	if st, err := s.fsys.Stat(filepath.Join(path, recordName)); err == nil {
+	if st, err := s.fsys.Lstat(filepath.Join(path, recordName)); err == nil {
 		used = st.ModTime()
 	}
 	return &entry{record: r, path: path, lastUsed: used}, nil
 }
 
 // discard moves an image out of sight at once, then removes it. One that another
-// process has pinned it leaves alone and returns errLocked.
+// process has pinned it leaves alone and returns durable.ErrLocked.
 func (s *Store) discard(path string) error {
-	l, err := lockFile(filepath.Join(path, recordName), true, false)
+	l, err := durable.LockFile(filepath.Join(path, recordName), durable.LockOptions{})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -368,6 +366,10 @@ func (s *Store) discard(path string) error {
 	}
 	trash := filepath.Join(s.dir, trashPrefix+filepath.Base(path)+"-"+randomName())
 	if err := s.fsys.Rename(path, trash); err != nil {
+		return err
+	}
+	// Not before it has lost its name for good: half of it must not come back under it.
+	if err := s.fsys.SyncDir(s.dir); err != nil {
 		return err
 	}
 	return s.fsys.RemoveAll(trash)

@@ -21,57 +21,52 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vk-firkin/vk-firkin/test/images"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
+	"github.com/vk-firkin/vk-firkin/vm/durable/durabletest"
 )
 
-// TestFaultAtEveryStep fails each operation on the disk in turn, once and for
-// good, in opening, pulling, pinning, listing and collecting; then opens the
-// store on a healthy disk and wants it clean and working.
+// TestFaultAtEveryStep fails each operation on the disk in turn, once, for good, or with the
+// process or the host, in opening, pulling, pinning, listing and collecting; then opens the
+// store on what the disk kept. What is an image there is the one that was pulled, with all
+// that was in it; nothing else is left, and all goes on.
 func TestFaultAtEveryStep(t *testing.T) {
 	r := testRegistry(t, images.RegistryOptions{})
 	old := push(t, r, "old", makeImage(t, layer(t, images.File("o", 0o644, "old"))))
 	ref := push(t, r, "app", makeImage(t, layer(t, images.File("a", 0o644, "1")), layer(t, images.File("b", 0o644, "2"))))
-	want := makeImage(t, layer(t, images.File("a", 0o644, "1")), layer(t, images.File("b", 0o644, "2")))
-	digest, _ := want.Digest()
-
-	// The scenario of one run. It may fail anywhere.
-	scenario := func(dir string, fsys *faultyFS) error {
+	options := func(fsys durable.FS) Options {
 		opts := testOptions(r)
-		opts.fsys = fsys
-		s, err := Open(dir, opts)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = s.Close() }()
-		img, err := s.Pull(t.Context(), ref, PullOptions{Policy: PullAlways})
-		if err != nil {
-			return err
-		}
-		if st, err := os.Stat(img.DiskPath); err != nil || st.Size() != testSlot {
-			t.Errorf("pull succeeded and left the disk %v, %v", st, err)
-		}
-		img.Release()
-		if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
-			return err
-		}
-		img, err = s.Pull(t.Context(), ref, PullOptions{})
-		img.Release()
-		return err
+		opts.FS, opts.SlotBytes = fsys, minSlotBytes // which the disk that breaks copies, to forget it
+		return opts
 	}
+	host := unsyncedFS{durable.Host}
+
+	// What is there before, and what there is to be.
 	template := t.TempDir()
-	s, err := Open(template, testOptions(r))
-	if err != nil {
-		t.Fatal(err)
+	content := map[string][]byte{} // of disks, by digest
+	s := openStore(t, template, options(host))
+	var digest string
+	for _, name := range []string{ref, old} {
+		img, err := s.Pull(t.Context(), name, PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if content[img.Digest], err = os.ReadFile(img.DiskPath); err != nil {
+			t.Fatal(err)
+		}
+		if name == ref {
+			digest = img.Digest
+		}
+		img.Release()
+		if name == ref {
+			if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	img, err := s.Pull(t.Context(), old, PullOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	img.Release()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	prepare := func() string { // files never change, so links are copies
-		dir := t.TempDir()
+	prepare := func(t *testing.T, dir string) { // files never change, so links are copies
 		err := filepath.WalkDir(template, func(p string, d fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -85,59 +80,76 @@ func TestFaultAtEveryStep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return dir
 	}
-	count := &faultyFS{filesystem: unsyncedFS{}}
-	if err := scenario(prepare(), count); err != nil {
-		t.Fatal(err)
+	// The scenario of one run. It may fail anywhere.
+	scenario := func(t *testing.T, dir string, disk *durabletest.FS) error {
+		s, err := Open(dir, options(disk))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = s.Close() }()
+		img, err := s.Pull(t.Context(), ref, PullOptions{Policy: PullAlways})
+		if err != nil {
+			return err
+		}
+		if got, err := os.ReadFile(img.DiskPath); err != nil || !bytes.Equal(got, content[digest]) {
+			t.Errorf("pull succeeded and left another disk, %v", err)
+		}
+		img.Release()
+		if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
+			return err
+		}
+		img, err = s.Pull(t.Context(), ref, PullOptions{})
+		img.Release()
+		return err
 	}
-	if count.count < 40 {
-		t.Fatalf("only %d operations were counted", count.count)
-	}
+	modes := append([]durabletest.Mode{durabletest.EIO, durabletest.EIORead, durabletest.Full}, durabletest.Crashes...)
 	failures := 0
-	for n := 1; n <= count.count; n++ {
-		for _, sticky := range []bool{false, true} {
-			fault := syscall.EIO
-			if n%2 == 0 {
-				fault = syscall.ENOSPC
+	durabletest.Every(t, modes, 30, func(t *testing.T, disk *durabletest.FS, dir string) {
+		prepare(t, dir)
+		err := scenario(t, dir, disk)
+		if err != nil {
+			failures++
+			noSpace := errors.Is(err, syscall.ENOSPC)
+			if hasKind(err) && (!noSpace || !errors.Is(err, ErrNoSpace)) {
+				t.Errorf("wrong kind: %v", err)
 			}
-			dir := prepare()
-			fsys := &faultyFS{filesystem: unsyncedFS{}, n: n, err: fault, sticky: sticky}
-			err := scenario(dir, fsys)
-			if err != nil {
-				failures++
-				if fault == syscall.ENOSPC && hasKind(err) && !errors.Is(err, ErrNoSpace) || fault == syscall.EIO && hasKind(err) {
-					t.Errorf("%s (%d, sticky %v): wrong kind: %v", fsys.failed, n, sticky, err)
-				}
-				if !errors.Is(err, fault) {
-					t.Errorf("%s (%d, sticky %v): the cause is lost: %v", fsys.failed, n, sticky, err)
-				}
-			}
-			s, err := Open(dir, testOptions(r))
-			if err != nil {
-				t.Fatalf("%s (%d, sticky %v): reopen: %v", fsys.failed, n, sticky, err)
-			}
-			img, err := s.Pull(t.Context(), ref, PullOptions{Policy: PullAlways})
-			if err != nil || img.Digest != digest.String() {
-				t.Fatalf("%s (%d, sticky %v): pull again: %v", fsys.failed, n, sticky, err)
-			}
-			img.Release()
-			if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
-				t.Error(err)
-			}
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			wantClean(t, dir, 0)
-			if t.Failed() {
-				t.Fatalf("after %s (%d, sticky %v)", fsys.failed, n, sticky)
+			if !noSpace && !errors.Is(err, syscall.EIO) && !errors.Is(err, durabletest.ErrCrashed) {
+				t.Errorf("the cause is lost: %v", err)
 			}
 		}
+		disk.Restart(t)
+		s, err := Open(dir, options(host))
+		if err != nil {
+			t.Fatalf("reopen: %v", err)
+		}
+		all, err := s.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range all {
+			got, err := os.ReadFile(filepath.Join(dir, strings.TrimPrefix(i.Digest, digestPrefix), diskName))
+			if err != nil || !bytes.Equal(got, content[i.Digest]) {
+				t.Errorf("image %s is not what was pulled, %v", i.Digest, err)
+			}
+		}
+		wantClean(t, dir, len(all))
+		img, err := s.Pull(t.Context(), ref, PullOptions{Policy: PullAlways})
+		if err != nil || img.Digest != digest {
+			t.Fatalf("pull again: %v", err)
+		}
+		img.Release()
+		if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		wantClean(t, dir, 0)
+	})
+	if failures < 100 {
+		t.Errorf("only %d faults were noticed", failures)
 	}
-	if failures < count.count {
-		t.Errorf("only %d of %d faults were noticed", failures, 2*count.count)
-	}
-	t.Logf("%d operations failed once and for good, %d of %d faults ended the scenario", count.count, failures, 2*count.count)
 }
 
 func TestDiskFull(t *testing.T) {
@@ -160,7 +172,7 @@ func TestDiskFull(t *testing.T) {
 			opts.FreeBytes = func() (int64, error) { return tt.free, nil }
 			dir := t.TempDir()
 			if tt.full {
-				opts.fsys = fullFS{osFS{}}
+				opts.FS = fullFS{durable.Host}
 			}
 			s := openStore(t, dir, opts)
 			img, err := s.Pull(t.Context(), ref, PullOptions{})
@@ -178,14 +190,17 @@ func TestDiskFull(t *testing.T) {
 }
 
 // fullFS has room for names, not for content.
-type fullFS struct{ osFS }
+type fullFS struct{ durable.FS }
 
-func (f fullFS) Create(p string) (file, error) {
-	in, err := f.osFS.Create(p)
-	return fullFile{in}, err
+func (f fullFS) OpenFile(path string, flag int) (durable.File, error) {
+	in, err := f.FS.OpenFile(path, flag)
+	if err != nil {
+		return nil, err
+	}
+	return fullFile{in}, nil
 }
 
-type fullFile struct{ file }
+type fullFile struct{ durable.File }
 
 func (fullFile) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 
@@ -338,7 +353,9 @@ func TestPinAndGC(t *testing.T) {
 	b.Release()
 	gc(s, GCOptions{Grace: 2 * time.Hour})
 	gc(s, GCOptions{DryRun: true}, a, b)
-	gc(s, GCOptions{Keep: map[string]string{a.Digest: "a test", b.Digest: "a test"}})
+	gc(s, GCOptions{Keep: func() (map[string]string, error) {
+		return map[string]string{a.Digest: "a test", b.Digest: "a test"}, nil
+	}})
 	gc(s, GCOptions{Only: []string{}})
 	gc(s, GCOptions{Only: []string{a.Digest, c.Digest}}, a)
 	if _, err := os.Stat(a.DiskPath); !errors.Is(err, fs.ErrNotExist) {

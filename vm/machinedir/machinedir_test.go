@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 type record struct{ ID string }
@@ -23,11 +24,11 @@ type record struct{ ID string }
 func TestWriteJSONReplaces(t *testing.T) {
 	dir := t.TempDir()
 	for _, want := range []string{"first", "second"} {
-		if err := WriteJSON(dir, "x.json", record{ID: want}); err != nil {
+		if err := WriteJSON(durable.Host, dir, "x.json", record{ID: want}); err != nil {
 			t.Fatal(err)
 		}
 		var got record
-		if err := ReadJSON(dir, "x.json", &got); err != nil || got.ID != want {
+		if err := ReadJSON(durable.Host, dir, "x.json", &got); err != nil || got.ID != want {
 			t.Errorf("read %+v, %v, want id %q", got, err, want)
 		}
 	}
@@ -46,7 +47,7 @@ func TestReadJSONIsBounded(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "x.json"), big, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := ReadJSON(dir, "x.json", &record{}); err == nil || !strings.Contains(err.Error(), "more than") {
+	if err := ReadJSON(durable.Host, dir, "x.json", &record{}); err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Errorf("error is %v, want one about the size", err)
 	}
 }
@@ -135,9 +136,9 @@ func TestWriteJSONOnce(t *testing.T) {
 	for i := range writers {
 		go func() {
 			<-begin
-			err := WriteJSONOnce(dir, "x.json", record{ID: strings.Repeat(fmt.Sprint(i%10), 10_000)})
+			err := WriteJSONOnce(durable.Host, dir, "x.json", record{ID: strings.Repeat(fmt.Sprint(i%10), 10_000)})
 			var got record
-			if rerr := ReadJSON(dir, "x.json", &got); rerr != nil || strings.Count(got.ID, got.ID[:1]) != 10_000 {
+			if rerr := ReadJSON(durable.Host, dir, "x.json", &got); rerr != nil || strings.Count(got.ID, got.ID[:1]) != 10_000 {
 				err = fmt.Errorf("read %d bytes: %w", len(got.ID), errors.Join(rerr, errors.New("torn")))
 			}
 			results <- err

@@ -23,27 +23,27 @@ const MaxRecordBytes = 1 << 20
 
 // WriteJSON replaces dir/name in one step, and it survives a crash of the host: it
 // announces what the caller is about to make.
-func WriteJSON(dir, name string, v any) error {
-	return write(dir, name, v, durable.Replace, durable.Synced)
+func WriteJSON(fsys durable.FS, dir, name string, v any) error {
+	return write(fsys, dir, name, v, durable.Replace, durable.Synced)
 }
 
 // NoteJSON is WriteJSON of what the caller has seen of a machine. It survives the caller
 // and is not synced: no machine survives what a sync protects from, and who finds half a
 // record then finds a machine that was never made, or that has ended.
-func NoteJSON(dir, name string, v any) error {
-	return write(dir, name, v, durable.Replace, durable.Unsynced)
+func NoteJSON(fsys durable.FS, dir, name string, v any) error {
+	return write(fsys, dir, name, v, durable.Replace, durable.Unsynced)
 }
 
 // WriteJSONOnce is NoteJSON unless the file is there: of several processes that write it,
 // one does. The others get fs.ErrExist, and what they meant to write is nowhere.
-func WriteJSONOnce(dir, name string, v any) error {
-	return write(dir, name, v, durable.Publish, durable.Unsynced)
+func WriteJSONOnce(fsys durable.FS, dir, name string, v any) error {
+	return write(fsys, dir, name, v, durable.Publish, durable.Unsynced)
 }
 
-func write(dir, name string, v any, put func(durable.FS, string, []byte, durable.Durability) error, how durable.Durability) error {
+func write(fsys durable.FS, dir, name string, v any, put func(durable.FS, string, []byte, durable.Durability) error, how durable.Durability) error {
 	data, err := EncodeJSON(v)
 	if err == nil {
-		err = put(durable.Host, filepath.Join(dir, name), data, how)
+		err = put(fsys, filepath.Join(dir, name), data, how)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, NoSpace(err))
@@ -58,10 +58,10 @@ func EncodeJSON(v any) ([]byte, error) {
 }
 
 // ReadVersioned is ReadJSON of a record that says its version. Errors: fs.ErrNotExist,
-// durable.ErrCorrupt, and vm.ErrUnavailable when something is there that may be whole:
-// another vk-firkin wrote it, or the disk did not say.
-func ReadVersioned(dir, name string, version int, v any) error {
-	data, err := ReadRecord(dir, name)
+// durable.ErrCorrupt, vm.ErrUnreadable when another vk-firkin wrote it, and vm.ErrUnavailable
+// when the disk did not say.
+func ReadVersioned(fsys durable.FS, dir, name string, version int, v any) error {
+	data, err := ReadRecord(fsys, dir, name)
 	if err == nil {
 		// The version first: the rest of another one need not be understood.
 		var head durable.Header
@@ -73,7 +73,7 @@ func ReadVersioned(dir, name string, version int, v any) error {
 			return fmt.Errorf("%s: %w: %w", name, durable.ErrCorrupt, err)
 		}
 		if head.Version != version {
-			return fmt.Errorf("%w: %s: %w", vm.ErrUnavailable, name, &durable.VersionError{Kind: "machine", Version: head.Version, Oldest: version, Newest: version})
+			return fmt.Errorf("%w: %s: %w", vm.ErrUnreadable, name, &durable.VersionError{Kind: "machine", Version: head.Version, Oldest: version, Newest: version})
 		}
 		if err := json.Unmarshal(data, v); err != nil {
 			return fmt.Errorf("%s: %w: %w", name, durable.ErrCorrupt, err)
@@ -87,8 +87,8 @@ func ReadVersioned(dir, name string, version int, v any) error {
 }
 
 // ReadJSON reads a file of at most MaxRecordBytes into v.
-func ReadJSON(dir, name string, v any) error {
-	data, err := ReadRecord(dir, name)
+func ReadJSON(fsys durable.FS, dir, name string, v any) error {
+	data, err := ReadRecord(fsys, dir, name)
 	if err != nil {
 		return err
 	}
@@ -100,8 +100,8 @@ func ReadJSON(dir, name string, v any) error {
 
 // ReadRecord reads a regular file of at most MaxRecordBytes. What is longer, or no file, is
 // durable.ErrCorrupt.
-func ReadRecord(dir, name string) ([]byte, error) {
-	return durable.ReadFile(durable.Host, filepath.Join(dir, name), MaxRecordBytes)
+func ReadRecord(fsys durable.FS, dir, name string) ([]byte, error) {
+	return durable.ReadFile(fsys, filepath.Join(dir, name), MaxRecordBytes)
 }
 
 // NoSpace adds vm.ErrNoSpace to errors that mean it.

@@ -39,7 +39,7 @@ func TestReadVersioned(t *testing.T) {
 		"directory": {durable.ErrCorrupt}, "loop": {durable.ErrCorrupt}, "missing": {fs.ErrNotExist}, "good/x": {vm.ErrUnavailable, syscall.ENOTDIR},
 	} {
 		var r record
-		err := ReadVersioned(dir, name, 2, &r)
+		err := ReadVersioned(durable.Host, dir, name, 2, &r)
 		if want == nil && (err != nil || r.ID != "a") {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
@@ -64,7 +64,7 @@ func FuzzReadVersioned(f *testing.F) {
 			t.Fatal(err)
 		}
 		var r record
-		if err := ReadVersioned(dir, "r", 2, &r); err != nil && !errors.Is(err, durable.ErrCorrupt) && !errors.Is(err, vm.ErrUnavailable) {
+		if err := ReadVersioned(durable.Host, dir, "r", 2, &r); err != nil && !errors.Is(err, durable.ErrCorrupt) && !errors.Is(err, vm.ErrUnavailable) {
 			t.Error(err)
 		}
 	})

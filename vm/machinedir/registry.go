@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -25,6 +24,8 @@ var ErrClosed = fmt.Errorf("%w: the driver is closed", vm.ErrUnavailable)
 // which are being made, and which are there. Each has a directory of its own, by its id,
 // and a goroutine that watches it. Safe for concurrent use.
 type Registry[M comparable] struct {
+	// FS is the disk: durable.Host, unless a test has another one before the first call.
+	FS   durable.FS
 	root string
 	life context.Context //nolint:containedctx // what every call to a machine ends with
 	end  context.CancelFunc
@@ -40,7 +41,7 @@ type Registry[M comparable] struct {
 // NewRegistry makes a registry of the machines in root, a directory that exists by the
 // time of the first call.
 func NewRegistry[M comparable](root string) *Registry[M] {
-	r := &Registry[M]{root: root, machines: map[string]M{}, making: map[string]chan struct{}{}}
+	r := &Registry[M]{FS: durable.Host, root: root, machines: map[string]M{}, making: map[string]chan struct{}{}}
 	r.life, r.end = context.WithCancel(context.Background())
 	return r
 }
@@ -70,7 +71,7 @@ func (r *Registry[M]) Claim(id string) (release func(), err error) {
 	if r.closed {
 		return nil, ErrClosed
 	}
-	if err := os.Mkdir(r.Dir(id), 0o700); errors.Is(err, fs.ErrExist) {
+	if err := r.FS.Mkdir(r.Dir(id)); errors.Is(err, fs.ErrExist) {
 		return nil, vm.ErrAlreadyExists
 	} else if err != nil {
 		return nil, NoSpace(err)
@@ -144,7 +145,7 @@ func (r *Registry[M]) load(id string, find func() (m M, watch func(), err error)
 	if m, known := r.machines[id]; known {
 		return m, nil
 	}
-	if _, err := os.Stat(r.Dir(id)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := r.FS.Lstat(r.Dir(id)); errors.Is(err, fs.ErrNotExist) {
 		return none, vm.ErrNotFound
 	} else if err != nil {
 		return none, fmt.Errorf("%w: %w", vm.ErrUnavailable, err)
@@ -170,7 +171,7 @@ func (r *Registry[M]) List(ctx context.Context) ([]string, error) {
 	if err := errors.Join(ctx.Err(), r.Err()); err != nil {
 		return nil, fmt.Errorf("list machines: %w", err)
 	}
-	entries, err := os.ReadDir(r.root)
+	entries, err := r.FS.ReadDir(r.root)
 	if err != nil {
 		return nil, fmt.Errorf("list machines: %w: %w", vm.ErrUnavailable, err)
 	}
@@ -188,7 +189,7 @@ func (r *Registry[M]) List(ctx context.Context) ([]string, error) {
 // process of a machine that was never made completely.
 func (r *Registry[M]) Remove(id, program string) error {
 	dir := r.Dir(id)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+	if _, err := r.FS.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	left, err := process.In(dir, program)
@@ -206,7 +207,7 @@ func (r *Registry[M]) Remove(id, program string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := durable.Remove(r.FS, dir, durable.Unsynced); err != nil { // what comes back after a crash of the host has ended with it
 		return fmt.Errorf("remove machine's directory: %w", err)
 	}
 	return nil
@@ -215,7 +216,7 @@ func (r *Registry[M]) Remove(id, program string) error {
 // Unfinished is for a machine without a usable record: nil when it was never made
 // completely, or ended with the host, of which record is the error. A record that is damaged
 // and has a process is another matter: what works there may be a whole machine, so that the
-// error is vm.ErrUnavailable and names it.
+// error is vm.ErrUnreadable and names it.
 func (r *Registry[M]) Unfinished(id string, record error) error {
 	if !errors.Is(record, durable.ErrCorrupt) {
 		return nil // what is made by a record that says so, or before there was one
@@ -233,7 +234,7 @@ func (r *Registry[M]) Unfinished(id string, record error) error {
 		return fmt.Errorf("%w: %w; whether the machine runs cannot be told: %w", vm.ErrUnavailable, record, err)
 	case len(found) > 0:
 		pid := found[0].Identity().PID
-		return fmt.Errorf("%w: %w; process %d works there, and its machine is deleted when that has ended (kill %d)", vm.ErrUnavailable, record, pid, pid)
+		return fmt.Errorf("%w: %w; process %d works in its directory", vm.ErrUnreadable, record, pid)
 	}
 	return nil
 }

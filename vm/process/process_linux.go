@@ -40,6 +40,9 @@ func Open(pid int) (*Process, error) {
 	return p, nil
 }
 
+// Self is this process.
+func Self() (Identity, error) { return identify(os.Getpid()) }
+
 // Find opens the process that was once identified as want. The error is
 // ErrGone when it has ended.
 func Find(want Identity) (*Process, error) {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
@@ -173,7 +174,7 @@ func (d *Driver) chooseAccelerator(ctx context.Context, p program) (string, erro
 	}
 	key := choiceKey(p, d.opts.Kit.Digest, cpu)
 	var c choice
-	if err := machinedir.ReadJSON(d.opts.CacheDir, probeFile, &c); err == nil && c.Key == key && (c.Accelerator == acceleratorKVM || c.Accelerator == acceleratorTCG) {
+	if err := machinedir.ReadJSON(durable.Host, d.opts.CacheDir, probeFile, &c); err == nil && c.Key == key && (c.Accelerator == acceleratorKVM || c.Accelerator == acceleratorTCG) {
 		return c.Accelerator, nil
 	}
 	d.log.Info("Trying hardware virtualization by booting the guest kit", "timeout", probeTimeout)
@@ -185,7 +186,7 @@ func (d *Driver) chooseAccelerator(ctx context.Context, p program) (string, erro
 		c.Accelerator, c.Reason = acceleratorTCG, bounded(err.Error())
 	}
 	d.log.Info("Chose the accelerator", "accelerator", c.Accelerator, "reason", c.Reason)
-	if err := machinedir.WriteJSON(d.opts.CacheDir, probeFile, c); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, d.opts.CacheDir, probeFile, c); err != nil {
 		return "", err
 	}
 	return c.Accelerator, nil

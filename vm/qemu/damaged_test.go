@@ -46,9 +46,16 @@ func TestLoadDamagedRecord(t *testing.T) {
 	}
 	for _, text := range []string{"", `{"version":`, `{"version":"1"}`} {
 		write(text)
-		_, err := d.Load(t.Context(), "m")
-		if !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "kill ") {
-			t.Errorf("record %q beside a process: %v", text, err)
+		m, err := d.Load(t.Context(), "m")
+		if err != nil {
+			t.Fatalf("record %q beside a process: %v", text, err)
+		}
+		if _, err := m.State(t.Context()); !errors.Is(err, vm.ErrUnreadable) {
+			t.Errorf("record %q beside a process: state %v", text, err)
+		}
+		// It is not QEMU.
+		if err := m.Delete(t.Context()); !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "kill ") {
+			t.Errorf("record %q beside a process: delete %v", text, err)
 		}
 	}
 	if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {

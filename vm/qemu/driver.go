@@ -189,7 +189,7 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, s *snapshot
 			err = errors.Join(err, d.machines.Remove(id, d.binary))
 		}
 	}()
-	if err := machinedir.WriteJSON(m.dir, recordFile, m.record); err != nil {
+	if err := machinedir.WriteJSON(m.driver.machines.FS, m.dir, recordFile, m.record); err != nil {
 		return nil, err
 	}
 	q, err := d.start(ctx, m, s)
@@ -223,6 +223,9 @@ func checkFiles(cfg vm.Config) error {
 // Load is part of vm.Driver.
 func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
 	m, err := d.machines.Load(ctx, id, func() (*machine, func(), error) { return d.find(id) })
+	if errors.Is(err, vm.ErrUnreadable) {
+		return d.machines.Unreadable(id, recordFile, d.binary, err), nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load machine %q: %w", id, err)
 	}
@@ -235,7 +238,7 @@ var errNotReady = errors.New("its record does not say that it was")
 // find makes a machine of what its directory says. One that has ended needs no watch.
 func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	var r record
-	err = machinedir.ReadVersioned(d.machines.Dir(id), recordFile, recordVersion, &r)
+	err = machinedir.ReadVersioned(d.machines.FS, d.machines.Dir(id), recordFile, recordVersion, &r)
 	if errors.Is(err, vm.ErrUnavailable) {
 		return nil, nil, err // it may run, and is not ours to touch
 	}
@@ -251,13 +254,13 @@ func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	}
 	r.ID = id
 	m = newMachine(d, r)
-	recorded := machinedir.ReadJSON(m.dir, exitFile, &m.exit) == nil
+	recorded := machinedir.ReadJSON(m.driver.machines.FS, m.dir, exitFile, &m.exit) == nil
 	p, err := process.Find(r.Process)
 	if errors.Is(err, process.ErrGone) {
 		exit := m.exit
 		if !recorded {
 			exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: "the hypervisor's process ended while nobody watched it"}
-			if err := machinedir.NoteJSON(m.dir, exitFile, exit); err != nil {
+			if err := machinedir.NoteJSON(m.driver.machines.FS, m.dir, exitFile, exit); err != nil {
 				d.log.Warn("Cannot record the exit of the machine", "machine", id, "err", err)
 			}
 		}

@@ -380,7 +380,7 @@ func (m *machine) askToEnd(ctx context.Context, grace time.Duration) (ended bool
 		m.record.Stopping = true
 		r := m.record
 		m.mu.Unlock()
-		if err := machinedir.NoteJSON(m.dir, recordFile, r); err != nil {
+		if err := machinedir.NoteJSON(m.driver.machines.FS, m.dir, recordFile, r); err != nil {
 			m.driver.log.Warn("Cannot record that the machine is being stopped", "machine", m.id, "err", err)
 		}
 		if _, err := q.execute(asking, "system_powerdown", nil); err != nil && !m.hasExited() {
@@ -429,7 +429,7 @@ func (m *machine) decide(exit vm.Exit) error {
 	}
 	if !m.ending {
 		exit.Detail = bounded(exit.Detail)
-		if err := machinedir.NoteJSON(m.dir, exitFile, exit); err != nil {
+		if err := machinedir.NoteJSON(m.driver.machines.FS, m.dir, exitFile, exit); err != nil {
 			// On a full disk a machine must still be stoppable.
 			m.driver.log.Warn("Cannot record the exit of the machine", "machine", m.id, "err", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/process"
 )
@@ -54,11 +55,11 @@ func TestCPUIdentity(t *testing.T) {
 func TestRecordKeepsIdentity(t *testing.T) {
 	want := record{Version: recordVersion, ID: "a", Created: time.Unix(1, 0).UTC(), Ready: true, Process: process.Identity{PID: 7, StartTicks: 8, Boot: "b", Executable: "/x"}}
 	dir := t.TempDir()
-	if err := machinedir.WriteJSON(dir, recordFile, want); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, dir, recordFile, want); err != nil {
 		t.Fatal(err)
 	}
 	var got record
-	if err := machinedir.ReadJSON(dir, recordFile, &got); err != nil || got.Process != want.Process {
+	if err := machinedir.ReadJSON(durable.Host, dir, recordFile, &got); err != nil || got.Process != want.Process {
 		t.Errorf("identity is %+v, %v, want %+v", got.Process, err, want.Process)
 	}
 }

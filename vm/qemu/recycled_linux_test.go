@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/process"
 )
@@ -38,11 +39,11 @@ func TestRecycledPID(t *testing.T) {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			if err := machinedir.WriteJSON(dir, recordFile, r); err != nil {
+			if err := machinedir.WriteJSON(durable.Host, dir, recordFile, r); err != nil {
 				t.Fatal(err)
 			}
 			if ending {
-				if err := machinedir.WriteJSON(dir, exitFile, vm.Exit{Reason: vm.ExitStopped, Time: time.Now()}); err != nil {
+				if err := machinedir.WriteJSON(durable.Host, dir, exitFile, vm.Exit{Reason: vm.ExitStopped, Time: time.Now()}); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
@@ -66,7 +67,7 @@ func (d *Driver) openSnapshot(dir string, cfg vm.Config) (*snapshot, error) {
 		return nil, fmt.Errorf("%w: snapshot directory %q, want an absolute path", vm.ErrInvalidConfig, dir)
 	}
 	s := &snapshot{dir: dir, sum: make(chan error, 1)}
-	if err := machinedir.ReadJSON(dir, snapshotMeta, &s.record); err != nil {
+	if err := machinedir.ReadJSON(durable.Host, dir, snapshotMeta, &s.record); err != nil {
 		return nil, invalid("%w", err)
 	}
 	r := s.record
@@ -190,7 +191,7 @@ func (m *machine) save(ctx context.Context, q *qmp, dir string) ([]string, error
 		return nil, err
 	}
 	r.ScratchBytes = info.Size()
-	if err := machinedir.WriteJSON(dir, snapshotMeta, r); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, dir, snapshotMeta, r); err != nil {
 		return nil, err
 	}
 	return []string{snapshotMemory, snapshotMeta, snapshotScratch, snapshotState}, nil

@@ -43,7 +43,7 @@ func (d *Driver) start(ctx context.Context, m *machine, s *snapshot) (_ *qmp, er
 	}
 	m.record.Process = m.process.Identity()
 	m.record.Ready = true
-	if err := machinedir.NoteJSON(m.dir, recordFile, m.record); err != nil {
+	if err := machinedir.NoteJSON(m.driver.machines.FS, m.dir, recordFile, m.record); err != nil {
 		return nil, err
 	}
 	return q, ctx.Err()

@@ -207,7 +207,7 @@ func (m *machine) finish() {
 			}
 		}
 		m.exit = vm.Exit{Reason: vm.ExitCrashed, Time: time.Now().UTC(), Detail: bounded(status)}
-		if err := machinedir.NoteJSON(m.dir, exitFile, m.exit); err != nil {
+		if err := machinedir.NoteJSON(m.driver.machines.FS, m.dir, exitFile, m.exit); err != nil {
 			m.driver.log.Warn("Cannot record the exit of the machine", "machine", m.id, "err", err)
 		}
 	}

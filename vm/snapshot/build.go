@@ -57,7 +57,7 @@ func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (bu
 	dir := filepath.Join(s.dir, buildingPrefix+random)
 	saved := filepath.Join(dir, machineDir)
 	s.setBuilder(id, true) // before there is anything that a collection could take for a leftover
-	if err := s.opts.fs.Mkdir(dir); err != nil {
+	if err := s.opts.FS.Mkdir(dir); err != nil {
 		s.setBuilder(id, false)
 		return nil, err
 	}
@@ -67,9 +67,9 @@ func (s *Store) build(ctx context.Context, key string, spec Spec, base *Ref) (bu
 		if published || !machineGone {
 			return // without its directory nobody would delete the machine later
 		}
-		err = errors.Join(err, s.opts.fs.RemoveAll(dir))
+		err = errors.Join(err, s.opts.FS.RemoveAll(dir))
 	}()
-	if err := s.opts.fs.Mkdir(saved); err != nil {
+	if err := s.opts.FS.Mkdir(saved); err != nil {
 		return nil, err
 	}
 
@@ -183,7 +183,7 @@ func (s *Store) publish(ctx context.Context, dir string, names []string, sealKey
 	if err := checkSaved(saved, names); err != nil {
 		return err
 	}
-	if err := durable.WriteNew(s.opts.fs, filepath.Join(dir, sealKeyName), sealKey, durable.Synced); err != nil {
+	if err := durable.WriteNew(s.opts.FS, filepath.Join(dir, sealKeyName), sealKey, durable.Synced); err != nil {
 		return err
 	}
 	members := []string{sealKeyName}
@@ -201,29 +201,29 @@ func (s *Store) publish(ctx context.Context, dir string, names []string, sealKey
 		if err != nil {
 			return fmt.Errorf("read %q: %w", name, err)
 		}
-		if err := durable.Sync(s.opts.fs, path); err != nil {
+		if err := durable.Sync(s.opts.FS, path); err != nil {
 			return fmt.Errorf("sync %q: %w", name, err)
 		}
 		m.Members = append(m.Members, Member{Name: name, Size: size, SHA256: sum, Sparse: sparse})
 	}
-	if err := s.opts.fs.SyncDir(saved); err != nil {
+	if err := s.opts.FS.SyncDir(saved); err != nil {
 		return fmt.Errorf("sync %q: %w", machineDir, err)
 	}
 	data, err := encodeManifest(*m)
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteNew(s.opts.fs, filepath.Join(dir, manifestName), data, durable.Synced); err != nil {
+	if err := durable.WriteNew(s.opts.FS, filepath.Join(dir, manifestName), data, durable.Synced); err != nil {
 		return err
 	}
-	if err := s.opts.fs.SyncDir(dir); err != nil {
+	if err := s.opts.FS.SyncDir(dir); err != nil {
 		return fmt.Errorf("sync snapshot: %w", err)
 	}
 	final := filepath.Join(s.dir, m.Key)
-	if err := s.opts.fs.Rename(dir, final); err != nil {
+	if err := s.opts.FS.Rename(dir, final); err != nil {
 		return err
 	}
-	if err := s.opts.fs.SyncDir(s.dir); err != nil {
+	if err := s.opts.FS.SyncDir(s.dir); err != nil {
 		// It is whole, and may or may not survive a crash of the host: the next Ensure
 		// takes what it finds.
 		return fmt.Errorf("sync store: %w", err)

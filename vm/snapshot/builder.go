@@ -62,7 +62,7 @@ func (s *Store) prepareBuilder(ctx context.Context, id string, cfg vm.Config, se
 	if err != nil {
 		return m, "restore base", s.failed(ctx, base.set, err)
 	}
-	s.succeeded(base.set)
+	s.forgetFailures(base.set.manifest.Instance)
 	defer func() { err = errors.Join(err, ignoreClosed(running.Guest.Close())) }()
 	if err := s.prepareGuest(ctx, m, running.Guest, spec); err != nil {
 		return m, stepPrepare, err

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,15 +17,29 @@ import (
 type GCOptions struct {
 	// Grace is how long a snapshot must have been unused. 0 is no time at all.
 	Grace time.Duration
-	// Keep are keys that somebody will want, whatever their age.
-	Keep []string
-	// KeepTemplates: so are all snapshots of templates. For a node that was not told yet
-	// which templates it is to have.
-	KeepTemplates bool
+	// Wanted is what stays whatever its age. It is asked at first, and again before anything
+	// is removed. nil: nothing.
+	Wanted func() Wanted
 	// Only, when not nil, are the names of the snapshots that may go; nothing else does.
 	Only []string
 	// DryRun only tells.
 	DryRun bool
+}
+
+// Wanted are the snapshots that somebody will want.
+type Wanted struct {
+	// Keys of them.
+	Keys []string
+	// Templates: all snapshots of templates are. For a node that was not told yet which
+	// templates it is to have.
+	Templates bool
+}
+
+func (o GCOptions) wanted() Wanted {
+	if o.Wanted == nil {
+		return Wanted{}
+	}
+	return o.Wanted()
 }
 
 // Decision is what a collection does with one snapshot.
@@ -73,10 +86,17 @@ func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
 	}
 	var report GCReport
 	var errs []error
+	wanted := opts.wanted()
 	for _, info := range infos {
-		d := decide(info, opts, s.opts.Now())
+		d := decide(info, opts, wanted, s.opts.Now())
 		if d.Remove && !opts.DryRun {
-			if err := s.remove(ctx, info); err != nil {
+			err := s.remove(ctx, info, func(now Info) bool {
+				d = decide(now, opts, opts.wanted(), s.opts.Now())
+				return d.Remove
+			})
+			switch {
+			case err == nil || !d.Remove: // it was used, or wanted, since it was listed
+			default:
 				d.Remove, d.Reason = false, err.Error()
 				if !errors.Is(err, ErrInUse) && !errors.Is(err, ErrNotFound) {
 					errs = append(errs, err)
@@ -101,7 +121,7 @@ func (s *Store) GC(ctx context.Context, opts GCOptions) (GCReport, error) {
 // sweep removes what builds and removals that failed have left; opening the store does
 // the same, but a node may run for months.
 func (s *Store) sweep(ctx context.Context, opts GCOptions) ([]Leftover, error) {
-	entries, err := os.ReadDir(s.dir)
+	entries, err := s.opts.FS.ReadDir(s.dir)
 	if err != nil && !isNotExist(err) {
 		return nil, fmt.Errorf("look for leftovers: %w", err)
 	}
@@ -120,7 +140,7 @@ func (s *Store) sweep(ctx context.Context, opts GCOptions) ([]Leftover, error) {
 		l := Leftover{Name: e.Name()}
 		l.Bytes, _ = allocatedBytes(path)
 		if !opts.DryRun {
-			remove := func() error { return s.opts.fs.RemoveAll(path) }
+			remove := func() error { return s.opts.FS.RemoveAll(path) }
 			if building {
 				remove = func() error { return s.removeBuilding(ctx, e.Name()) }
 			}
@@ -142,16 +162,16 @@ func (s *Store) isBuilding(name string) bool {
 }
 
 // decide tells whether a collection removes a snapshot, and why. Pure.
-func decide(i Info, opts GCOptions, now time.Time) Decision {
+func decide(i Info, opts GCOptions, wanted Wanted, now time.Time) Decision {
 	unused := now.Sub(i.LastUsed)
 	switch {
 	case len(i.Machines) > 0:
 		return Decision{Info: i, Reason: fmt.Sprintf("%d machines were restored from it", len(i.Machines))}
 	case i.Pins > 0:
 		return Decision{Info: i, Reason: "in use by this process"}
-	case i.Status == StatusReady && slices.Contains(opts.Keep, i.Key):
+	case i.Status == StatusReady && slices.Contains(wanted.Keys, i.Key):
 		return Decision{Info: i, Reason: "wanted"}
-	case i.Status == StatusReady && i.Manifest.Kind == KindTemplate && opts.KeepTemplates:
+	case i.Status == StatusReady && i.Manifest.Kind == KindTemplate && wanted.Templates:
 		return Decision{Info: i, Reason: "perhaps wanted: the node was not told its templates yet"}
 	case opts.Only != nil && !slices.Contains(opts.Only, i.Name):
 		return Decision{Info: i, Young: true, Reason: "not among those that are to go"}
@@ -173,48 +193,84 @@ func (s *Store) Delete(ctx context.Context, name string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return info, s.remove(ctx, info)
+	return info, s.remove(ctx, info, nil)
 }
 
-// remove deletes a set that nothing uses: first under its name in one step, then
-// its content, so that a crash leaves no half set.
-func (s *Store) remove(ctx context.Context, info Info) error {
+// remove deletes a set that nothing uses, if may, when not nil, says so of what the set is
+// now: first under its name in one step, then its content, so that a crash leaves no half
+// set.
+func (s *Store) remove(ctx context.Context, info Info, may func(Info) bool) error {
 	f, err := s.claim(ctx, info.Key)
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
 	}
 	defer s.land(info.Key, f, false, nil)
-	if err := s.unused(info); err != nil {
+	// It was listed some time ago, and whoever changed the key meanwhile was waited for.
+	now, err := s.again(info)
+	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
 	}
-	if info.Status != StatusQuarantined {
-		s.drop(info.Key)
+	if may != nil && !may(now) {
+		return fmt.Errorf("remove snapshot %s: %w meanwhile", shortKey(info.Name), ErrInUse)
+	}
+	if err := s.unused(now); err != nil {
+		return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
 	}
 	trash := filepath.Join(s.dir, removingPrefix+randomHex(16))
-	if err := s.opts.fs.Rename(info.dir, trash); err != nil {
+	if err := s.opts.FS.Rename(info.dir, trash); err != nil {
 		if isNotExist(err) {
 			err = ErrNotFound
 		}
 		return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
 	}
+	var errs []error
 	if info.Status != StatusQuarantined {
-		// Only goes when empty, which is what is meant.
-		_ = os.Remove(filepath.Join(s.dir, refsDir, info.Key))
+		s.drop(info.Key)
+		errs = append(errs, s.removeReferenceDir(info.Key))
 	}
 	removed := info.Manifest.about(info.Key)
 	removed.Type, removed.Message = EventRemoved, fmt.Sprintf("Removed unused snapshot %s", shortKey(info.Name))
 	s.emit(removed)
-	if err := s.opts.fs.RemoveAll(trash); err != nil {
+	// Not before it has lost its name for good: half of it must not come back under it.
+	for _, dir := range []string{filepath.Dir(info.dir), s.dir} {
+		errs = append(errs, s.opts.FS.SyncDir(dir))
+	}
+	if err = errors.Join(errs...); err == nil {
+		err = s.opts.FS.RemoveAll(trash)
+	}
+	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
 	}
 	return nil
+}
+
+// again is what is known of a set now. The error is ErrNotFound when it is gone, ErrInUse
+// when another has its place.
+func (s *Store) again(info Info) (Info, error) {
+	if _, err := s.opts.FS.Lstat(info.dir); isNotExist(err) {
+		return Info{}, ErrNotFound
+	} else if err != nil {
+		return Info{}, err
+	}
+	refs, err := s.references()
+	if err != nil {
+		return Info{}, err
+	}
+	if info.Status == StatusQuarantined {
+		return s.describeQuarantined(info.Name, refs), nil
+	}
+	now := s.describe(info.Key, refs)
+	if now.Manifest.Instance != info.Manifest.Instance {
+		return Info{}, fmt.Errorf("%w: it was built anew meanwhile", ErrInUse)
+	}
+	return now, nil
 }
 
 // unused checks pins and references again, now that nobody else changes the key.
 func (s *Store) unused(info Info) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known := s.sets[info.Key]; known != nil && known.pins > 0 && info.Status != StatusQuarantined {
+	if s.pinned(info.Key, info.Manifest.Instance) > 0 {
 		return fmt.Errorf("%w by this process", ErrInUse)
 	}
 	var machines []string

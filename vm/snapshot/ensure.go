@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -38,8 +37,32 @@ func (r *Ref) Release() {
 	r.release.Do(func() {
 		r.store.mu.Lock()
 		defer r.store.mu.Unlock()
-		r.set.pins--
+		instance := r.set.manifest.Instance
+		p := r.store.pins[instance]
+		if p.n--; p.n > 0 {
+			r.store.pins[instance] = p
+		} else {
+			delete(r.store.pins, instance)
+		}
 	})
+}
+
+// pin makes a Ref of a set. mu is held.
+func (s *Store) pin(known *set) *Ref {
+	p := s.pins[known.manifest.Instance]
+	s.pins[known.manifest.Instance] = pin{key: known.manifest.Key, n: p.n + 1}
+	return &Ref{store: s, set: known}
+}
+
+// pinned is how often this process uses an instance of a key. An unknown instance is any of
+// them. mu is held.
+func (s *Store) pinned(key, instance string) (n int) {
+	for i, p := range s.pins {
+		if p.key == key && (i == instance || instance == "") {
+			n += p.n
+		}
+	}
+	return n
 }
 
 // ensureRounds bounds how often a set may vanish between being made ready and
@@ -72,10 +95,12 @@ func (s *Store) Ensure(ctx context.Context, spec Spec) (ref *Ref, built bool, er
 			return nil, built, ErrClosed
 		}
 		if known := s.sets[key]; known != nil && s.flights[key] == nil {
-			known.pins++
+			ref, gone := s.pin(known), known.gone
 			s.mu.Unlock()
-			ref := &Ref{store: s, set: known}
 			err := checkSizes(known.dir, known.manifest)
+			if gone && err == nil {
+				err = fmt.Errorf("%w: it could not be quarantined before", vm.ErrSnapshotInvalid)
+			}
 			if err == nil {
 				return ref, built, nil
 			}
@@ -145,7 +170,7 @@ func (s *Store) land(key string, f *flight, build bool, err error) {
 // It is the only one to change the key meanwhile.
 func (s *Store) prepare(ctx context.Context, key string, spec Spec) (build bool, err error) {
 	dir := filepath.Join(s.dir, key)
-	if _, err := os.Lstat(dir); err == nil {
+	if _, err := s.opts.FS.Lstat(dir); err == nil {
 		set, err := s.load(ctx, dir, key, spec)
 		if err == nil {
 			s.publishKnown(key, set)
@@ -203,6 +228,9 @@ func (s *Store) load(ctx context.Context, dir, key string, spec Spec) (*set, err
 	}
 	if err := m.matches(key, spec, s.driver.Name(), s.features); err != nil {
 		return nil, fmt.Errorf("%w: %w", vm.ErrSnapshotInvalid, err)
+	}
+	if n := s.failuresOf(m.Instance); n >= s.opts.RestoreFailures {
+		return nil, fmt.Errorf("%w: %d restores in a row have failed, of this process or an earlier one", vm.ErrSnapshotInvalid, n)
 	}
 	if err := s.verifyOnce(ctx, dir, m); err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ package snapshot
 
 import (
 	"errors"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -40,8 +39,9 @@ func TestPublishOrder(t *testing.T) {
 	dir := t.TempDir()
 	disk := durabletest.New(t, durable.Host, dir, durabletest.Fault{})
 	opts := testOptions(snapshottest.New())
-	opts.fs = disk
+	opts.FS = disk
 	s := openTest(t, dir, opts)
+	disk.Arm(durabletest.Fault{})
 	ensure(t, s)
 	want := []string{
 		"mkdir .building-R",
@@ -70,58 +70,6 @@ func TestPublishOrder(t *testing.T) {
 	}
 }
 
-// TestFaultAtEveryCall fails each operation of a build, of a quarantine, of a removal and
-// of a restore, once (an error) or for good (the process dies there, or the host with it).
-// Afterwards, and after the store was opened again, a key has a whole, verified snapshot
-// or none, no machine is left, and a collection removes the rest.
-func TestFaultAtEveryCall(t *testing.T) {
-	scenarios := map[string]struct {
-		least   int
-		prepare func(t *testing.T, s *Store)
-		run     func(t *testing.T, s *Store) error
-	}{
-		"build": {16, nil, func(t *testing.T, s *Store) error {
-			_, _, err := s.Ensure(t.Context(), testSpec())
-			return err
-		}},
-		"rebuild": {20, prepareSet, func(t *testing.T, s *Store) error {
-			if err := s.Quarantine(t.Context(), testKey(t, s), "test"); err != nil {
-				return err
-			}
-			_, _, err := s.Ensure(t.Context(), testSpec())
-			return err
-		}},
-		"remove": {2, prepareSet, func(t *testing.T, s *Store) error {
-			_, err := s.Delete(t.Context(), testKey(t, s))
-			return err
-		}},
-		"restore": {12, prepareSet, func(t *testing.T, s *Store) error {
-			ref, _, err := s.Ensure(t.Context(), testSpec())
-			if err != nil {
-				return err
-			}
-			defer ref.Release()
-			r, err := s.Restore(t.Context(), ref, "restored", testConfig(), RestoreOptions{})
-			if err != nil {
-				return err
-			}
-			_ = r.Guest.Close()
-			if err := r.Machine.Delete(t.Context()); err != nil {
-				return err
-			}
-			return s.Forget("restored")
-		}},
-	}
-	modes := []durabletest.Mode{durabletest.EIO, durabletest.Full, durabletest.Crash, durabletest.CrashLosingAll}
-	for name, scenario := range scenarios {
-		t.Run(name, func(t *testing.T) {
-			durabletest.Every(t, modes, scenario.least, func(t *testing.T, disk *durabletest.FS, dir string) {
-				faultOnce(t, disk, dir, scenario.prepare, scenario.run)
-			})
-		})
-	}
-}
-
 // prepareSet builds what a scenario begins with.
 func prepareSet(t *testing.T, s *Store) {
 	t.Helper()
@@ -136,58 +84,6 @@ func testKey(t *testing.T, s *Store) string {
 		t.Fatalf("%v, %v", infos, err)
 	}
 	return infos[0].Key
-}
-
-// faultOnce runs a scenario on a disk that breaks.
-func faultOnce(t *testing.T, disk *durabletest.FS, dir string, prepare func(*testing.T, *Store), run func(*testing.T, *Store) error) {
-	t.Helper()
-	d := snapshottest.New()
-	opts := testOptions(d)
-	opts.fs = durabletest.New(t, durable.Host, dir, durabletest.Fault{}) // which does not wait for the disk
-	s := openTest(t, dir, opts)
-	if prepare != nil {
-		prepare(t, s)
-	}
-	s.opts.fs = disk
-	err := run(t, s)
-	if !disk.Reached() && err != nil {
-		t.Fatalf("failed without a fault: %v", err)
-	}
-	if got := d.Machines(); len(got) != 0 {
-		t.Errorf("machines are left: %v", got)
-	}
-	if disk.Reached() && !disk.Dead() {
-		// The process lives: it must know what it did.
-		disk.Heal()
-		checkStore(t, s)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	disk.Restart(t)
-	s = openTest(t, dir, opts)
-	for _, name := range visible(t, dir) {
-		if !isHex(name, keyLength) {
-			t.Errorf("%s is left after reopen", name)
-		}
-	}
-	checkStore(t, s)
-	if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
-		t.Errorf("collect: %v", err)
-	}
-	left := visible(t, dir)
-	quarantined, err := s.quarantined()
-	refs, faults, rerr := readReferences(durable.Host, filepath.Join(dir, refsDir))
-	if err != nil || rerr != nil || len(left)+len(quarantined)+len(refs)+len(faults) != 0 {
-		t.Errorf("left after collection: %v %v %v %v, %v, %v", left, quarantined, refs, faults, err, rerr)
-	}
-	temps, err := filepath.Glob(filepath.Join(dir, refsDir, "*", durable.TempPrefix+"*"))
-	if err != nil || len(temps) != 0 {
-		t.Errorf("half written: %v, %v", temps, err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // checkStore verifies what is published, and that a machine can be had.

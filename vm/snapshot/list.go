@@ -65,7 +65,7 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(s.dir)
+	entries, err := s.opts.FS.ReadDir(s.dir)
 	if err != nil && !isNotExist(err) {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
@@ -156,11 +156,6 @@ func (s *Store) describe(key string, refs []Reference) Info {
 		info.foreign = errors.Is(err, durable.ErrNewer) || errors.Is(err, durable.ErrOlder)
 	}
 	s.addUse(&info, refs)
-	s.mu.Lock()
-	if known := s.sets[key]; known != nil {
-		info.Pins = known.pins
-	}
-	s.mu.Unlock()
 	return info
 }
 
@@ -194,6 +189,9 @@ func (s *Store) addUse(info *Info, refs []Reference) {
 			info.Machines = append(info.Machines, r.Machine)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	info.Pins = s.pinned(info.Key, info.Manifest.Instance)
 }
 
 // references are those in force: in memory for the process that owns the store,
@@ -207,7 +205,7 @@ func (s *Store) references() ([]Reference, error) {
 	}
 	s.mu.Unlock()
 	if !owner {
-		refs, _, err := readReferences(s.opts.fs, filepath.Join(s.dir, refsDir))
+		refs, _, err := readReferences(s.opts.FS, filepath.Join(s.dir, refsDir))
 		return refs, err
 	}
 	slices.SortFunc(refs, func(a, b Reference) int { return cmp.Compare(a.Machine, b.Machine) })

@@ -269,19 +269,19 @@ func TestDecide(t *testing.T) {
 		{"within the grace", hourOld, GCOptions{Grace: time.Hour + 1}, false},
 		{"a machine", with(func(i *Info) { i.Machines = []string{"m"} }), GCOptions{}, false},
 		{"pinned", with(func(i *Info) { i.Pins = 1 }), GCOptions{}, false},
-		{"wanted", hourOld, GCOptions{Keep: []string{"j", "k"}}, false},
-		{"wanted, but damaged", with(func(i *Info) { i.Status = StatusDamaged }), GCOptions{Keep: []string{"k"}}, true},
-		{"wanted, but in quarantine", with(func(i *Info) { i.Status = StatusQuarantined }), GCOptions{Keep: []string{"k"}}, true},
+		{"wanted", hourOld, wants("j", "k"), false},
+		{"wanted, but damaged", with(func(i *Info) { i.Status = StatusDamaged }), wants("k"), true},
+		{"wanted, but in quarantine", with(func(i *Info) { i.Status = StatusQuarantined }), wants("k"), true},
 		{"in quarantine, with a machine", with(func(i *Info) { i.Status, i.Machines = StatusQuarantined, []string{"m"} }), GCOptions{}, false},
-		{"a template, while they are not known", with(func(i *Info) { i.Manifest.Kind = KindTemplate }), GCOptions{KeepTemplates: true}, false},
+		{"a template, while they are not known", with(func(i *Info) { i.Manifest.Kind = KindTemplate }), GCOptions{Wanted: func() Wanted { return Wanted{Templates: true} }}, false},
 		{"a template, when they are known", with(func(i *Info) { i.Manifest.Kind = KindTemplate }), GCOptions{}, true},
-		{"a base, while templates are not known", hourOld, GCOptions{KeepTemplates: true}, true},
+		{"a base, while templates are not known", hourOld, GCOptions{Wanted: func() Wanted { return Wanted{Templates: true} }}, true},
 		{"chosen", hourOld, GCOptions{Only: []string{"k"}}, true},
 		{"not chosen", hourOld, GCOptions{Only: []string{}}, false},
 		{"pinned since it was chosen", with(func(i *Info) { i.Pins = 1 }), GCOptions{Only: []string{"k"}}, false},
 		{"used in the future", with(func(i *Info) { i.LastUsed = now.Add(time.Hour) }), GCOptions{Grace: time.Minute}, false},
 	} {
-		if d := decide(c.info, c.opts, now); d.Remove != c.remove || d.Reason == "" {
+		if d := decide(c.info, c.opts, c.opts.wanted(), now); d.Remove != c.remove || d.Reason == "" {
 			t.Errorf("%s: %v, %q", c.name, d.Remove, d.Reason)
 		}
 	}

@@ -132,7 +132,8 @@ type Options struct {
 	// then on, also when it fails. nil is guest.Dial.
 	Dial func(ctx context.Context, conn net.Conn) (*guest.Client, error)
 
-	fs durable.FS // tests let it fail
+	// FS is the disk. nil is durable.Host.
+	FS durable.FS
 }
 
 func (o Options) withDefaults() Options {
@@ -162,8 +163,8 @@ func (o Options) withDefaults() Options {
 			return guest.Dial(ctx, conn, guest.Options{})
 		}
 	}
-	if o.fs == nil {
-		o.fs = durable.Host
+	if o.FS == nil {
+		o.FS = durable.Host
 	}
 	o.Timeouts = o.Timeouts.withDefaults()
 	return o

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -102,7 +101,9 @@ func (s *Store) claim(ctx context.Context, key string) (*flight, error) {
 
 // moveToQuarantine does it, for the one who may change the key.
 func (s *Store) moveToQuarantine(key, instance string, about Event, reason string) error {
-	s.drop(key)
+	// From here on nothing is restored from it. It stays known, with what uses it, until its
+	// files have moved: when they do not, the next Ensure tries again.
+	s.condemn(key)
 	if len(reason) > maxReason {
 		reason = reason[:maxReason]
 	}
@@ -115,25 +116,39 @@ func (s *Store) moveToQuarantine(key, instance string, about Event, reason strin
 	}
 	name := key + "-" + now.Format(quarantineTime)
 	to := filepath.Join(s.dir, quarantineDir, name)
-	if err := s.opts.fs.Rename(from, to); err != nil {
+	if err := s.opts.FS.Rename(from, to); err != nil {
 		if isNotExist(err) {
+			s.drop(key)
 			return fmt.Errorf("quarantine %s: %w", shortKey(key), ErrNotFound)
 		}
 		return fmt.Errorf("quarantine snapshot %s: %w", shortKey(key), err)
 	}
+	s.drop(key)
+	s.mu.Lock()
+	delete(s.failures, instance)
+	s.mu.Unlock()
 	s.opts.Logger.Warn("Quarantined snapshot", "snapshot", shortKey(key), "reason", reason)
 	about.Type = EventQuarantined
 	about.Message = fmt.Sprintf("Quarantined snapshot %s, it will be built again: %s", shortKey(key), reason)
 	s.emit(about)
-	err := quarantineFormat.Write(s.opts.fs, filepath.Join(to, reasonName), quarantineRecord{Key: key, Instance: instance, Time: now, Reason: reason}, durable.Synced)
-	if err = errors.Join(err, s.opts.fs.SyncDir(filepath.Dir(to)), s.opts.fs.SyncDir(s.dir)); err != nil {
+	err := quarantineFormat.Write(s.opts.FS, filepath.Join(to, reasonName), quarantineRecord{Key: key, Instance: instance, Time: now, Reason: reason}, durable.Synced)
+	if err = errors.Join(err, s.opts.FS.SyncDir(filepath.Dir(to)), s.opts.FS.SyncDir(s.dir)); err != nil {
 		// It is out of use, which is what counts; the reason is in the event.
 		s.opts.Logger.Error("Keeping a quarantined snapshot without its reason", "snapshot", shortKey(key), "error", err)
 	}
 	return nil
 }
 
-// drop forgets the loaded set of a key. Pins of it stay valid objects, without use.
+// condemn refuses further restores from the loaded set of a key.
+func (s *Store) condemn(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known := s.sets[key]; known != nil {
+		known.gone = true
+	}
+}
+
+// drop forgets the loaded set of a key. Pins of it still keep its files.
 func (s *Store) drop(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,6 +156,7 @@ func (s *Store) drop(key string) {
 		known.gone = true
 		delete(s.sets, key)
 		delete(s.verified, known.manifest.Instance)
+		delete(s.failures, known.manifest.Instance)
 	}
 }
 
@@ -161,7 +177,7 @@ func readQuarantine(dir, name string) quarantineRecord {
 
 // quarantined lists the names of quarantined sets, sorted.
 func (s *Store) quarantined() ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(s.dir, quarantineDir))
+	entries, err := s.opts.FS.ReadDir(filepath.Join(s.dir, quarantineDir))
 	if isNotExist(err) {
 		return nil, nil
 	}

@@ -56,7 +56,7 @@ func (s *Store) Forget(machine string) error {
 	if !ok {
 		return nil
 	}
-	if err := durable.Remove(s.opts.fs, s.referencePath(r), durable.Synced); err != nil {
+	if err := durable.Remove(s.opts.FS, s.referencePath(r), durable.Synced); err != nil {
 		return fmt.Errorf("forget reference of machine %q: %w", machine, err)
 	}
 	s.mu.Lock()
@@ -80,15 +80,15 @@ func (s *Store) refer(r Reference) error {
 		// machine that was never finished; and none survives that crash.
 		how = durable.Unsynced
 	}
-	err := durable.MakeDir(s.opts.fs, filepath.Dir(path), how)
+	err := s.dirs.Make(s.opts.FS, filepath.Dir(path), how)
 	if err == nil {
-		err = referenceFormat.Write(s.opts.fs, path, referenceRecord{Reference: r}, how)
+		err = referenceFormat.Write(s.opts.FS, path, referenceRecord{Reference: r}, how)
 	}
 	if err == nil {
 		return nil
 	}
 	// Something may have come to the disk. If it stays there, it counts until Forget.
-	removed := !known && durable.Remove(s.opts.fs, path, durable.Unsynced) == nil
+	removed := !known && durable.Remove(s.opts.FS, path, durable.Unsynced) == nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -107,7 +107,7 @@ func (s *Store) referencePath(r Reference) string {
 // loadReferences reads the references on disk and drops those of machines that the
 // driver does not have. When the driver cannot be asked, all are believed.
 func (s *Store) loadReferences(ctx context.Context) error {
-	refs, faults, err := readReferences(s.opts.fs, filepath.Join(s.dir, refsDir))
+	refs, faults, err := readReferences(s.opts.FS, filepath.Join(s.dir, refsDir))
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (s *Store) loadReferences(ctx context.Context) error {
 	defer s.mu.Unlock()
 	for _, r := range refs {
 		if asked && !slices.Contains(known, r.Machine) {
-			if err := durable.Remove(s.opts.fs, s.referencePath(r), durable.Unsynced); err != nil {
+			if err := durable.Remove(s.opts.FS, s.referencePath(r), durable.Unsynced); err != nil {
 				return fmt.Errorf("drop reference of machine %q: %w", r.Machine, err)
 			}
 			continue
@@ -144,17 +144,49 @@ func (s *Store) loadReferences(ctx context.Context) error {
 // sweepReferences removes what a process that died was writing.
 func (s *Store) sweepReferences() error {
 	dir := filepath.Join(s.dir, refsDir)
-	keys, err := s.opts.fs.ReadDir(dir)
+	keys, err := s.opts.FS.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("read references: %w", err)
 	}
 	var errs []error
 	for _, k := range keys {
 		if k.IsDir() {
-			errs = append(errs, durable.Sweep(s.opts.fs, filepath.Join(dir, k.Name())))
+			errs = append(errs, durable.Sweep(s.opts.FS, filepath.Join(dir, k.Name())))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sweepReferenceDirs removes the directories of references to sets that are gone. That of a
+// set that is there tells when it was used last.
+func (s *Store) sweepReferenceDirs() error {
+	dir := filepath.Join(s.dir, refsDir)
+	keys, err := s.opts.FS.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read references: %w", err)
+	}
+	var errs []error
+	for _, k := range keys {
+		if _, err := s.opts.FS.Lstat(filepath.Join(s.dir, k.Name())); k.IsDir() && isNotExist(err) {
+			errs = append(errs, s.removeReferenceDir(k.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeReferenceDir removes the directory of the references to a key, unless there are any.
+// Nobody may be about to write one.
+func (s *Store) removeReferenceDir(key string) error {
+	dir := filepath.Join(s.dir, refsDir, key)
+	left, err := s.opts.FS.ReadDir(dir)
+	if isNotExist(err) {
+		return nil
+	}
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	s.dirs.Forget(dir)
+	return s.opts.FS.RemoveAll(dir)
 }
 
 // readReferences reads all references under a directory, sorted by machine. One

@@ -114,7 +114,7 @@ func (s *Store) Restore(ctx context.Context, ref *Ref, id string, cfg vm.Config,
 		record.Proven = true
 		if err = s.refer(record); err == nil {
 			s.keepSealKey(m.Instance, ref.set.sealKey)
-			s.succeeded(ref.set)
+			s.forgetFailures(ref.set.manifest.Instance)
 			return running, nil
 		}
 		err = errors.Join(err, ignoreClosed(running.Guest.Close()))
@@ -248,14 +248,9 @@ func judge(err error, cancelled bool) verdict {
 // blame. It returns the error for the caller.
 func (s *Store) failed(ctx context.Context, set *set, err error) error {
 	v := judge(err, ctx.Err() != nil)
-	s.mu.Lock()
-	if v == verdictSuspect {
-		set.failures++
-		if set.failures >= s.opts.RestoreFailures {
-			v = verdictInvalid
-		}
+	if v == verdictSuspect && s.countFailure(set.manifest.Instance) >= s.opts.RestoreFailures {
+		v = verdictInvalid
 	}
-	s.mu.Unlock()
 	if v != verdictInvalid {
 		return err
 	}
@@ -265,12 +260,6 @@ func (s *Store) failed(ctx context.Context, set *set, err error) error {
 	qctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.Timeouts.Call)
 	defer cancel()
 	return errors.Join(err, s.quarantine(qctx, set.manifest.Key, set.manifest.Instance, err.Error()))
-}
-
-func (s *Store) succeeded(set *set) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	set.failures = 0
 }
 
 func (s *Store) isGone(set *set) bool {

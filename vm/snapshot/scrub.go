@@ -249,7 +249,7 @@ func (r *scrubRecord) forget(infos []Info) {
 // readScrub reads what earlier scrubs have done. Without it, and with one that cannot be
 // understood, sets count as read when they were published: at worst they are read again.
 func (s *Store) readScrub() scrubRecord {
-	r, err := scrubFormat.Read(s.opts.fs, filepath.Join(s.dir, scrubName))
+	r, err := scrubFormat.Read(s.opts.FS, filepath.Join(s.dir, scrubName))
 	if err != nil {
 		if !isNotExist(err) {
 			s.opts.Logger.Warn("Reading snapshots again: what was read last is not known", "error", err)
@@ -264,7 +264,7 @@ func (s *Store) readScrub() scrubRecord {
 
 // writeScrub keeps the record. It is not synced: what a crash of the host takes is read again.
 func (s *Store) writeScrub(r scrubRecord) error {
-	if err := scrubFormat.Write(s.opts.fs, filepath.Join(s.dir, scrubName), r, durable.Unsynced); err != nil {
+	if err := scrubFormat.Write(s.opts.FS, filepath.Join(s.dir, scrubName), r, durable.Unsynced); err != nil {
 		return fmt.Errorf("remember what was scrubbed: %w", err)
 	}
 	return nil

@@ -360,7 +360,7 @@ func TestAnotherHost(t *testing.T) {
 		}
 	}
 	collected := func() (removed []string) {
-		report, err := s.GC(t.Context(), GCOptions{Keep: []string{fresh.Key()}})
+		report, err := s.GC(t.Context(), wants(fresh.Key()))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -48,9 +47,21 @@ type Store struct {
 	sets     map[string]*set    // guarded by mu; verified in this process, by key
 	flights  map[string]*flight // guarded by mu; at most one change of a key at a time
 	refs     map[string]Reference
+	pins     map[string]pin       // guarded by mu; sets that this process uses, by instance
+	failures map[string]int       // guarded by mu; restores failed in a row, by instance
 	builders map[string]bool      // guarded by mu; machines of builds under way
 	verified map[string]time.Time // guarded by mu; when this process read all files of a set, by instance
 	sealKeys map[string][]byte    // guarded by mu; of the sets that machines came from, by instance
+
+	dirs     durable.Dirs // of references
+	failedMu sync.Mutex   // held while failures are written
+}
+
+// pin is how often this process uses a set. It outlives the set's name: who restores from
+// one that is quarantined meanwhile needs its files still.
+type pin struct {
+	key string
+	n   int
 }
 
 // set is a published set that this process has verified.
@@ -59,9 +70,7 @@ type set struct {
 	manifest Manifest
 	sealKey  []byte
 
-	pins     int  // guarded by Store.mu
-	failures int  // guarded by Store.mu; restores failed in a row
-	gone     bool // guarded by Store.mu; quarantined or removed
+	gone bool // guarded by Store.mu; quarantined, to be quarantined, or removed
 }
 
 func (s *set) machineDir() string { return filepath.Join(s.dir, machineDir) }
@@ -93,7 +102,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 		}
 	}
 	for _, d := range []string{dir, filepath.Join(dir, refsDir), filepath.Join(dir, quarantineDir)} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
+		if err := durable.MakeDir(opts.FS, d, durable.Synced); err != nil {
 			return nil, fmt.Errorf("open snapshot store: %w", err)
 		}
 	}
@@ -130,6 +139,8 @@ func newStore(dir string, opts Options) *Store {
 		sets:     make(map[string]*set),
 		flights:  make(map[string]*flight),
 		refs:     make(map[string]Reference),
+		pins:     make(map[string]pin),
+		failures: make(map[string]int),
 		builders: make(map[string]bool),
 		sealKeys: make(map[string][]byte),
 		verified: make(map[string]time.Time),
@@ -180,7 +191,7 @@ func (s *Store) Builders() []string {
 
 // recover deletes what a crash left and loads the references.
 func (s *Store) recover(ctx context.Context) error {
-	entries, err := os.ReadDir(s.dir)
+	entries, err := s.opts.FS.ReadDir(s.dir)
 	if err != nil {
 		return fmt.Errorf("read store: %w", err)
 	}
@@ -193,12 +204,16 @@ func (s *Store) recover(ctx context.Context) error {
 				s.opts.Logger.Error("Leaving an unfinished snapshot behind", "name", name, "error", err)
 			}
 		case strings.HasPrefix(name, removingPrefix), strings.HasPrefix(name, durable.TempPrefix):
-			if err := s.opts.fs.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+			if err := s.opts.FS.RemoveAll(filepath.Join(s.dir, name)); err != nil {
 				s.opts.Logger.Error("Leaving a deleted snapshot behind", "name", name, "error", err)
 			}
 		}
 	}
-	return s.loadReferences(ctx)
+	if err := s.loadReferences(ctx); err != nil {
+		return err
+	}
+	s.loadFailures()
+	return s.sweepReferenceDirs()
 }
 
 // removeBuilding deletes a build directory and the machine that filled it.
@@ -228,7 +243,7 @@ func (s *Store) removeBuilding(ctx context.Context, name string) error {
 			}
 		}
 	}
-	return s.opts.fs.RemoveAll(filepath.Join(s.dir, name))
+	return s.opts.FS.RemoveAll(filepath.Join(s.dir, name))
 }
 
 // machines lists the machines of the host; asked is false when there is nobody to ask.

@@ -117,7 +117,7 @@ func TestReopenFindsSnapshotAndReferences(t *testing.T) {
 		remove bool
 	}{
 		{"grace", GCOptions{Grace: time.Hour}, false},
-		{"wanted", GCOptions{Keep: []string{key}}, false},
+		{"wanted", wants(key), false},
 		{"dry run", GCOptions{DryRun: true}, true},
 		{"now", GCOptions{}, true},
 	} {
@@ -295,7 +295,7 @@ func visible(t *testing.T, dir string) []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if n := e.Name(); n != ".lock" && n != refsDir && n != quarantineDir {
+		if n := e.Name(); n != ".lock" && n != failuresName && n != refsDir && n != quarantineDir {
 			names = append(names, n)
 		}
 	}

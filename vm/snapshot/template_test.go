@@ -370,9 +370,9 @@ func templateFaultAtEveryCall(t *testing.T, forGood bool) {
 			return next(op)
 		})
 		opts := testOptions(d)
-		opts.fs = &countedFS{durable.Host, next}
 		// A dial that fails is tried again: that is no fault of a build.
 		s := openTest(t, dir, opts)
+		s.opts.FS = &countedFS{durable.Host, next}
 		spec := templateSpec(t, t.TempDir())
 		spec.Template.Prepare = func(ctx context.Context, c *guest.Client) error {
 			return errors.Join(next("prepare"), c.Ping(ctx))
@@ -389,8 +389,8 @@ func templateFaultAtEveryCall(t *testing.T, forGood bool) {
 		mu.Lock()
 		restarted = true
 		mu.Unlock()
-		opts.fs = durable.Host
-		s.opts.fs = durable.Host
+		opts.FS = durable.Host
+		s.opts.FS = durable.Host
 		if got := s.Builders(); len(got) != 0 && !forGood { // else the next process has to find them
 			t.Errorf("call %d: builders are left: %v", n, got)
 		}

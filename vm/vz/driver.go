@@ -229,7 +229,7 @@ func (d *Driver) make(ctx context.Context, id string, cfg vm.Config, snapshot st
 			err = errors.Join(err, d.machines.Remove(id, d.program))
 		}
 	}()
-	if err := machinedir.WriteJSON(m.dir, layout.RecordFile, m.record); err != nil {
+	if err := machinedir.WriteJSON(m.driver.machines.FS, m.dir, layout.RecordFile, m.record); err != nil {
 		return nil, err
 	}
 	if err := d.launch(ctx, m); err != nil {
@@ -266,6 +266,9 @@ func checkFiles(cfg vm.Config) error {
 // Load is part of vm.Driver.
 func (d *Driver) Load(ctx context.Context, id string) (vm.Machine, error) {
 	m, err := d.machines.Load(ctx, id, func() (*machine, func(), error) { return d.find(id) })
+	if errors.Is(err, vm.ErrUnreadable) {
+		return d.machines.Unreadable(id, layout.RecordFile, d.program, err), nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load machine %q: %w", id, err)
 	}
@@ -278,7 +281,7 @@ var errNotReady = errors.New("its record does not say that it was")
 // find makes a machine of what its directory says. One that has ended needs no watch.
 func (d *Driver) find(id string) (m *machine, watch func(), err error) {
 	var r layout.Record
-	err = machinedir.ReadVersioned(d.machines.Dir(id), layout.RecordFile, layout.RecordVersion, &r)
+	err = machinedir.ReadVersioned(d.machines.FS, d.machines.Dir(id), layout.RecordFile, layout.RecordVersion, &r)
 	if errors.Is(err, vm.ErrUnavailable) {
 		return nil, nil, err // it may run, and is not ours to touch
 	}

@@ -27,13 +27,13 @@ func (m *machine) kill() error {
 // recordExit writes down how the machine has ended and returns what is written there: the
 // first exit counts, be it this one or another's who ends the machine at the same time.
 func (m *machine) recordExit(exit vm.Exit) vm.Exit {
-	err := machinedir.WriteJSONOnce(m.dir, layout.ExitFile, exit)
+	err := machinedir.WriteJSONOnce(m.driver.machines.FS, m.dir, layout.ExitFile, exit)
 	if errors.Is(err, fs.ErrExist) {
 		if known, ok := m.knownExit(); ok {
 			return known
 		}
 		// What is there is none.
-		err = machinedir.NoteJSON(m.dir, layout.ExitFile, exit)
+		err = machinedir.NoteJSON(m.driver.machines.FS, m.dir, layout.ExitFile, exit)
 	}
 	if err != nil {
 		// On a full disk a machine must still be stoppable.
@@ -44,7 +44,7 @@ func (m *machine) recordExit(exit vm.Exit) vm.Exit {
 
 // knownExit is the exit that is written down.
 func (m *machine) knownExit() (exit vm.Exit, ok bool) {
-	if err := machinedir.ReadJSON(m.dir, layout.ExitFile, &exit); err != nil || exit.Reason == "" {
+	if err := machinedir.ReadJSON(m.driver.machines.FS, m.dir, layout.ExitFile, &exit); err != nil || exit.Reason == "" {
 		return vm.Exit{}, false
 	}
 	exit.Detail = bounded(exit.Detail)

@@ -82,7 +82,7 @@ func TestRecordExitReplacesGarbage(t *testing.T) {
 func TestRecordExitKeepsShims(t *testing.T) {
 	m := exitOnly(t)
 	want := vm.Exit{Reason: vm.ExitGuest, Time: time.Unix(1, 0).UTC(), Detail: "the guest powered off"}
-	if err := machinedir.WriteJSONOnce(m.dir, layout.ExitFile, want); err != nil {
+	if err := machinedir.WriteJSONOnce(m.driver.machines.FS, m.dir, layout.ExitFile, want); err != nil {
 		t.Fatal(err)
 	}
 	if got := m.recordExit(vm.Exit{Reason: vm.ExitStopped}); got != want {

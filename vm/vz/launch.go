@@ -50,7 +50,7 @@ func (d *Driver) launch(ctx context.Context, m *machine) (err error) {
 	}
 	m.record.Shim = m.process.Identity()
 	m.record.Ready = true
-	if err := machinedir.NoteJSON(m.dir, layout.RecordFile, m.record); err != nil {
+	if err := machinedir.NoteJSON(m.driver.machines.FS, m.dir, layout.RecordFile, m.record); err != nil {
 		return err
 	}
 	return ctx.Err()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/process"
 	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
@@ -49,11 +50,11 @@ func TestRecycledPID(t *testing.T) {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			if err := machinedir.WriteJSON(dir, layout.RecordFile, r); err != nil {
+			if err := machinedir.WriteJSON(durable.Host, dir, layout.RecordFile, r); err != nil {
 				t.Fatal(err)
 			}
 			if ending {
-				if err := machinedir.WriteJSON(dir, layout.ExitFile, vm.Exit{Reason: vm.ExitStopped, Time: time.Now()}); err != nil {
+				if err := machinedir.WriteJSON(durable.Host, dir, layout.ExitFile, vm.Exit{Reason: vm.ExitStopped, Time: time.Now()}); err != nil {
 					t.Fatal(err)
 				}
 			}

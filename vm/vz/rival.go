@@ -36,7 +36,7 @@ func (d *Driver) hasRival(id string, identifier []byte) bool {
 // hasIdentifier: a machine without a record of it is not made yet.
 func (d *Driver) hasIdentifier(id string, identifier []byte) bool {
 	var identity layout.Identity
-	err := machinedir.ReadJSON(d.machines.Dir(id), layout.IdentityFile, &identity)
+	err := machinedir.ReadJSON(d.machines.FS, d.machines.Dir(id), layout.IdentityFile, &identity)
 	if errors.Is(err, os.ErrNotExist) {
 		return false
 	}
@@ -53,7 +53,7 @@ func (d *Driver) mayLive(id string) bool {
 		return !m.hasExited()
 	}
 	var r layout.Record
-	if err := machinedir.ReadJSON(d.machines.Dir(id), layout.RecordFile, &r); err != nil || !r.Ready {
+	if err := machinedir.ReadJSON(d.machines.FS, d.machines.Dir(id), layout.RecordFile, &r); err != nil || !r.Ready {
 		// Never made completely: its shim may be there, and nobody knows its number.
 		left, err := process.In(d.machines.Dir(id), d.program)
 		for _, p := range left {

@@ -4,11 +4,11 @@
 package garbage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -56,52 +56,76 @@ var digestText = regexp.MustCompile(`[0-9a-f]{64}`)
 
 // readReferences reads the records of pods and warm machines, and of machines what images
 // they have. One that cannot be read makes all of it unknown.
-func readReferences(stateDir string) (references, error) {
+func readReferences(fsys durable.FS, stateDir string) (references, error) {
 	r := references{digests: map[string]string{}}
-	for _, p := range []struct {
-		pattern, who string
-		names        bool // machines, too; a machine's own record names itself
-	}{
-		{filepath.Join(podsDir, "*", podRecord), "pod", true},
-		{filepath.Join(warmDir, "*"+recordSuffix), "warm machine", true},
-		{filepath.Join(machinesDir, "*", "*"+recordSuffix), "machine", false},
-	} {
-		paths, err := filepath.Glob(filepath.Join(escape(stateDir), p.pattern))
-		if err != nil {
-			return r, fmt.Errorf("look for records: %w", err)
+	read := func(path, who string, names bool) error {
+		data, err := durable.ReadFile(fsys, path, maxRecordBytes) // which waits for nothing and follows no link
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+			return nil // removed meanwhile, or not in a directory of ours
 		}
-		for _, path := range paths {
-			text, err := readRecord(path)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // removed meanwhile
-			}
-			if err != nil {
-				return r, fmt.Errorf("read record: %w", err)
-			}
-			who := p.who + " " + filepath.Base(filepath.Dir(path))
-			if filepath.Base(filepath.Dir(path)) == warmDir {
-				who = p.who + " " + strings.TrimSuffix(filepath.Base(path), recordSuffix)
-			}
-			for _, digest := range digestText.FindAllString(text, -1) {
-				r.digests[digest] = "the record of " + who + " names it"
-			}
-			if p.names {
-				r.texts = append(r.texts, record{who: who, text: text})
-			}
+		if err != nil {
+			return fmt.Errorf("read record: %w", err)
+		}
+		for _, digest := range digestText.FindAllString(string(data), -1) {
+			r.digests[digest] = "the record of " + who + " names it"
+		}
+		if names {
+			r.texts = append(r.texts, record{who: who, text: string(data)})
+		}
+		return nil
+	}
+	var errs []error
+	// What cannot be listed is not empty: a directory that cannot be read may hold the one
+	// record that speaks of what is about to be removed.
+	each := func(dir string, do func(name string) error) {
+		all, err := entries(fsys, dir)
+		errs = append(errs, err)
+		for _, e := range all {
+			errs = append(errs, do(e.Name()))
 		}
 	}
-	return r, nil
+	each(filepath.Join(stateDir, podsDir), func(uid string) error {
+		return read(filepath.Join(stateDir, podsDir, uid, podRecord), "pod "+uid, true)
+	})
+	each(filepath.Join(stateDir, warmDir), func(name string) error {
+		machine, ok := strings.CutSuffix(name, recordSuffix)
+		if !ok {
+			return nil
+		}
+		return read(filepath.Join(stateDir, warmDir, name), "warm machine "+machine, true)
+	})
+	each(filepath.Join(stateDir, machinesDir), func(machine string) error {
+		// A machine's own records name itself: only what they say of images counts.
+		dir := filepath.Join(stateDir, machinesDir, machine)
+		if info, err := fsys.Lstat(dir); err != nil || !info.IsDir() {
+			return notThere(err)
+		}
+		all, err := entries(fsys, dir)
+		for _, e := range all {
+			if strings.HasSuffix(e.Name(), recordSuffix) {
+				err = errors.Join(err, read(filepath.Join(dir, e.Name()), "machine "+machine, false))
+			}
+		}
+		return err
+	})
+	return r, errors.Join(errs...)
 }
 
-// escape makes a path mean itself in a pattern.
-func escape(path string) string {
-	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
+// notThere drops the error that means that nothing is there.
+func notThere(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
-// readRecord reads a record whatever is in it. It waits for nothing and follows no link.
-func readRecord(path string) (string, error) {
-	data, err := durable.ReadFile(durable.Host, path, maxRecordBytes)
-	return string(data), err
+// entries lists a directory; one that is not there is empty.
+func entries(fsys durable.FS, dir string) ([]fs.DirEntry, error) {
+	all, err := fsys.ReadDir(dir)
+	if notThere(err) != nil {
+		return nil, fmt.Errorf("look at %s: %w", filepath.Base(dir), err)
+	}
+	return all, nil
 }
 
 // speaksOf is who names a machine, empty for nobody.
@@ -159,17 +183,21 @@ func (c *Collector) carryOut(things []thing, opts Options, remove func(thing) er
 
 // entries lists a directory of the state root; one that is not there is empty.
 func (c *Collector) entries(dir string) ([]fs.DirEntry, error) {
-	all, err := os.ReadDir(filepath.Join(c.config.StateDir, dir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("look at %s: %w", dir, err)
-	}
-	return all, nil
+	return entries(c.config.FS, filepath.Join(c.config.StateDir, dir))
 }
 
 func (c *Collector) thing(kind Kind, dir, name string) thing {
 	x := thing{kind: kind, name: name, path: filepath.Join(c.config.StateDir, dir, name)}
-	x.bytes, x.changed = measure(x.path)
+	var err error
+	if x.bytes, x.changed, err = measure(c.config.FS, x.path); err != nil {
+		x.keeper = "how old it is cannot be told: " + err.Error()
+	}
 	return x
+}
+
+// remove removes a thing, for good before it is said to be gone. What went meanwhile is.
+func (c *Collector) remove(x thing) error {
+	return durable.Remove(c.config.FS, x.path, durable.Synced)
 }
 
 // collectPods removes the directories of pods that have no record: their pods are gone,
@@ -185,7 +213,7 @@ func (c *Collector) collectPods(opts Options) ([]Decision, error) {
 			continue
 		}
 		x := c.thing(KindPod, podsDir, e.Name())
-		switch _, err := os.Lstat(filepath.Join(x.path, podRecord)); {
+		switch _, err := c.config.FS.Lstat(filepath.Join(x.path, podRecord)); {
 		case err == nil:
 			x.keeper = "it has a record"
 		case !errors.Is(err, fs.ErrNotExist):
@@ -194,10 +222,12 @@ func (c *Collector) collectPods(opts Options) ([]Decision, error) {
 		things = append(things, x)
 	}
 	return c.carryOut(things, opts, func(x thing) error {
-		if _, err := os.Lstat(filepath.Join(x.path, podRecord)); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := c.config.FS.Lstat(filepath.Join(x.path, podRecord)); err == nil {
 			return errors.New("it has got a record meanwhile")
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("look for its record again: %w", err)
 		}
-		return os.RemoveAll(x.path)
+		return c.remove(x)
 	})
 }
 
@@ -208,7 +238,22 @@ func (c *Collector) collectRecords(opts Options) ([]Decision, error) {
 	if err != nil {
 		return nil, err
 	}
-	accounted := c.accounted()
+	// Who needs the record of a machine; the error is that it cannot be told.
+	keeper := func(machine string) (string, error) {
+		aside, aerr := c.aside(machine)
+		_, err := c.config.FS.Lstat(filepath.Join(c.config.StateDir, machinesDir, machine))
+		switch {
+		case slices.Contains(c.accounted(), machine):
+			return "the node accounts for its machine", nil
+		case aside != "":
+			return aside, aerr
+		case err == nil:
+			return "its machine exists", nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return "whether its machine exists cannot be told: " + err.Error(), err
+		}
+		return "", nil
+	}
 	var things []thing
 	for _, e := range all {
 		if e.IsDir() {
@@ -223,24 +268,20 @@ func (c *Collector) collectRecords(opts Options) ([]Decision, error) {
 			continue // not ours
 		}
 		x := c.thing(KindRecord, warmDir, e.Name())
-		switch _, err := os.Lstat(filepath.Join(c.config.StateDir, machinesDir, machine)); {
-		case slices.Contains(accounted, machine):
-			x.keeper = "the node accounts for its machine"
-		case c.aside(machine):
-			x.keeper = reasonAside
-		case err == nil:
-			x.keeper = "its machine exists"
-		case !errors.Is(err, fs.ErrNotExist):
-			x.keeper = "whether its machine exists cannot be told: " + err.Error()
-		}
+		who, _ := keeper(machine) // which says it
+		x.keeper = cmp.Or(who, x.keeper)
 		things = append(things, x)
 	}
 	return c.carryOut(things, opts, func(x thing) error {
-		err := os.Remove(x.path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+		if machine, ok := strings.CutSuffix(x.name, recordSuffix); ok && x.kind == KindRecord {
+			switch who, err := keeper(machine); {
+			case err != nil:
+				return fmt.Errorf("look for its machine again: %w", err)
+			case who != "":
+				return fmt.Errorf("meanwhile %s", who)
+			}
 		}
-		return err
+		return c.remove(x)
 	})
 }
 
@@ -261,17 +302,18 @@ func (c *Collector) collectMachines(ctx context.Context, opts Options, refs refe
 		}
 		x := c.thing(KindMachine, machinesDir, e.Name())
 		who := refs.speaksOf(e.Name())
+		aside, _ := c.aside(e.Name()) // which says it
 		switch {
 		case slices.Contains(accounted, e.Name()):
 			x.keeper = "the node accounts for it"
-		case c.aside(e.Name()):
-			x.keeper = reasonAside
+		case aside != "":
+			x.keeper = aside
 		case slices.Contains(builders, e.Name()):
 			x.keeper = "a snapshot is being built in it"
 		case who != "":
 			x.keeper = "the record of " + who + " names it"
 		default:
-			x.keeper = working(x.path)
+			x.keeper = cmp.Or(working(x.path), x.keeper)
 		}
 		things = append(things, x)
 	}
@@ -279,17 +321,26 @@ func (c *Collector) collectMachines(ctx context.Context, opts Options, refs refe
 		if c.config.Live != nil {
 			return c.config.Live.Discard(ctx, x.name)
 		}
-		return os.RemoveAll(x.path)
+		if who := working(x.path); who != "" {
+			return errors.New(who)
+		}
+		return c.remove(x)
 	})
 }
 
 // reasonAside is why what is in quarantine stays.
 const reasonAside = "it is in quarantine: vk-firkin quarantine shows why, and removes it"
 
-// aside tells whether a machine is in quarantine, or whether that cannot be told.
-func (c *Collector) aside(machine string) bool {
-	_, err := os.Lstat(filepath.Join(c.config.StateDir, asideDir, machine+recordSuffix))
-	return !errors.Is(err, fs.ErrNotExist)
+// aside is why a machine in quarantine stays, empty when it is not there. Where that cannot
+// be told, it says so, with the error.
+func (c *Collector) aside(machine string) (string, error) {
+	switch _, err := c.config.FS.Lstat(filepath.Join(c.config.StateDir, asideDir, machine+recordSuffix)); {
+	case err == nil:
+		return reasonAside, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return "whether it is in quarantine cannot be told: " + err.Error(), err
+	}
+	return "", nil
 }
 
 // accounted are the machines that the running node accounts for.
@@ -320,23 +371,27 @@ func working(dir string) string {
 }
 
 // measure is what a file or directory takes on disk, holes left out, and when something in
-// it last changed. What vanishes meanwhile does not count.
-func measure(path string) (bytes int64, changed time.Time) {
-	_ = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // an estimate
+// it last changed. What vanishes meanwhile does not count; what cannot be looked at is an
+// error: it may have changed just now.
+func measure(fsys durable.FS, path string) (bytes int64, changed time.Time, err error) {
+	info, err := fsys.Lstat(path)
+	if err != nil {
+		return 0, time.Time{}, notThere(err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
+		bytes = st.Blocks * 512 // the unit of st_blocks, whatever the block size
+	}
+	changed = info.ModTime()
+	if !info.IsDir() {
+		return bytes, changed, nil
+	}
+	all, err := entries(fsys, path)
+	for _, e := range all {
+		b, at, merr := measure(fsys, filepath.Join(path, e.Name()))
+		bytes, err = bytes+b, errors.Join(err, merr)
+		if at.After(changed) {
+			changed = at
 		}
-		info, err := d.Info()
-		if err != nil {
-			return nil //nolint:nilerr // an estimate
-		}
-		if info.ModTime().After(changed) {
-			changed = info.ModTime()
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() {
-			bytes += st.Blocks * 512 // the unit of st_blocks, whatever the block size
-		}
-		return nil
-	})
-	return bytes, changed
+	}
+	return bytes, changed, err
 }

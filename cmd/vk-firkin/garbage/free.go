@@ -29,7 +29,7 @@ func (c *Collector) FreeSnapshots(ctx context.Context, need int64, grace time.Du
 		return 0, fmt.Errorf("look at snapshots: %w", err)
 	}
 	opts := c.snapshotOptions(grace, false)
-	opts.Only = chooseSnapshots(plan.Decisions, need)
+	opts.Only = choose(freeableSnapshots(plan.Decisions), need)
 	report, err := c.config.Snapshots.GC(ctx, opts)
 	return report.RemovedBytes, err
 }
@@ -45,7 +45,7 @@ func (c *Collector) FreeImages(ctx context.Context, need int64, grace time.Durat
 		return 0, err
 	}
 	defer done()
-	refs, err := readReferences(c.config.StateDir)
+	refs, err := readReferences(c.config.FS, c.config.StateDir)
 	if err != nil {
 		return 0, fmt.Errorf("images are left alone: %w", err)
 	}
@@ -53,34 +53,40 @@ func (c *Collector) FreeImages(ctx context.Context, need int64, grace time.Durat
 	if err != nil {
 		return 0, fmt.Errorf("look at snapshots: %w", err)
 	}
-	images, err := c.config.Images.GC(ctx, image.GCOptions{Keep: keptImages(refs, snapshots.Decisions), DryRun: true})
+	images, err := c.config.Images.GC(ctx, image.GCOptions{Keep: c.keptNow(ctx, refs, snapshots.Decisions), DryRun: true})
 	if err != nil {
 		return 0, fmt.Errorf("look at images: %w", err)
 	}
-	digests := chooseImages(snapshots.Decisions, images.Decisions, need)
+	digests := choose(freeableImages(snapshots.Decisions, images.Decisions), need)
 	opts := c.snapshotOptions(grace, false)
 	opts.Only = madeWith(snapshots.Decisions, images.Decisions, digests)
 	snapshots, serr := c.config.Snapshots.GC(ctx, opts)
 	if serr != nil && len(snapshots.Decisions) == 0 {
 		return 0, serr // which images the snapshots need is not known
 	}
-	report, err := c.config.Images.GC(ctx, image.GCOptions{Only: digests, Keep: keptImages(refs, snapshots.Decisions)})
+	report, err := c.config.Images.GC(ctx, image.GCOptions{Only: digests, Keep: c.keptNow(ctx, refs, snapshots.Decisions)})
 	return report.RemovedBytes, errors.Join(serr, err)
 }
 
-// chooseSnapshots names, of the snapshots that may go, the longest unused that have need
-// bytes; nil, which is no choice, when all have less. Pure.
-func chooseSnapshots(all []snapshot.Decision, need int64) []string {
-	may := slices.DeleteFunc(slices.Clone(all), func(d snapshot.Decision) bool { return !d.Remove })
-	slices.SortStableFunc(may, func(a, b snapshot.Decision) int {
-		return cmp.Or(a.Info.LastUsed.Compare(b.Info.LastUsed), cmp.Compare(a.Info.Name, b.Info.Name))
+// candidate is one of what may go.
+type candidate struct {
+	name  string
+	bytes int64
+	used  time.Time
+}
+
+// choose names, of what may go, the longest unused that have need bytes; nil, which is no
+// choice, when all have less. Pure.
+func choose(may []candidate, need int64) []string {
+	may = slices.SortedFunc(slices.Values(may), func(a, b candidate) int {
+		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.name, b.name))
 	})
 	names := []string{} // nil would be all
-	for _, d := range may {
+	for _, c := range may {
 		if need <= 0 {
 			return names
 		}
-		names, need = append(names, d.Info.Name), need-d.Info.AllocatedBytes
+		names, need = append(names, c.name), need-c.bytes
 	}
 	if need > 0 {
 		return nil
@@ -88,9 +94,19 @@ func chooseSnapshots(all []snapshot.Decision, need int64) []string {
 	return names
 }
 
-// chooseImages is chooseSnapshots for images. One that a snapshot was made with was last
-// used when the snapshot was. Pure.
-func chooseImages(snapshots []snapshot.Decision, all []image.Decision, need int64) []string {
+// freeableSnapshots are those that may go. Pure.
+func freeableSnapshots(all []snapshot.Decision) (may []candidate) {
+	for _, d := range all {
+		if d.Remove {
+			may = append(may, candidate{d.Info.Name, d.Info.AllocatedBytes, d.Info.LastUsed})
+		}
+	}
+	return may
+}
+
+// freeableImages are those that may go. One that a snapshot was made with was last used when
+// the snapshot was. Pure.
+func freeableImages(snapshots []snapshot.Decision, all []image.Decision) (may []candidate) {
 	used := map[string]time.Time{}
 	for _, d := range snapshots {
 		if t := d.Info.Manifest.Template; t != nil {
@@ -101,27 +117,17 @@ func chooseImages(snapshots []snapshot.Decision, all []image.Decision, need int6
 			}
 		}
 	}
-	last := func(d image.Decision) time.Time {
-		if at := used[d.Info.Digest]; at.After(d.Info.LastUsed) {
-			return at
+	for _, d := range all {
+		if !d.Remove {
+			continue
 		}
-		return d.Info.LastUsed
-	}
-	may := slices.DeleteFunc(slices.Clone(all), func(d image.Decision) bool { return !d.Remove })
-	slices.SortStableFunc(may, func(a, b image.Decision) int {
-		return cmp.Or(last(a).Compare(last(b)), cmp.Compare(a.Info.Digest, b.Info.Digest))
-	})
-	digests := []string{} // nil would be all
-	for _, d := range may {
-		if need <= 0 {
-			return digests
+		c := candidate{d.Info.Digest, d.Info.SizeBytes, d.Info.LastUsed}
+		if at := used[c.name]; at.After(c.used) {
+			c.used = at
 		}
-		digests, need = append(digests, d.Info.Digest), need-d.Info.SizeBytes
+		may = append(may, c)
 	}
-	if need > 0 {
-		return nil
-	}
-	return digests
+	return may
 }
 
 // madeWith names the snapshots that may go and were made with one of the images that go;

@@ -22,8 +22,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/image"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 )
@@ -137,6 +139,8 @@ type Config struct {
 	Images    *image.Store
 	// Live is the running node; nil: there is none, and what is on the disk is all.
 	Live Live
+	// FS is the disk with the state root. nil is durable.Host.
+	FS durable.FS
 	// Now; nil is time.Now.
 	Now func() time.Time
 }
@@ -151,6 +155,9 @@ type Collector struct {
 func New(c Config) *Collector {
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.FS == nil {
+		c.FS = durable.Host
 	}
 	return &Collector{config: c, turn: make(chan struct{}, 1)}
 }
@@ -173,7 +180,7 @@ func (c *Collector) Collect(ctx context.Context, opts Options) (Report, error) {
 			report.Faults = append(report.Faults, err.Error())
 		}
 	}
-	refs, err := readReferences(c.config.StateDir)
+	refs, err := readReferences(c.config.FS, c.config.StateDir)
 	if err != nil {
 		add(nil, fmt.Errorf("machines, records of machines and images are left alone: %w", err))
 	}
@@ -222,17 +229,47 @@ func (c *Collector) collectSets(ctx context.Context, opts Options, refs referenc
 	if !known || err != nil && len(snapshots.Decisions) == 0 {
 		return snapshots, images, err // which images the snapshots need is not known
 	}
-	images, ierr := c.config.Images.GC(ctx, image.GCOptions{Grace: opts.Grace, Keep: keptImages(refs, snapshots.Decisions), DryRun: opts.DryRun})
+	images, ierr := c.config.Images.GC(ctx, image.GCOptions{Grace: opts.Grace, Keep: c.keptNow(ctx, refs, snapshots.Decisions), DryRun: opts.DryRun})
 	return snapshots, images, errors.Join(err, ierr)
 }
 
 func (c *Collector) snapshotOptions(grace time.Duration, dryRun bool) snapshot.GCOptions {
-	var wanted []string
-	complete := true // without a node there is nobody who wants a template's
-	if c.config.Live != nil {
-		wanted, complete = c.config.Live.Wanted()
+	opts := snapshot.GCOptions{Grace: grace, DryRun: dryRun}
+	if c.config.Live != nil { // without a node there is nobody who wants a template's
+		opts.Wanted = func() snapshot.Wanted {
+			keys, complete := c.config.Live.Wanted()
+			return snapshot.Wanted{Keys: keys, Templates: !complete}
+		}
 	}
-	return snapshot.GCOptions{Grace: grace, Keep: wanted, KeepTemplates: !complete, DryRun: dryRun}
+	return opts
+}
+
+// keptNow is keptImages of what is known, and when it is asked again, of what is there by
+// then as well: a pod that came, a snapshot that was built.
+func (c *Collector) keptNow(ctx context.Context, refs references, snapshots []snapshot.Decision) func() (map[string]string, error) {
+	kept, asked := keptImages(refs, snapshots), false
+	return func() (map[string]string, error) {
+		if !asked {
+			asked = true
+			return kept, nil
+		}
+		refs, err := readReferences(c.config.FS, c.config.StateDir)
+		if err != nil {
+			return nil, err
+		}
+		infos, err := c.config.Snapshots.List(ctx)
+		if err != nil {
+			return nil, err
+		}
+		now := maps.Clone(kept)
+		// None of these is about to go: what was to go is gone.
+		var there []snapshot.Decision
+		for _, i := range infos {
+			there = append(there, snapshot.Decision{Info: i})
+		}
+		maps.Copy(now, keptImages(refs, there))
+		return now, nil
+	}
 }
 
 // keptImages are the images that somebody needs who has not pinned them, and why: those

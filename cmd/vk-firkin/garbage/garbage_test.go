@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/image"
 	"github.com/vk-firkin/vk-firkin/vm/snapshot"
 )
@@ -71,7 +72,7 @@ func TestChoose(t *testing.T) {
 		{21, nil, []string{"i1", "i2", "i3"}, []string{"s2"}}, // the image of a snapshot not before it
 		{1000, nil, nil, []string{"s2"}},
 	} {
-		keys, digests := chooseSnapshots(snapshots, tt.need), chooseImages(snapshots, images, tt.need)
+		keys, digests := choose(freeableSnapshots(snapshots), tt.need), choose(freeableImages(snapshots, images), tt.need)
 		with := madeWith(snapshots, images, digests)
 		if diff := cmp.Diff([][]string{tt.keys, tt.digests, tt.with}, [][]string{keys, digests, with}); diff != "" {
 			t.Errorf("need %d (-want +got):\n%s", tt.need, diff)
@@ -158,7 +159,7 @@ func TestReferencesOfAnyVersion(t *testing.T) {
 	w.write(filepath.Join(warmDir, "m-2.json"), `{}`)
 	w.write(filepath.Join(warmDir, ".tmp-x"), `{`)
 	w.now = w.now.Add(time.Hour)
-	refs, err := readReferences(w.state)
+	refs, err := readReferences(durable.Host, w.state)
 	if err != nil || refs.speaksOf("m-1") == "" || refs.speaksOf("m-10") != "" || refs.digests[digest] == "" {
 		t.Fatalf("references %+v, %v", refs, err)
 	}

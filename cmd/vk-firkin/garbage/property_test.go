@@ -377,9 +377,12 @@ func (n *node) collect() {
 	}
 	kept := map[string]bool{} // images of snapshots that stayed
 	for _, i := range before {
-		path, needed, last := []string{"snapshots", i.Name}, false, n.used[i.Key]
+		var needed bool
+		path, last := []string{"snapshots", i.Name}, n.used[i.Key]
 		if i.Status == snapshot.StatusQuarantined {
 			path, last = []string{"snapshots", ".quarantine", i.Name}, i.LastUsed
+			pin := n.pins[i.Key] // of the set that had this name
+			needed = pin != nil && pin.Manifest().Instance == i.Manifest.Instance
 		} else {
 			needed = n.pins[i.Key] != nil && i.Pins > 0 || slices.Contains(n.wanted, i.Key) || !n.complete && i.Manifest.Template != nil
 		}

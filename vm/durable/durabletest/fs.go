@@ -25,6 +25,8 @@ type Mode string
 const (
 	// EIO fails this operation alone. It has not happened.
 	EIO Mode = "EIO"
+	// EIORead is EIO among all operations, also those that only read.
+	EIORead Mode = "EIO, reading as well"
 	// ENOSPC fails this operation alone, for want of space; a write has written half.
 	ENOSPC Mode = "ENOSPC"
 	// Full fails this operation and every later one that takes space, until Refill.
@@ -63,9 +65,11 @@ type Fault struct {
 	// Reads says so.
 	At   int
 	Mode Mode
-	// Reads counts operations that change nothing as well.
+	// Reads counts operations that change nothing as well. EIORead always does.
 	Reads bool
 }
+
+func (f Fault) reads() bool { return f.Reads || f.Mode == EIORead }
 
 func (f Fault) String() string { return fmt.Sprintf("%s at operation %d", f.Mode, f.At) }
 
@@ -186,7 +190,7 @@ func (f *FS) begin(k kind, op string, paths ...string) (half bool, err error) {
 	if f.dead {
 		return false, ErrCrashed
 	}
-	if k == reads && !f.fault.Reads {
+	if k == reads && !f.fault.reads() {
 		return false, nil
 	}
 	for _, p := range paths {
@@ -313,14 +317,25 @@ func (f *FS) Link(from, to string) error {
 	return f.history.created(to)
 }
 
-// RemoveAll implements durable.FS.
+// RemoveAll implements durable.FS. Where it fails it has removed a part of a directory.
 func (f *FS) RemoveAll(path string) error {
+	dead := f.Dead()
 	_, err := f.begin(changes, "remove", path)
 	defer f.mu.Unlock()
 	if err != nil {
+		if in, rerr := f.inner.ReadDir(path); !dead && rerr == nil && len(in) > 0 {
+			err = errors.Join(err, f.history.remove(filepath.Join(path, in[0].Name())))
+		}
 		return err
 	}
 	return f.history.remove(path)
+}
+
+// Crash ends the process, or the host, as the mode says, between two operations.
+func (f *FS) Crash(mode Mode) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead, f.fault.Mode, f.hit = true, mode, "between two operations"
 }
 
 // SyncDir implements durable.FS.

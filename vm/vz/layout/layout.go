@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/process"
 )
@@ -167,7 +168,7 @@ func ReadSnapshot(dir string, cfg vm.Config, compatibility string) (Snapshot, er
 	invalid := func(format string, args ...any) (Snapshot, error) {
 		return s, fmt.Errorf("%w: "+format, append([]any{vm.ErrSnapshotInvalid}, args...)...)
 	}
-	data, err := machinedir.ReadRecord(dir, SnapshotFile)
+	data, err := machinedir.ReadRecord(durable.Host, dir, SnapshotFile)
 	if err != nil {
 		return s, fmt.Errorf("%w: read %s: %w", blame(err), SnapshotFile, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 )
 
@@ -42,7 +43,7 @@ func snapshot(t *testing.T, cfg vm.Config, change func(*Snapshot)) (dir string) 
 		change(&s)
 	}
 	s.Digest = s.Sum()
-	if err := machinedir.WriteJSON(dir, SnapshotFile, s); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, dir, SnapshotFile, s); err != nil {
 		t.Fatal(err)
 	}
 	return dir

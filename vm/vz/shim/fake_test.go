@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
@@ -254,7 +255,7 @@ func saved(t *testing.T) layout.Record {
 func recordedExit(t *testing.T, m *machine) vm.Exit {
 	t.Helper()
 	var exit vm.Exit
-	if err := machinedir.ReadJSON(m.dir, layout.ExitFile, &exit); err != nil {
+	if err := machinedir.ReadJSON(durable.Host, m.dir, layout.ExitFile, &exit); err != nil {
 		t.Errorf("read the exit: %v", err)
 	}
 	return exit

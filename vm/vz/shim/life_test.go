@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
 	"github.com/vk-firkin/vk-firkin/vm/vz/layout"
@@ -221,7 +222,7 @@ func TestExitIsWrittenFirst(t *testing.T) {
 
 	m = upMachine(t, newFakeFramework())
 	node := vm.Exit{Reason: vm.ExitStopped, Time: time.Now().UTC().Truncate(time.Second), Detail: "the node was first"}
-	if err := machinedir.WriteJSON(m.dir, layout.ExitFile, node); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, m.dir, layout.ExitFile, node); err != nil {
 		t.Fatal(err)
 	}
 	m.end(vm.Exit{Reason: vm.ExitCrashed})

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/network"
 	"github.com/vk-firkin/vk-firkin/vm/vz/control"
@@ -245,7 +246,7 @@ func (m *machine) save(ctx context.Context, v framework.Machine, dir string) ([]
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := machinedir.WriteJSON(dir, layout.SnapshotFile, s); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, dir, layout.SnapshotFile, s); err != nil {
 		return nil, err
 	}
 	return append(files, layout.SnapshotFile), nil
@@ -337,7 +338,7 @@ func (m *machine) end(exit vm.Exit) {
 	v, n := m.virtual, m.network
 	m.mu.Unlock()
 	// Once: a node that kills this process has written down so before.
-	if err := machinedir.WriteJSONOnce(m.dir, layout.ExitFile, exit); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := machinedir.WriteJSONOnce(durable.Host, m.dir, layout.ExitFile, exit); err != nil && !errors.Is(err, fs.ErrExist) {
 		// On a full disk a machine must still be stoppable.
 		m.log.Warn("Cannot record the exit of the machine", "machine", m.record.ID, "err", err)
 	}

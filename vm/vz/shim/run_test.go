@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/vz/control"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
@@ -37,7 +38,7 @@ type running struct {
 func begin(t *testing.T, f framework.Framework, r layout.Record, deadline time.Duration) *running {
 	t.Helper()
 	o := testOptions(t, f)
-	if err := machinedir.WriteJSON(o.Dir, layout.RecordFile, r); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, o.Dir, layout.RecordFile, r); err != nil {
 		t.Fatal(err)
 	}
 	file, err := machinedir.ListenUnix(o.Dir, control.Socket)
@@ -80,7 +81,7 @@ func duplicate(t *testing.T, f *os.File) uintptr {
 func (s *running) exit(t *testing.T) vm.Exit {
 	t.Helper()
 	var exit vm.Exit
-	if err := machinedir.ReadJSON(s.dir, layout.ExitFile, &exit); err != nil {
+	if err := machinedir.ReadJSON(durable.Host, s.dir, layout.ExitFile, &exit); err != nil {
 		t.Errorf("read the exit: %v", err)
 	}
 	return exit
@@ -310,7 +311,7 @@ func TestRunRefusesRecord(t *testing.T) {
 	}
 	r := testRecord(t)
 	r.Version++
-	if err := machinedir.WriteJSON(o.Dir, layout.RecordFile, r); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, o.Dir, layout.RecordFile, r); err != nil {
 		t.Fatal(err)
 	}
 	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "version 2") {
@@ -320,7 +321,7 @@ func TestRunRefusesRecord(t *testing.T) {
 	f.hostErr = errFake
 	o.Framework = f
 	r.Version--
-	if err := machinedir.WriteJSON(o.Dir, layout.RecordFile, r); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, o.Dir, layout.RecordFile, r); err != nil {
 		t.Fatal(err)
 	}
 	if err := Run(t.Context(), o); !errors.Is(err, errFake) {

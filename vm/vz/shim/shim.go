@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/vz/control"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
@@ -59,7 +60,7 @@ func Run(ctx context.Context, o Options) error { return run(ctx, o, StartDeadlin
 
 func run(ctx context.Context, o Options, startDeadline time.Duration) error {
 	var r layout.Record
-	if err := machinedir.ReadJSON(o.Dir, layout.RecordFile, &r); err != nil {
+	if err := machinedir.ReadJSON(durable.Host, o.Dir, layout.RecordFile, &r); err != nil {
 		return fmt.Errorf("read the machine's record: %w", err)
 	}
 	if r.Version != layout.RecordVersion {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/machinedir"
 	"github.com/vk-firkin/vk-firkin/vm/network"
 	"github.com/vk-firkin/vk-firkin/vm/vz/framework"
@@ -63,7 +64,7 @@ func (m *machine) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := machinedir.WriteJSON(m.dir, layout.IdentityFile, identity); err != nil {
+	if err := machinedir.WriteJSON(durable.Host, m.dir, layout.IdentityFile, identity); err != nil {
 		return err
 	}
 	cfg := configuration(m.dir, r, identity, m.slots)
