@@ -255,6 +255,7 @@ func TestOrphans(t *testing.T) {
 	}
 	w.run()
 	w.eventually("only the other machine is left", func() bool { return slices.Equal(w.supply.ids(), []string{"somebody-else"}) }, nil)
+	w.eventually("the node's people hear of it", func() bool { return w.events.has(nodeName, "OrphanReaped", "pod-lost") }, nil)
 }
 
 // Deleting a pod in whatever it does cancels it promptly and leaks nothing.
