@@ -222,6 +222,9 @@ func (l *life) goesOn() {
 	}
 	if !l.ends {
 		over := func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed }
+		if l.ejected {
+			time.Sleep(20 * time.Second) // it may have been written down, and not carried out
+		}
 		l.is("goes on", func(p *corev1.Pod) bool { return ready(p) || l.ejected && over(p) })
 		switch p := l.get(); {
 		case over(p):
@@ -328,7 +331,7 @@ func breakOff(t *testing.T, live func(*life) bool, mode durabletest.Mode, at int
 
 // sweepEvery is how many operations lie between two at which TestPodAtEveryWrite breaks a
 // life off, from a random one on; 1 with FIRKIN_SWEEP=all.
-const sweepEvery = 12
+const sweepEvery = 16
 
 // TestPodAtEveryWrite: lives of pods, with a disk that fails once, is full for a while, is
 // full and its host crashes, or that crashes and forgets what was not synced, at each of its

@@ -44,7 +44,7 @@ func (w *worker) save() bool {
 	w.log.Error("Cannot write the pod's record", "err", err, "failures", u.failures)
 	// A record that could not be read is not replaced: of its pod people were told already.
 	if fault := (*durable.Fault)(nil); u.message != text && !errors.As(err, &fault) {
-		w.env.events.pod(s.pod, true, eventUnrecorded, "Nothing is begun for the pod until the node can write down what; what runs goes on: "+text)
+		w.env.events.pod(s.pod, true, eventUnrecorded, "The node cannot write down what it does for the pod. It begins nothing more for it until it can, and what runs goes on: "+text)
 	}
 	u.message = text
 	return false

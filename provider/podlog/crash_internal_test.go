@@ -75,12 +75,15 @@ func contents(t *testing.T, s *Store, opts ReadOptions) string {
 // TestEveryRecordOnceAfterAnyCrash: the process, or the host, crashes at each change to the
 // disk, and again a little later in what follows: every record is in the log once.
 func TestEveryRecordOnceAfterAnyCrash(t *testing.T) {
-	records := testRecords(45)
+	records := testRecords(30)
 	want := plain(records)
-	for _, maxFiles := range []int{100, 2} {
+	for maxFiles, modes := range map[int][]durabletest.Mode{
+		100: {durabletest.Crash, durabletest.CrashLosingData, durabletest.CrashLosingAll},
+		2:   {durabletest.Crash}, // the deletions are what is new
+	} {
 		t.Run(fmt.Sprint(maxFiles), func(t *testing.T) {
 			t.Parallel()
-			durabletest.Every(t, durabletest.Crashes, 40, func(t *testing.T, disk *durabletest.FS, dir string) {
+			durabletest.Every(t, modes, 30, func(t *testing.T, disk *durabletest.FS, dir string) {
 				now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 				opts := Options{MaxFileBytes: 900, MaxFiles: maxFiles, FS: disk, now: func() time.Time { return now }}
 				path, err := New(dir, opts).path(testRef)
@@ -123,8 +126,8 @@ func TestEveryRecordOnceAfterAnyCrash(t *testing.T) {
 // TestLogGoesOnAfterFault makes each change fail without a crash: the same log is opened
 // again and misses nothing, and a reader that was there all the time sees every line once.
 func TestLogGoesOnAfterFault(t *testing.T) {
-	records := testRecords(60)
-	durabletest.Every(t, durabletest.Failures, 40, func(t *testing.T, disk *durabletest.FS, dir string) {
+	records := testRecords(40)
+	durabletest.Every(t, []durabletest.Mode{durabletest.EIO, durabletest.Full}, 40, func(t *testing.T, disk *durabletest.FS, dir string) {
 		s := New(dir, Options{MaxFileBytes: 900, MaxFiles: 100, FS: disk})
 		path, err := s.path(testRef)
 		if err != nil {
