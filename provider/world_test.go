@@ -418,16 +418,6 @@ func (s *fakeSupply) ids() []string {
 	return out
 }
 
-func (s *fakeSupply) only() *fakeMachine {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.machines {
-		return m
-	}
-	s.t.Fatal("no machine")
-	return nil
-}
-
 func (s *fakeSupply) Acquire(ctx context.Context, r provider.MachineRequest) (provider.Lease, error) {
 	if err := s.ask(ctx, "acquire"); err != nil {
 		return nil, err

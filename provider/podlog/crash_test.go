@@ -128,7 +128,8 @@ func newCopying(t *testing.T, dir string) *copying {
 // host copies until all is on disk, or it dies.
 func (c *copying) host(ctx context.Context, disk *durabletest.FS) (*podlog.Store, error) {
 	s := podlog.New(c.dir, podlog.Options{FS: disk, MaxFileBytes: 300, MaxFiles: 100, SyncInterval: 30 * time.Millisecond})
-	return s, s.Copy(ctx, ref, c.dial)
+	err := s.Copy(ctx, ref, c.dial)
+	return s, err
 }
 
 // another host goes on, and has all of it once.
