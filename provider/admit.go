@@ -4,6 +4,8 @@
 package provider
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,7 +40,7 @@ func (w *worker) admit() {
 		s.images[key] = &imageState{}
 	}
 	for _, c := range p.containers {
-		s.containers = append(s.containers, &containerState{name: c.spec.Name})
+		s.containers = append(s.containers, newContainer(s.pod, c, time.Now()))
 	}
 	w.dirty = true
 	w.mark.begin(w.env.observer, s.pod, s.startTime)
@@ -98,6 +100,39 @@ func newState(pod *corev1.Pod, now time.Time) state {
 		s.startTime = clock.Anchor(t.Time, now)
 	}
 	return s
+}
+
+// newContainer is a container that this node has no record of. What the API says that ran
+// counts all the same: each run has an id of its own, restarts are not forgotten, and what
+// runs once only does not run again.
+func newContainer(pod *corev1.Pod, p containerPlan, now time.Time) *containerState {
+	c := &containerState{name: p.spec.Name}
+	st := &pod.Status
+	for _, s := range slices.Concat(st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses) {
+		if s.Name != c.name || s.ContainerID == "" {
+			continue
+		}
+		last := &termination{Attempt: int(s.RestartCount), ID: strings.TrimPrefix(s.ContainerID, containerIDScheme), ExitCode: 137, Reason: reasonStatusUnknown,
+			Message: "The node has lost its record of the container", StartedAt: now, FinishedAt: now}
+		switch {
+		case s.State.Terminated != nil:
+			*last = terminationIn(s.State.Terminated, last.Attempt)
+		case s.State.Running != nil:
+			last.StartedAt = s.State.Running.StartedAt.Time
+		}
+		if p.kind == kindEphemeral {
+			c.attempt, c.step, c.exit, c.drained, c.everStarted = last.Attempt, containerExited, last, true, true
+			return c
+		}
+		c.attempt, c.last = last.Attempt+1, last
+	}
+	return c
+}
+
+// terminationIn reads how a run ended from what the API has.
+func terminationIn(t *corev1.ContainerStateTerminated, attempt int) termination {
+	return termination{Attempt: attempt, ID: strings.TrimPrefix(t.ContainerID, containerIDScheme), ExitCode: t.ExitCode, Signal: t.Signal,
+		Reason: t.Reason, Message: t.Message, StartedAt: t.StartedAt.Time, FinishedAt: t.FinishedAt.Time}
 }
 
 // milestones are the times of a pod's start, for the observer. Only a pod that this

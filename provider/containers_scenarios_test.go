@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -81,50 +82,54 @@ func TestInitContainers(t *testing.T) {
 
 // A lost machine takes with it what init containers did.
 func TestInitContainersRunAgainInANewMachine(t *testing.T) {
-	w := newWorld(t)
-	w.run()
-	p := inits(pod("p", []string{"hang"}), []string{"side!", "hang"}, []string{"one", "exit", "0"})
-	p.Spec.RestartPolicy = corev1.RestartPolicyAlways
-	w.create(p)
-	w.await("p", "is ready", ready)
-	w.supply.only().end("crashed")
-	got := w.await("p", "is ready again", func(p *corev1.Pod) bool { return ready(p) && status(p, "c0").RestartCount == 1 })
-	if one, side := status(got, "one"), status(got, "side"); one.RestartCount != 1 || one.LastTerminationState.Terminated == nil || side.RestartCount != 1 || side.State.Running == nil {
-		t.Errorf("init containers are %+v and %+v", one, side)
-	}
-	w.delete("p", ptr(int64(0)))
-	w.awaitNothing()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run()
+		p := inits(pod("p", []string{"hang"}), []string{"side!", "hang"}, []string{"one", "exit", "0"})
+		p.Spec.RestartPolicy = corev1.RestartPolicyAlways
+		w.create(p)
+		w.await("p", "is ready", ready)
+		w.supply.only().end("crashed")
+		got := w.await("p", "is ready again", func(p *corev1.Pod) bool { return ready(p) && status(p, "c0").RestartCount == 1 })
+		if one, side := status(got, "one"), status(got, "side"); one.RestartCount != 1 || one.LastTerminationState.Terminated == nil || side.RestartCount != 1 || side.State.Running == nil {
+			t.Errorf("init containers are %+v and %+v", one, side)
+		}
+		w.delete("p", ptr(int64(0)))
+		w.awaitNothing()
+	})
 }
 
 func TestSidecars(t *testing.T) {
-	w := newWorld(t)
-	first := w.run()
-	// The sidecars outlive the main container, end in reverse order, and do not fail the pod.
-	w.create(inits(pod("job", []string{"sleep", "100ms"}), []string{"a!", "graceful", "1"}, []string{"i", "exit", "0"}, []string{"b!", "graceful", "0"}))
-	// One that ends is restarted although the pod's containers are not.
-	w.create(inits(pod("serve", []string{"graceful", "0"}), []string{"a!", "sleep", "50ms"}))
-	p := w.awaitPhase("job", corev1.PodSucceeded)
-	a, b, c := ended(p, "a"), ended(p, "b"), ended(p, "c0")
-	if a.IsZero() || b.IsZero() || a.Before(b) || b.Before(c) {
-		t.Errorf("a ended at %s, b at %s, the main container at %s", a, b, c)
-	}
-	if status(p, "a").RestartCount != 0 || status(p, "a").State.Terminated.ExitCode != 1 {
-		t.Errorf("sidecar is %+v", status(p, "a"))
-	}
-	w.await("serve", "restarts its sidecar", func(p *corev1.Pod) bool {
-		return status(p, "a").RestartCount >= 1 && status(p, "c0").State.Running != nil
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.run()
+		// The sidecars outlive the main container, end in reverse order, and do not fail the pod.
+		w.create(inits(pod("job", []string{"sleep", "100ms"}), []string{"a!", "graceful", "1"}, []string{"i", "exit", "0"}, []string{"b!", "graceful", "0"}))
+		// One that ends is restarted although the pod's containers are not.
+		w.create(inits(pod("serve", []string{"graceful", "0"}), []string{"a!", "sleep", "50ms"}))
+		p := w.awaitPhase("job", corev1.PodSucceeded)
+		a, b, c := ended(p, "a"), ended(p, "b"), ended(p, "c0")
+		if a.IsZero() || b.IsZero() || a.Before(b) || b.Before(c) {
+			t.Errorf("a ended at %s, b at %s, the main container at %s", a, b, c)
+		}
+		if status(p, "a").RestartCount != 0 || status(p, "a").State.Terminated.ExitCode != 1 {
+			t.Errorf("sidecar is %+v", status(p, "a"))
+		}
+		w.await("serve", "restarts its sidecar", func(p *corev1.Pod) bool {
+			return status(p, "a").RestartCount >= 1 && status(p, "c0").State.Running != nil
+		})
+		// What has passed is known to the next process: nothing begins again.
+		first.stop()
+		w.run()
+		w.eventually("the machine is adopted", func() bool { return w.events.has("serve", "MachineAdopted") }, nil)
+		p = w.await("serve", "runs", func(p *corev1.Pod) bool { return status(p, "c0").State.Running != nil })
+		if status(p, "c0").RestartCount != 0 {
+			t.Errorf("status is %+v", p.Status)
+		}
+		w.delete("serve", nil)
+		w.delete("job", nil)
+		w.awaitNothing()
 	})
-	// What has passed is known to the next process: nothing begins again.
-	first.stop()
-	w.run()
-	w.eventually("the machine is adopted", func() bool { return w.events.has("serve", "MachineAdopted") }, nil)
-	p = w.await("serve", "runs", func(p *corev1.Pod) bool { return status(p, "c0").State.Running != nil })
-	if status(p, "c0").RestartCount != 0 {
-		t.Errorf("status is %+v", p.Status)
-	}
-	w.delete("serve", nil)
-	w.delete("job", nil)
-	w.awaitNothing()
 }
 
 // update changes a pod of the API as a user does.
@@ -191,40 +196,42 @@ func TestEphemeralContainers(t *testing.T) {
 }
 
 func TestActiveDeadline(t *testing.T) {
-	w := newWorld(t)
-	first := w.run()
-	p := pod("late", []string{"graceful", "0"}, []string{"exit", "0"})
-	p.Spec.RestartPolicy, p.Spec.ActiveDeadlineSeconds = corev1.RestartPolicyAlways, ptr(int64(2))
-	w.create(p)
-	pulls := pod("pulls", []string{"exit", "0"})
-	pulls.Spec.ActiveDeadlineSeconds, pulls.Spec.Containers[0].Image = ptr(int64(1)), "missing"
-	w.images.fail = func(ref string) error {
-		if ref == "missing" {
-			return context.DeadlineExceeded
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.run()
+		p := pod("late", []string{"graceful", "0"}, []string{"exit", "0"})
+		p.Spec.RestartPolicy, p.Spec.ActiveDeadlineSeconds = corev1.RestartPolicyAlways, ptr(int64(2))
+		w.create(p)
+		pulls := pod("pulls", []string{"exit", "0"})
+		pulls.Spec.ActiveDeadlineSeconds, pulls.Spec.Containers[0].Image = ptr(int64(1)), "missing"
+		w.images.fail = func(ref string) error {
+			if ref == "missing" {
+				return context.DeadlineExceeded
+			}
+			return nil
 		}
-		return nil
-	}
-	w.create(pulls)
-	w.create(pod("told", []string{"graceful", "0"}))
-	w.await("told", "is ready", ready)
-	w.update("told", func(p *corev1.Pod) { p.Spec.ActiveDeadlineSeconds = ptr(int64(1)) })
-	w.await("late", "runs", func(p *corev1.Pod) bool { return status(p, "c0").State.Running != nil })
-	first.stop() // the deadline counts from the start of the pod, whoever looks after it
-	w.run()
-	for _, n := range []string{"late", "pulls", "told"} {
-		p := w.awaitPhase(n, corev1.PodFailed)
-		if p.Status.Reason != "DeadlineExceeded" || p.Status.Message != "Pod was active on the node longer than the specified deadline" {
-			t.Errorf("%s: status is %+v", n, p.Status)
+		w.create(pulls)
+		w.create(pod("told", []string{"graceful", "0"}))
+		w.await("told", "is ready", ready)
+		w.update("told", func(p *corev1.Pod) { p.Spec.ActiveDeadlineSeconds = ptr(int64(1)) })
+		w.await("late", "runs", func(p *corev1.Pod) bool { return status(p, "c0").State.Running != nil })
+		first.stop() // the deadline counts from the start of the pod, whoever looks after it
+		w.run()
+		for _, n := range []string{"late", "pulls", "told"} {
+			p := w.awaitPhase(n, corev1.PodFailed)
+			if p.Status.Reason != "DeadlineExceeded" || p.Status.Message != "Pod was active on the node longer than the specified deadline" {
+				t.Errorf("%s: status is %+v", n, p.Status)
+			}
+			if took := time.Since(p.Status.StartTime.Time); took > 6*time.Second {
+				t.Errorf("%s: it took %s", n, took)
+			}
 		}
-		if took := time.Since(p.Status.StartTime.Time); took > 6*time.Second {
-			t.Errorf("%s: it took %s", n, took)
+		w.eventually("the machines are released", func() bool { return len(w.supply.ids()) == 0 }, nil)
+		for _, n := range []string{"late", "pulls", "told"} {
+			w.delete(n, nil)
 		}
-	}
-	w.eventually("the machines are released", func() bool { return len(w.supply.ids()) == 0 }, nil)
-	for _, n := range []string{"late", "pulls", "told"} {
-		w.delete(n, nil)
-	}
-	w.awaitNothing()
+		w.awaitNothing()
+	})
 }
 
 // A container that fails without a word is spoken for by the end of its log.
@@ -269,20 +276,22 @@ func TestDeleteDuringInit(t *testing.T) {
 
 // Containers that have restart policies of their own.
 func TestContainerRestartRules(t *testing.T) {
-	w := newWorld(t)
-	w.run()
-	p := pod("p", []string{"exit", "42"}, []string{"exit", "0"})
-	p.Spec.Containers[0].RestartPolicy = ptr(corev1.ContainerRestartPolicyNever)
-	p.Spec.Containers[0].RestartPolicyRules = []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestart,
-		ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}}}}
-	w.create(p)
-	got := w.await("p", "restarts the first container", func(p *corev1.Pod) bool { return status(p, "c0").RestartCount >= 1 })
-	if got.Status.Phase != corev1.PodRunning || status(got, "c1").RestartCount != 0 {
-		t.Errorf("status is %+v", got.Status)
-	}
-	if _, err := w.client.CoreV1().Pods("default").Get(t.Context(), "p", metav1.GetOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	w.delete("p", ptr(int64(0)))
-	w.awaitNothing()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run()
+		p := pod("p", []string{"exit", "42"}, []string{"exit", "0"})
+		p.Spec.Containers[0].RestartPolicy = ptr(corev1.ContainerRestartPolicyNever)
+		p.Spec.Containers[0].RestartPolicyRules = []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestart,
+			ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}}}}
+		w.create(p)
+		got := w.await("p", "restarts the first container", func(p *corev1.Pod) bool { return status(p, "c0").RestartCount >= 1 })
+		if got.Status.Phase != corev1.PodRunning || status(got, "c1").RestartCount != 0 {
+			t.Errorf("status is %+v", got.Status)
+		}
+		if _, err := w.client.CoreV1().Pods("default").Get(t.Context(), "p", metav1.GetOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.delete("p", ptr(int64(0)))
+		w.awaitNothing()
+	})
 }

@@ -40,6 +40,11 @@ func (d *decision) wakeAt(t time.Time) {
 	}
 }
 
+// ends: something is brought to its end for good.
+func (d *decision) ends() bool {
+	return len(d.signals) > 0 || len(d.preStop) > 0 || d.release
+}
+
 // decide looks at the state and says what to do next. It changes nothing. The
 // worker does it, marks what is under way, and asks again after every change.
 func decide(s *state, now time.Time) decision {
@@ -131,7 +136,7 @@ func decideSync(s *state, now time.Time, d *decision) {
 		case containerExited:
 			if !drainedOrLate(c, now) {
 				d.wakeAt(c.drainBy)
-			} else if again(s, i) {
+			} else if again(s, i) && s.mayBegin(now, d) {
 				d.restart = append(d.restart, i)
 			}
 		case containerWaiting:
@@ -193,7 +198,7 @@ func decideSync(s *state, now time.Time, d *decision) {
 			d.wakeAt(s.machine.retryAt)
 			return
 		}
-		d.acquire = true
+		d.acquire = s.mayBegin(now, d)
 		return
 	case machineHeld:
 	default:
@@ -228,7 +233,9 @@ func decideSync(s *state, now time.Time, d *decision) {
 			d.wakeAt(c.notBefore)
 			continue
 		}
-		d.start = i
+		if s.mayBegin(now, d) {
+			d.start = i
+		}
 		return
 	}
 }

@@ -86,8 +86,11 @@ func bringDown(s *state, e *ending, now time.Time, d *decision) bool {
 		return false
 	}
 	// A machine of an earlier process whose pod may still end gracefully is adopted first.
-	if s.machine.step == machineNone && s.machine.adopt && s.machine.acquired && now.Before(e.deadline()) {
-		d.adopt = true
+	if s.machine.step == machineNone && s.machine.adopt && s.machine.acquired && s.machine.lost == nil && now.Before(e.deadline()) {
+		if d.adopt = !now.Before(s.machine.retryAt); !d.adopt { // it was asked in vain
+			d.wakeAt(s.machine.retryAt)
+			d.wakeAt(e.deadline())
+		}
 		return false
 	}
 	return true

@@ -35,6 +35,7 @@ const (
 	eventMissingDNS       = "MissingClusterDNS"
 	eventMachineRestored  = "MachineRestored"
 	eventMachineAdopted   = "MachineAdopted"
+	eventUnrecorded       = "RecordNotWritten"
 	eventMachineSilent    = "MachineNotAnswering"
 	eventMachineAnswers   = "MachineAnswersAgain"
 	eventPullSecret       = "FailedToRetrieveImagePullSecret"

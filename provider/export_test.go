@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // Evict ends a pod as something on the node would.
@@ -28,4 +30,14 @@ func (p *Provider) StopContainer(uid types.UID, name, message string, grace time
 			}
 		}
 	})
+}
+
+// WithDisk puts the records on a disk that may fail.
+func WithDisk(o *Options, disk durable.FS) { o.fs = disk }
+
+// Admitted is how many pods have something of the node.
+func (p *Provider) Admitted() int {
+	p.admission.mu.Lock()
+	defer p.admission.mu.Unlock()
+	return len(p.admission.claims)
 }

@@ -369,7 +369,7 @@ func (w *worker) lose(reason, message string) {
 		return
 	}
 	m.lost = &loss{reason: reason, message: message, at: time.Now()}
-	m.retryAt = time.Time{}
+	m.failures, m.retryAt = 0, time.Time{}
 	w.dirty = true
 	w.log.Warn("Machine is lost", "machine", m.id, "reason", reason, "message", message)
 	w.env.events.pod(s.pod, true, reason, "Machine "+m.id+": "+message)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -203,56 +204,58 @@ func TestAdmissionByTheNode(t *testing.T) {
 
 // A node that is shut down ends its pods by priority and tells the API; it takes no others.
 func TestShutdown(t *testing.T) {
-	w := newWorld(t)
-	pr := w.run()
-	high := int32(2_000_000_000)
-	vital := pod("vital", []string{"graceful", "0"})
-	vital.Spec.Priority = &high
-	w.create(vital)
-	w.create(pod("plain", []string{"graceful", "0"}))
-	w.create(pod("stubborn", []string{"hang"}))
-	w.create(pod("over", []string{"exit", "0"}))
-	w.awaitPhase("over", corev1.PodSucceeded)
-	for _, name := range []string{"vital", "plain", "stubborn"} {
-		w.awaitPhase(name, corev1.PodRunning)
-	}
-	done := make(chan struct{})
-	go func() { defer close(done); pr.p.Shutdown(context.Background(), 2*time.Second, time.Second) }()
-	w.eventually("the node is not ready", func() bool {
-		n, err := w.client.CoreV1().Nodes().Get(t.Context(), nodeName, metav1.GetOptions{})
-		return err == nil && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse && c.Message == "node is shutting down"
-		})
-	}, nil)
-	w.create(pod("new", []string{"exit", "0"}))
-	if got := w.awaitPhase("new", corev1.PodFailed); got.Status.Reason != "NodeShutdown" {
-		t.Errorf("status is %+v", got.Status)
-	}
-	select {
-	case <-done:
-	case <-time.After(patience):
-		t.Fatal("the shutdown does not end")
-	}
-	if left := w.supply.ids(); len(left) != 0 {
-		t.Errorf("machines %v are left", left)
-	}
-	var ended []time.Time
-	for _, name := range []string{"stubborn", "plain", "vital"} {
-		p, err := w.client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		pr := w.run()
+		high := int32(2_000_000_000)
+		vital := pod("vital", []string{"graceful", "0"})
+		vital.Spec.Priority = &high
+		w.create(vital)
+		w.create(pod("plain", []string{"graceful", "0"}))
+		w.create(pod("stubborn", []string{"hang"}))
+		w.create(pod("over", []string{"exit", "0"}))
+		w.awaitPhase("over", corev1.PodSucceeded)
+		for _, name := range []string{"vital", "plain", "stubborn"} {
+			w.awaitPhase(name, corev1.PodRunning)
 		}
-		if p.Status.Phase != corev1.PodFailed || p.Status.Reason != "Terminated" || p.Status.Message != "Pod was terminated in response to imminent node shutdown." {
-			t.Errorf("%s: %s %s %q", name, p.Status.Phase, p.Status.Reason, p.Status.Message)
+		done := make(chan struct{})
+		go func() { defer close(done); pr.p.Shutdown(context.Background(), 2*time.Second, time.Second) }()
+		w.eventually("the node is not ready", func() bool {
+			n, err := w.client.CoreV1().Nodes().Get(t.Context(), nodeName, metav1.GetOptions{})
+			return err == nil && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+				return c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse && c.Message == "node is shutting down"
+			})
+		}, nil)
+		w.create(pod("new", []string{"exit", "0"}))
+		if got := w.awaitPhase("new", corev1.PodFailed); got.Status.Reason != "NodeShutdown" {
+			t.Errorf("status is %+v", got.Status)
 		}
-		ended = append(ended, p.Status.ContainerStatuses[0].State.Terminated.FinishedAt.Time)
-	}
-	if ended[2].Before(ended[0].Truncate(time.Second)) {
-		t.Errorf("the critical pod ended at %s, before %s", ended[2], ended[0])
-	}
-	if p := w.awaitPhase("over", corev1.PodSucceeded); p.Status.Reason != "" {
-		t.Errorf("a pod that was over: %+v", p.Status)
-	}
+		select {
+		case <-done:
+		case <-time.After(patience):
+			t.Fatal("the shutdown does not end")
+		}
+		if left := w.supply.ids(); len(left) != 0 {
+			t.Errorf("machines %v are left", left)
+		}
+		var ended []time.Time
+		for _, name := range []string{"stubborn", "plain", "vital"} {
+			p, err := w.client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Status.Phase != corev1.PodFailed || p.Status.Reason != "Terminated" || p.Status.Message != "Pod was terminated in response to imminent node shutdown." {
+				t.Errorf("%s: %s %s %q", name, p.Status.Phase, p.Status.Reason, p.Status.Message)
+			}
+			ended = append(ended, p.Status.ContainerStatuses[0].State.Terminated.FinishedAt.Time)
+		}
+		if ended[2].Before(ended[0].Truncate(time.Second)) {
+			t.Errorf("the critical pod ended at %s, before %s", ended[2], ended[0])
+		}
+		if p := w.awaitPhase("over", corev1.PodSucceeded); p.Status.Reason != "" {
+			t.Errorf("a pod that was over: %+v", p.Status)
+		}
+	})
 }
 
 // A node that is short of disk takes critical pods only.

@@ -69,6 +69,8 @@ type Options struct {
 	Recorder kuberecord.EventRecorder
 	// Logger; nil discards.
 	Logger *slog.Logger
+
+	fs durable.FS // tests let the disk of the records fail; nil is the host's
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -87,6 +89,9 @@ func (o Options) withDefaults() (Options, error) {
 	o.StuckTimeout = cmp.Or(o.StuckTimeout, DefaultStuckTimeout)
 	o.VolumeRefresh = cmp.Or(o.VolumeRefresh, defaultVolumeRefresh)
 	o.ReconcileEvery = cmp.Or(o.ReconcileEvery, defaultReconcileEvery)
+	if o.fs == nil {
+		o.fs = durable.Host
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -150,7 +155,7 @@ func New(opts Options) (*Provider, error) {
 		admission: p.admission,
 		log:       opts.Logger, supply: opts.Supply, images: opts.Images, logs: opts.Logs, observer: opts.Observer, dns: opts.DNS,
 		templates: opts.Templates,
-		records:   newRecords(filepath.Join(opts.StateDir, "pods"), durable.Host), objects: obj, events: ev,
+		records:   newRecords(filepath.Join(opts.StateDir, "pods"), opts.fs), objects: obj, events: ev,
 		puller:    puller{images: opts.Images, objects: obj, events: ev},
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
@@ -184,7 +189,7 @@ func (p *Provider) upsert(pod *corev1.Pod) {
 	if _, ok := p.buried[pod.UID]; ok || p.runCtx == nil || p.held[pod.UID] != nil {
 		return
 	}
-	p.startWorker(newState(pod, time.Now()))
+	p.startWorker(stateAnew(pod, time.Now()))
 }
 
 // goneGrace is the grace of a pod whose object is gone already.

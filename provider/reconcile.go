@@ -181,12 +181,11 @@ func (p *Provider) reconcile(ctx context.Context, seen sightings) (all bool) {
 			all = false
 		} else {
 			delete(seen, id)
-			p.NodeEvent(false, eventReaped, "Ended machine "+id+", which belonged to no pod")
+			p.tellReaped(id)
 		}
 		cancel()
 	}
-	p.letGo(findings, seen)
-	return all
+	return p.letGo(findings, seen) && all
 }
 
 // tell logs what was found, and says by events what is in quarantine; false when
@@ -263,10 +262,12 @@ func (h *heldPod) find(findings []warmpool.Finding) (kept bool) {
 	return len(h.machines) > 0
 }
 
-// letGo ends the holding of pods of which no machine is left: they begin anew.
-func (p *Provider) letGo(findings []warmpool.Finding, reaping sightings) {
+// letGo ends the holding of pods of which no machine is left: they begin anew. false when
+// that of one could not end.
+func (p *Provider) letGo(findings []warmpool.Finding, reaping sightings) (all bool) {
+	all = true
 	p.mu.Lock()
-	var free []types.UID
+	free := map[types.UID]*heldPod{}
 	for uid, h := range p.held {
 		before := h.machines
 		if h.find(findings) && slices.ContainsFunc(h.machines, func(id string) bool {
@@ -276,17 +277,27 @@ func (p *Provider) letGo(findings []warmpool.Finding, reaping sightings) {
 			continue
 		}
 		p.log.Info("Letting go of pod whose machine is gone", "podUID", uid, "machines", before)
-		if err := p.env.records.forget(uid); err != nil {
-			p.log.Error("Cannot remove the record of a pod that cannot be read", "podUID", uid, "err", err)
-			continue
-		}
-		delete(p.held, uid)
-		free = append(free, uid)
+		free[uid] = h
 	}
 	p.mu.Unlock()
-	for _, uid := range free {
-		p.beginAnew(uid)
+	for uid, h := range free {
+		// Without the lock: a disk takes its time.
+		if err := p.env.records.forget(uid); err != nil {
+			p.log.Error("Cannot remove the record of a pod that cannot be read, trying again", "podUID", uid, "err", err)
+			all = false
+			continue
+		}
+		p.mu.Lock()
+		held := p.held[uid] == h // else it was deleted meanwhile
+		if held {
+			delete(p.held, uid)
+		}
+		p.mu.Unlock()
+		if held {
+			p.beginAnew(uid)
+		}
 	}
+	return all
 }
 
 // beginAnew starts a pod whose record was lost, if the API still has it. What may have run
@@ -302,14 +313,19 @@ func (p *Provider) beginAnew(uid types.UID) {
 	if _, ok := p.workers[uid]; ok || p.runCtx == nil || p.held[uid] != nil {
 		return
 	}
-	s := newState(pod, time.Now())
+	p.startWorker(stateAnew(pod, time.Now()))
+}
+
+// stateAnew is that of a pod that the node has no record of.
+func stateAnew(pod *corev1.Pod, now time.Time) state {
+	s := newState(pod, now)
 	switch {
 	case pod.DeletionTimestamp != nil:
-		s.deletion = &deletion{ending: ending{since: time.Now(), grace: graceOf(pod)}}
+		s.deletion = &deletion{ending: ending{since: now, grace: graceOf(pod)}}
 	case hasRun(pod), order(pod.Status.Phase) >= order(corev1.PodFailed):
 		s.refusal = &refusal{Reason: reasonRecordLost, Message: "The node has lost its record of the pod, whose containers may have run and must not run twice"}
 	}
-	p.startWorker(s)
+	return s
 }
 
 // endHeld ends a pod that is held; false when it is not. p.mu is held.
@@ -330,7 +346,7 @@ func (p *Provider) endHeld(uid types.UID, e ending) bool {
 	ctx := p.runCtx
 	for i, id := range h.machines {
 		if i > 0 { // it was lost before, and could not be released
-			p.wg.Go(func() { p.reapOrphan(ctx, id) })
+			p.wg.Go(func() { p.reap(ctx, id) })
 			continue
 		}
 		s.machine = machineState{generation: generations, id: id, adopt: true, lost: &loss{reason: reasonMachineDied, message: "its record could not be read", at: time.Now()}}
@@ -339,16 +355,24 @@ func (p *Provider) endHeld(uid types.UID, e ending) bool {
 	return true
 }
 
-// removeHeld removes all that is left of a pod that the API does not have.
+// removeHeld removes all that is left of a pod that the API does not have. What it cannot
+// before ctx ends, the next process does.
 func (p *Provider) removeHeld(ctx context.Context, h *heldPod) {
+	p.log.Info("Removing what is left of a pod", "podUID", h.uid, "machines", h.machines)
 	for _, id := range h.machines {
-		p.reapOrphan(ctx, id)
-	}
-	if ctx.Err() != nil {
-		return // the next process does it
+		if !p.reap(ctx, id) {
+			return
+		}
 	}
 	p.env.images.Unpin(h.uid)
-	if err := p.env.records.remove(h.uid); err != nil {
-		p.log.Error("Cannot remove what is left of a pod", "podUID", h.uid, "err", err)
+	for failures := 1; ; failures++ {
+		err := p.env.records.remove(h.uid)
+		if err == nil {
+			return
+		}
+		p.log.Error("Cannot remove what is left of a pod, trying again", "podUID", h.uid, "err", err)
+		if !sleep(ctx, retryDelay(failures, cleanupRetryFirst, cleanupRetryMax)) {
+			return
+		}
 	}
 }

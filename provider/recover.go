@@ -6,11 +6,14 @@ package provider
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/vm/clock"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
@@ -19,7 +22,7 @@ import (
 // What becomes of a pod is judgePod's to say, what becomes of a machine warmpool's; from
 // then on all machines take their room, also those that are not adopted yet.
 func (p *Provider) recover(ctx context.Context) error {
-	recs, broken, err := p.env.records.load()
+	recs, broken, err := p.loadRecords(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,6 +71,7 @@ func (p *Provider) recover(ctx context.Context) error {
 		gone := judgePod(true, pod == nil || pod.UID != rec.Pod.UID, false, false) == podCleanup
 		if !gone {
 			rec.Pod = pod.DeepCopy()
+			rec.heard(&pod.Status)
 		}
 		s := p.env.restoreState(ctx, rec, time.Now())
 		switch {
@@ -83,6 +87,60 @@ func (p *Provider) recover(ctx context.Context) error {
 		p.startWorker(s)
 	}
 	return nil
+}
+
+// recordTries is how often records are read that the disk does not give. One that is not
+// given then is a record that cannot be read.
+const recordTries = 5
+
+// loadRecords reads the records, and again while the disk does not say what is in one.
+func (p *Provider) loadRecords(ctx context.Context) (recs []*record, broken []brokenRecord, err error) {
+	for tries := 1; ; tries++ {
+		recs, broken, err = p.env.records.load()
+		unsaid := err
+		for _, b := range broken {
+			if !durable.Unusable(b.err) {
+				unsaid = b.err
+			}
+		}
+		if unsaid == nil || tries == recordTries {
+			return recs, broken, err
+		}
+		p.log.Error("Cannot read what an earlier process left, trying again", "err", unsaid)
+		if !sleep(ctx, retryDelay(tries, inspectRetryFirst, inspectRetryMax)) {
+			return nil, nil, fmt.Errorf("read pod records: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// heard takes in what the API was told of the pod's ends, and the record does not say: it
+// could not be written. What was said to have ended neither runs on nor begins again.
+func (r *record) heard(st *corev1.PodStatus) {
+	over := order(st.Phase) >= order(corev1.PodFailed)
+	if r.Finished || r.Refusal != nil {
+		return
+	}
+	if over && st.Reason != "" && r.Kill == nil {
+		ended := st.Reason == reasonDeadlineExceeded || slices.ContainsFunc(st.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget })
+		if !ended {
+			r.Refusal = &refusal{Reason: st.Reason, Message: st.Message}
+			return
+		}
+		r.Kill = &killRecord{Reason: st.Reason, Message: st.Message}
+	}
+	r.Finished = over
+	for _, c := range slices.Concat(st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses) {
+		i := slices.IndexFunc(r.Containers, func(have containerRecord) bool { return have.Name == c.Name })
+		x, attempt := c.State.Terminated, int(c.RestartCount)
+		if i < 0 || x == nil || r.Containers[i].Attempt > attempt || r.Containers[i].Attempt == attempt && r.Containers[i].Exit != nil {
+			continue
+		}
+		have := &r.Containers[i]
+		exit := terminationIn(x, attempt)
+		exit.Again = have.Stop != nil && have.Stop.Again
+		have.Attempt, have.Begun, have.EverStarted, have.Drained = attempt, true, true, over
+		have.StartedAt, have.Exit = x.StartedAt.Time, &exit
+	}
 }
 
 // survey asks the supply until it has an answer: before that nobody knows how much room
@@ -125,7 +183,13 @@ func (p *Provider) takeUpBroken(b brokenRecord, h *heldPod, findings []warmpool.
 		p.mu.Unlock()
 	default: // podAnew
 		if err := p.env.records.forget(b.uid); err != nil {
+			// It is as good as there: no other can be written in its place.
 			p.log.Error("Cannot remove the record of a pod that cannot be read", "podUID", b.uid, "err", err)
+			p.mu.Lock()
+			p.held[b.uid] = h
+			p.mu.Unlock()
+			p.Reconcile()
+			return
 		}
 		p.beginAnew(b.uid)
 	}
@@ -134,6 +198,17 @@ func (p *Provider) takeUpBroken(b brokenRecord, h *heldPod, findings []warmpool.
 // reapOrphan ends a machine that belongs to no pod.
 func (p *Provider) reapOrphan(ctx context.Context, id string) {
 	p.log.Warn("Reaping machine that belongs to no pod", "machine", id)
+	if p.reap(ctx, id) {
+		p.tellReaped(id)
+	}
+}
+
+func (p *Provider) tellReaped(id string) {
+	p.NodeEvent(false, eventReaped, "Ended machine "+id+", which belonged to no pod")
+}
+
+// reap ends a machine that no worker has, and tries until it is gone; false when ctx ended.
+func (p *Provider) reap(ctx context.Context, id string) bool {
 	for failures := 1; ; failures++ {
 		rctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 		err := p.env.supply.Reap(rctx, id)
@@ -145,11 +220,11 @@ func (p *Provider) reapOrphan(ctx context.Context, id string) {
 			if held > 0 {
 				p.Reconcile() // a pod may have been held for it
 			}
-			return
+			return true
 		}
 		p.log.Error("Machine could not be reaped", "machine", id, "err", err)
 		if !sleep(ctx, retryDelay(failures, releaseRetryFirst, releaseRetryMax)) {
-			return
+			return false
 		}
 	}
 }

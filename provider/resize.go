@@ -259,14 +259,13 @@ func updateRun(ctx context.Context, hold *machineHold, req *agentv1.UpdateContai
 	return err
 }
 
-// begins notes what the run that is about to be created has.
-func (w *worker) begins(c *containerState, spec *corev1.Container) {
-	was := c.resize.pending()
+// begins notes what the run that is about to be created has, and reports whether it had
+// something else to get.
+func (c *containerState) begins(spec *corev1.Container) (resized bool) {
+	resized = c.resize.pending()
 	c.resize.applied = spec.Resources.DeepCopy()
 	c.resize.message, c.resize.failures, c.resize.retryAt = "", 0, time.Time{}
-	if was {
-		w.resized()
-	}
+	return resized
 }
 
 // resized tells the pod's owner when the last container has what it is allocated.

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,28 +52,30 @@ func (w *world) log(p *corev1.Pod) string {
 }
 
 func TestDeletionHonoursGrace(t *testing.T) {
-	w := newWorld(t)
-	w.run()
-	w.create(pod("polite", []string{"graceful", "0"}))
-	w.create(pod("stubborn", []string{"hang"}))
-	w.create(pod("forced", []string{"hang"}))
-	for _, n := range []string{"polite", "stubborn", "forced"} {
-		w.await(n, "is ready", ready)
-	}
-	began := time.Now()
-	w.delete("polite", ptr(int64(30)))
-	w.awaitGone("polite")
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("a pod that obeys SIGTERM took %s to go", took)
-	}
-	began = time.Now()
-	w.delete("stubborn", ptr(int64(1)))
-	w.awaitGone("stubborn")
-	if took := time.Since(began); took < time.Second {
-		t.Errorf("a pod that ignores SIGTERM was gone after %s, before its grace", took)
-	}
-	w.delete("forced", ptr(int64(0))) // the API drops it at once
-	w.awaitNothing()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run()
+		w.create(pod("polite", []string{"graceful", "0"}))
+		w.create(pod("stubborn", []string{"hang"}))
+		w.create(pod("forced", []string{"hang"}))
+		for _, n := range []string{"polite", "stubborn", "forced"} {
+			w.await(n, "is ready", ready)
+		}
+		began := time.Now()
+		w.delete("polite", ptr(int64(30)))
+		w.awaitGone("polite")
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("a pod that obeys SIGTERM took %s to go", took)
+		}
+		began = time.Now()
+		w.delete("stubborn", ptr(int64(1)))
+		w.awaitGone("stubborn")
+		if took := time.Since(began); took < time.Second {
+			t.Errorf("a pod that ignores SIGTERM was gone after %s, before its grace", took)
+		}
+		w.delete("forced", ptr(int64(0))) // the API drops it at once
+		w.awaitNothing()
+	})
 }
 
 func TestUnsupportedFieldIsRefused(t *testing.T) {
@@ -129,30 +132,32 @@ func TestImageErrors(t *testing.T) {
 }
 
 func TestRestartPolicy(t *testing.T) {
-	w := newWorld(t)
-	w.run()
-	p := pod("loop", []string{"do", "echo hi", "exit 3"})
-	p.Spec.RestartPolicy = corev1.RestartPolicyAlways
-	p = w.create(p)
-	got := w.await("loop", "crash-loops", func(p *corev1.Pod) bool {
-		if len(p.Status.ContainerStatuses) != 1 {
-			return false
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run()
+		p := pod("loop", []string{"do", "echo hi", "exit 3"})
+		p.Spec.RestartPolicy = corev1.RestartPolicyAlways
+		p = w.create(p)
+		got := w.await("loop", "crash-loops", func(p *corev1.Pod) bool {
+			if len(p.Status.ContainerStatuses) != 1 {
+				return false
+			}
+			st := p.Status.ContainerStatuses[0]
+			return st.State.Waiting != nil && st.State.Waiting.Reason == "CrashLoopBackOff" && st.RestartCount == 1
+		})
+		if l := got.Status.ContainerStatuses[0].LastTerminationState.Terminated; l == nil || l.ExitCode != 3 || got.Status.Phase != corev1.PodRunning {
+			t.Errorf("status is %+v", got.Status)
 		}
-		st := p.Status.ContainerStatuses[0]
-		return st.State.Waiting != nil && st.State.Waiting.Reason == "CrashLoopBackOff" && st.RestartCount == 1
+		if n := strings.Count(w.log(p), " hi\n"); n != 2 {
+			t.Errorf("%d lines in the logs of two runs", n)
+		}
+		once := pod("once", []string{"exit", "0"})
+		once.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+		w.create(once)
+		w.awaitPhase("once", corev1.PodSucceeded)
+		w.delete("loop", nil)
+		w.awaitGone("loop")
 	})
-	if l := got.Status.ContainerStatuses[0].LastTerminationState.Terminated; l == nil || l.ExitCode != 3 || got.Status.Phase != corev1.PodRunning {
-		t.Errorf("status is %+v", got.Status)
-	}
-	if n := strings.Count(w.log(p), " hi\n"); n != 2 {
-		t.Errorf("%d lines in the logs of two runs", n)
-	}
-	once := pod("once", []string{"exit", "0"})
-	once.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
-	w.create(once)
-	w.awaitPhase("once", corev1.PodSucceeded)
-	w.delete("loop", nil)
-	w.awaitGone("loop")
 }
 
 func TestStartError(t *testing.T) {
@@ -166,28 +171,30 @@ func TestStartError(t *testing.T) {
 }
 
 func TestMachineDies(t *testing.T) {
-	w := newWorld(t)
-	w.run()
-	w.create(pod("never", []string{"hang"}))
-	w.await("never", "is ready", ready)
-	w.supply.only().end("crashed")
-	p := w.awaitPhase("never", corev1.PodFailed)
-	if x := p.Status.ContainerStatuses[0].State.Terminated; x == nil || x.Reason != "MachineDied" || x.Message == "" {
-		t.Errorf("state is %+v", p.Status.ContainerStatuses[0].State)
-	}
-	w.eventually("the dead machine is released", func() bool { return len(w.supply.ids()) == 0 }, nil)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run()
+		w.create(pod("never", []string{"hang"}))
+		w.await("never", "is ready", ready)
+		w.supply.only().end("crashed")
+		p := w.awaitPhase("never", corev1.PodFailed)
+		if x := p.Status.ContainerStatuses[0].State.Terminated; x == nil || x.Reason != "MachineDied" || x.Message == "" {
+			t.Errorf("state is %+v", p.Status.ContainerStatuses[0].State)
+		}
+		w.eventually("the dead machine is released", func() bool { return len(w.supply.ids()) == 0 }, nil)
 
-	again := pod("again", []string{"hang"})
-	again.Spec.RestartPolicy = corev1.RestartPolicyAlways
-	w.create(again)
-	w.await("again", "is ready", ready)
-	w.supply.only().end("crashed")
-	p = w.await("again", "is ready again", func(p *corev1.Pod) bool { return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 1 })
-	if l := p.Status.ContainerStatuses[0].LastTerminationState.Terminated; l == nil || l.Reason != "MachineDied" {
-		t.Errorf("last state is %+v", p.Status.ContainerStatuses[0].LastTerminationState)
-	}
-	w.delete("again", ptr(int64(1)))
-	w.awaitGone("again")
+		again := pod("again", []string{"hang"})
+		again.Spec.RestartPolicy = corev1.RestartPolicyAlways
+		w.create(again)
+		w.await("again", "is ready", ready)
+		w.supply.only().end("crashed")
+		p = w.await("again", "is ready again", func(p *corev1.Pod) bool { return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 1 })
+		if l := p.Status.ContainerStatuses[0].LastTerminationState.Terminated; l == nil || l.Reason != "MachineDied" {
+			t.Errorf("last state is %+v", p.Status.ContainerStatuses[0].LastTerminationState)
+		}
+		w.delete("again", ptr(int64(1)))
+		w.awaitGone("again")
+	})
 }
 
 func TestSilentGuestFailsThePod(t *testing.T) {
@@ -206,43 +213,45 @@ func TestSilentGuestFailsThePod(t *testing.T) {
 // A restart of the node process adopts what runs: nothing is started twice, no line
 // of a log is lost or repeated.
 func TestRestartAdopts(t *testing.T) {
-	w := newWorld(t)
-	first := w.run()
-	created := w.create(pod("long", []string{"do", "tick 40 30ms"}))
-	w.create(pod("stays", []string{"hang"}))
-	w.create(pod("leaves", []string{"hang"}))
-	w.create(pod("over", []string{"exit", "0"}))
-	for _, n := range []string{"long", "stays", "leaves"} {
-		w.await(n, "is ready", ready)
-	}
-	w.awaitPhase("over", corev1.PodSucceeded)
-	first.stop()
-	before := w.supply.acquired
-	w.delete("leaves", ptr(int64(0))) // while nobody looks
-	seen := &samples{}
-	w.run(func(o *provider.Options) { o.Observer, o.Began = seen, time.Now() })
-	w.eventually("the recovery is measured", func() bool { return seen.get("sample node_recovery") == 1 }, nil)
-	p := w.awaitPhase("long", corev1.PodSucceeded)
-	if p.Status.ContainerStatuses[0].RestartCount != 0 {
-		t.Errorf("status is %+v", p.Status)
-	}
-	text := w.log(created)
-	for i := 1; i <= 40; i++ {
-		if n := strings.Count(text, fmt.Sprintf(" tick %d\n", i)); n != 1 {
-			t.Errorf("line %d is there %d times", i, n)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.run()
+		created := w.create(pod("long", []string{"do", "tick 40 30ms"}))
+		w.create(pod("stays", []string{"hang"}))
+		w.create(pod("leaves", []string{"hang"}))
+		w.create(pod("over", []string{"exit", "0"}))
+		for _, n := range []string{"long", "stays", "leaves"} {
+			w.await(n, "is ready", ready)
 		}
-	}
-	if got := w.await("stays", "is ready", ready); got.Status.ContainerStatuses[0].RestartCount != 0 {
-		t.Errorf("status is %+v", got.Status)
-	}
-	w.eventually("the machine of the deleted pod is gone", func() bool { return len(w.supply.ids()) == 1 }, nil)
-	if w.supply.acquired != before {
-		t.Errorf("%d machines were made after the restart", w.supply.acquired-before)
-	}
-	w.delete("stays", ptr(int64(1)))
-	w.delete("long", nil)
-	w.delete("over", nil)
-	w.awaitNothing()
+		w.awaitPhase("over", corev1.PodSucceeded)
+		first.stop()
+		before := w.supply.acquired
+		w.delete("leaves", ptr(int64(0))) // while nobody looks
+		seen := &samples{}
+		w.run(func(o *provider.Options) { o.Observer, o.Began = seen, time.Now() })
+		w.eventually("the recovery is measured", func() bool { return seen.get("sample node_recovery") == 1 }, nil)
+		p := w.awaitPhase("long", corev1.PodSucceeded)
+		if p.Status.ContainerStatuses[0].RestartCount != 0 {
+			t.Errorf("status is %+v", p.Status)
+		}
+		text := w.log(created)
+		for i := 1; i <= 40; i++ {
+			if n := strings.Count(text, fmt.Sprintf(" tick %d\n", i)); n != 1 {
+				t.Errorf("line %d is there %d times", i, n)
+			}
+		}
+		if got := w.await("stays", "is ready", ready); got.Status.ContainerStatuses[0].RestartCount != 0 {
+			t.Errorf("status is %+v", got.Status)
+		}
+		w.eventually("the machine of the deleted pod is gone", func() bool { return len(w.supply.ids()) == 1 }, nil)
+		if w.supply.acquired != before {
+			t.Errorf("%d machines were made after the restart", w.supply.acquired-before)
+		}
+		w.delete("stays", ptr(int64(1)))
+		w.delete("long", nil)
+		w.delete("over", nil)
+		w.awaitNothing()
+	})
 }
 
 // An orphaned machine is reaped, a machine of somebody else is not.
@@ -255,6 +264,7 @@ func TestOrphans(t *testing.T) {
 	}
 	w.run()
 	w.eventually("only the other machine is left", func() bool { return slices.Equal(w.supply.ids(), []string{"somebody-else"}) }, nil)
+	w.eventually("the node's people hear of it", func() bool { return w.events.has(nodeName, "OrphanReaped", "pod-lost") }, nil)
 }
 
 // Deleting a pod in whatever it does cancels it promptly and leaks nothing.
@@ -440,25 +450,27 @@ func TestForcedDeletionEndsTheGrace(t *testing.T) {
 
 // A watch that was broken while a pod was replaced shows the new one as a change of the old.
 func TestReplacedPodBehindABrokenWatch(t *testing.T) {
-	w := newWorld(t)
-	w.run()
-	old := w.create(pod("same", []string{"hang"}))
-	w.await("same", "is ready", ready)
-	next := pod("same", []string{"hang"})
-	next.UID, next.CreationTimestamp = old.UID+"-next", old.CreationTimestamp
-	w.api.Lock()
-	w.version(next)
-	err := w.client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("pods"), next, next.Namespace)
-	w.api.Unlock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.await("same", "is ready again", func(p *corev1.Pod) bool {
-		return ready(p) && strings.Contains(p.Status.ContainerStatuses[0].ContainerID, string(next.UID))
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.run()
+		old := w.create(pod("same", []string{"hang"}))
+		w.await("same", "is ready", ready)
+		next := pod("same", []string{"hang"})
+		next.UID, next.CreationTimestamp = old.UID+"-next", old.CreationTimestamp
+		w.api.Lock()
+		w.version(next)
+		err := w.client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("pods"), next, next.Namespace)
+		w.api.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.await("same", "is ready again", func(p *corev1.Pod) bool {
+			return ready(p) && strings.Contains(p.Status.ContainerStatuses[0].ContainerID, string(next.UID))
+		})
+		w.eventually("the old pod's machine is gone", func() bool { return len(w.supply.ids()) == 1 }, nil)
+		w.delete("same", ptr(int64(1)))
+		w.awaitNothing()
 	})
-	w.eventually("the old pod's machine is gone", func() bool { return len(w.supply.ids()) == 1 }, nil)
-	w.delete("same", ptr(int64(1)))
-	w.awaitNothing()
 }
 
 // What others write into a pod's status stays.

@@ -248,6 +248,9 @@ type Logs interface {
 	// all of its output is on disk, and ctx's error when ctx ends. ErrNotFound: the
 	// machine does not have the container; all others may be tried again.
 	Copy(ctx context.Context, c ContainerRef, dial Dial) error
+	// Blocked tells whether it is the disk, and not the guest, that keeps the container's
+	// output from being copied now.
+	Blocked(c ContainerRef) bool
 	// Tail returns the end of what is on disk of the container's output: at most so many
 	// lines and bytes, both streams as the container wrote them. Nothing when there is none.
 	Tail(ctx context.Context, c ContainerRef, lines int64, bytes int) ([]byte, error)

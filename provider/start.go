@@ -19,7 +19,6 @@ import (
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
-	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
 // MachinePrefix begins the id of every machine that was made for a pod.
@@ -47,6 +46,7 @@ func machineID(uid string, generation int) string {
 func (w *worker) acquire() {
 	s := &w.s
 	m := &s.machine
+	before := *m
 	m.generation++
 	m.id, m.step = machineID(w.uid, m.generation), machineAcquiring
 	m.shape, m.budget = s.plan.shape, s.plan.budget
@@ -65,7 +65,10 @@ func (w *worker) acquire() {
 		fetch := w.volumes.prefetch(s.pod)
 		w.acts.Go(func() { fetch(w.start) })
 	}
-	w.save()
+	if !w.save() {
+		*m = before // by the same id the next time: the record may be on disk all the same
+		return
+	}
 	req := w.machineRequest()
 	keys := slices.Clone(s.plan.images)
 	w.log.Info("Acquiring machine", "machine", req.MachineID, "shape", req.Shape.String())
@@ -157,55 +160,6 @@ func (w *worker) acquiredMachine(lease Lease, answered time.Time) {
 	w.keep(lease)
 }
 
-// adopt takes over the machine of an earlier process.
-func (w *worker) adopt(ctx context.Context) {
-	m := &w.s.machine
-	m.step = machineAdopting
-	req := w.machineRequest()
-	w.log.Info("Adopting machine", "machine", req.MachineID)
-	w.acts.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
-		defer cancel()
-		lease, err := w.env.supply.Adopt(ctx, req)
-		w.post(func(s *state) { w.adopted(lease, err) })
-	})
-}
-
-// adoptTries bounds how often a machine is asked that exists and does not answer.
-const adoptTries = 5
-
-func (w *worker) adopted(lease Lease, err error) {
-	s, m := &w.s, &w.s.machine
-	m.step = machineNone
-	w.dirty = true
-	if err == nil {
-		m.adopt, m.step, m.failures = false, machineHeld, 0
-		w.keep(lease)
-		w.env.events.pod(s.pod, false, eventMachineAdopted, "Machine "+m.id+" goes on after a restart of the node")
-		return
-	}
-	w.log.Warn("Machine could not be adopted", "machine", m.id, "err", err)
-	if s.end() != nil {
-		m.acquired = false // nothing to end gracefully
-		return
-	}
-	if errors.Is(err, warmpool.ErrQuarantined) { // until somebody says what it is
-		if m.failures++; m.failures == 1 {
-			w.env.events.pod(s.pod, true, eventQuarantined, "Machine "+m.id+": "+bound(err.Error(), maxEventMessage/2))
-		}
-		m.retryAt = time.Now().Add(retryDelay(m.failures, machineRetryFirst, machineRetryMax))
-		return
-	}
-	m.failures++
-	m.retryAt = time.Now().Add(retryDelay(m.failures, machineRetryFirst, machineRetryMax))
-	switch {
-	case errors.Is(err, vm.ErrNotFound):
-		w.lose(reasonMachineDied, "the machine ended while the node was away")
-	case m.failures >= adoptTries:
-		w.lose(reasonMachineStuck, "the machine did not answer after a restart of the node: "+err.Error())
-	}
-}
-
 // prepare sets up what the containers share.
 func (w *worker) prepare() {
 	m := &w.s.machine
@@ -294,12 +248,19 @@ const setUpCalls = 8
 func (w *worker) startContainer(i int) {
 	s := &w.s
 	c := s.containers[i]
-	c.step, c.asked = containerStarting, time.Now()
-	w.begins(c, s.plan.containers[i].spec)
-	if c.last != nil {
-		c.backoff = c.backoff.next(c.last.FinishedAt, time.Now())
+	resized := false
+	if !w.begin(c, func() {
+		c.step, c.asked = containerStarting, time.Now()
+		resized = c.begins(s.plan.containers[i].spec)
+		if c.last != nil {
+			c.backoff = c.backoff.next(c.last.FinishedAt, time.Now())
+		}
+	}) {
+		return
 	}
-	w.save()
+	if resized {
+		w.resized()
+	}
 	job := startJob{
 		pod: s.pod, plan: s.plan.containers[i], image: s.images[s.plan.containers[i].image].image,
 		slot: slotOf(s, i), ref: w.ref(c), hold: w.hold,

@@ -46,6 +46,26 @@ type state struct {
 	kill *podKill
 	// resizeRefusal is why the pod cannot have the resources that it wants now.
 	resizeRefusal string
+	// unrecorded is set while the record on disk is not what the state is, as it could not
+	// be written: nothing is begun then that the next process would have to know of.
+	unrecorded *unrecorded
+}
+
+// unrecorded is a record that could not be written.
+type unrecorded struct {
+	message  string
+	failures int
+	retryAt  time.Time
+}
+
+// mayBegin: something may be begun now, for which the record is written first.
+func (s *state) mayBegin(now time.Time, d *decision) bool {
+	u := s.unrecorded
+	if u == nil || !now.Before(u.retryAt) {
+		return true
+	}
+	d.wakeAt(u.retryAt)
+	return false
 }
 
 // refusal is why a pod was not admitted, as the pod's status shows it.

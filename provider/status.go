@@ -98,6 +98,9 @@ func podStatus(s *state, previous *corev1.PodStatus, nodeIP string, now time.Tim
 	if s.machine.reason != "" && st.Phase == corev1.PodPending {
 		st.Reason, st.Message = s.machine.reason, s.machine.message
 	}
+	if u := s.unrecorded; u != nil && st.Phase == corev1.PodPending {
+		st.Reason, st.Message = eventUnrecorded, u.message
+	}
 	if s.waiting != nil && st.Phase == corev1.PodPending {
 		st.Reason, st.Message = s.waiting.reason, s.waiting.message
 	}

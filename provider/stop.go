@@ -115,6 +115,7 @@ func (w *worker) release(ctx context.Context) {
 	held, id := w.hold, m.id
 	before := m.step
 	m.step = machineReleasing
+	w.endAdoption()
 	if held != nil {
 		held.stop() // nothing is to dial any more; its goroutines end while the machine does
 	}

@@ -14,6 +14,16 @@ import (
 	"github.com/vk-firkin/vk-firkin/provider"
 )
 
+func (s *fakeSupply) only() *fakeMachine {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.machines {
+		return m
+	}
+	s.t.Fatal("no machine")
+	return nil
+}
+
 // machineOf is the machine that was made last for a pod.
 func (s *fakeSupply) machineOf(uid types.UID) *fakeMachine {
 	s.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
@@ -164,63 +165,65 @@ func templatePod(name, template string, commands ...[]string) *corev1.Pod {
 // A pod of a template: no registry is asked, the template's work is in its container, its
 // own variables and secrets too.
 func TestTemplatePod(t *testing.T) {
-	w := newWorld(t)
-	w.images.config = map[string]provider.ImageConfig{digestOf("example.test/image"): {Env: []string{"OF=the-image"}}}
-	if _, err := w.client.CoreV1().Secrets("default").Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}, Data: map[string][]byte{"k": []byte("from-secret"), "f": []byte("in-a-file\n")}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	templates, seen := newTemplates("app"), &samples{}
-	with := func(o *provider.Options) { o.Templates, o.Observer = templates, seen }
-	first := w.run(with)
-	p := templatePod("warm", "app", []string{"do", "cat /prepared", "env", "cat /secret/f", "hang"}, []string{"do", "cat /prepared", "hang"})
-	p.Spec.Containers[1].Image = "example.test/side:1" // not the template's first image: nothing was prepared for it
-	c := &p.Spec.Containers[0]
-	c.Env = []corev1.EnvVar{{Name: "SECRET", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Key: "k"}}}}
-	c.Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m"), "warm.firkin.dev/default.pool": resource.MustParse("1")}
-	c.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/secret"}}
-	p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}}}}
-	p = w.create(p)
-	w.await("warm", "runs", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodRunning })
-	w.eventually("its output is there", func() bool { return strings.Contains(w.log(p), "in-a-file") }, func() string { return w.log(p) })
-	text := w.log(p)
-	for _, want := range []string{"by-the-template", "SECRET=from-secret", "OF=the-image"} {
-		if strings.Count(text, want) != 1 {
-			t.Errorf("%q is not once in\n%s", want, text)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.images.config = map[string]provider.ImageConfig{digestOf("example.test/image"): {Env: []string{"OF=the-image"}}}
+		if _, err := w.client.CoreV1().Secrets("default").Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}, Data: map[string][]byte{"k": []byte("from-secret"), "f": []byte("in-a-file\n")}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
 		}
-	}
-	got := w.await("warm", "has started its first", func(p *corev1.Pod) bool {
-		return len(p.Status.ContainerStatuses) == 2 && p.Status.ContainerStatuses[0].State.Running != nil
-	})
-	if id := got.Status.ContainerStatuses[0].ImageID; id != "example.test/image@"+digestOf("example.test/image") {
-		t.Errorf("image id is %q", id)
-	}
-	if w.images.pulls != 0 {
-		t.Errorf("%d pulls", w.images.pulls)
-	}
-	if !w.events.has("warm", "MachineRestored", "came by warm in") {
-		t.Errorf("events:\n%s", w.events)
-	}
-	r := w.supply.requests[0]
-	if r.Template == nil || r.Template.Name != "app" || len(r.Images) != 0 || !slices.Equal(r.Refs, []string{"example.test/image", "example.test/side:1"}) ||
-		r.Budget != (provider.Budget{MilliCPU: 350, MemoryBytes: 256 << 20}) || r.Pool != "default/pool" || r.Path != "" {
-		t.Errorf("asked for %+v", r)
-	}
-	w.eventually("all is measured", func() bool {
-		return seen.get("sample command_start") >= 2 && seen.get("sample first_stdout_byte") >= 1 && seen.get("sample start_resume_to_first_stdout") == 1
-	}, func() string { return fmt.Sprint(seen.count) })
+		templates, seen := newTemplates("app"), &samples{}
+		with := func(o *provider.Options) { o.Templates, o.Observer = templates, seen }
+		first := w.run(with)
+		p := templatePod("warm", "app", []string{"do", "cat /prepared", "env", "cat /secret/f", "hang"}, []string{"do", "cat /prepared", "hang"})
+		p.Spec.Containers[1].Image = "example.test/side:1" // not the template's first image: nothing was prepared for it
+		c := &p.Spec.Containers[0]
+		c.Env = []corev1.EnvVar{{Name: "SECRET", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Key: "k"}}}}
+		c.Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m"), "warm.firkin.dev/default.pool": resource.MustParse("1")}
+		c.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/secret"}}
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}}}}
+		p = w.create(p)
+		w.await("warm", "runs", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodRunning })
+		w.eventually("its output is there", func() bool { return strings.Contains(w.log(p), "in-a-file") }, func() string { return w.log(p) })
+		text := w.log(p)
+		for _, want := range []string{"by-the-template", "SECRET=from-secret", "OF=the-image"} {
+			if strings.Count(text, want) != 1 {
+				t.Errorf("%q is not once in\n%s", want, text)
+			}
+		}
+		got := w.await("warm", "has started its first", func(p *corev1.Pod) bool {
+			return len(p.Status.ContainerStatuses) == 2 && p.Status.ContainerStatuses[0].State.Running != nil
+		})
+		if id := got.Status.ContainerStatuses[0].ImageID; id != "example.test/image@"+digestOf("example.test/image") {
+			t.Errorf("image id is %q", id)
+		}
+		if w.images.pulls != 0 {
+			t.Errorf("%d pulls", w.images.pulls)
+		}
+		if !w.events.has("warm", "MachineRestored", "came by warm in") {
+			t.Errorf("events:\n%s", w.events)
+		}
+		r := w.supply.requests[0]
+		if r.Template == nil || r.Template.Name != "app" || len(r.Images) != 0 || !slices.Equal(r.Refs, []string{"example.test/image", "example.test/side:1"}) ||
+			r.Budget != (provider.Budget{MilliCPU: 350, MemoryBytes: 256 << 20}) || r.Pool != "default/pool" || r.Path != "" {
+			t.Errorf("asked for %+v", r)
+		}
+		w.eventually("all is measured", func() bool {
+			return seen.get("sample command_start") >= 2 && seen.get("sample first_stdout_byte") >= 1 && seen.get("sample start_resume_to_first_stdout") == 1
+		}, func() string { return fmt.Sprint(seen.count) })
 
-	// Another process adopts it, though the template is gone; the images are the machine's.
-	first.stop()
-	templates.remove("app")
-	w.run(with)
-	w.eventually("it is adopted", func() bool { return w.events.has("warm", "MachineAdopted") }, nil)
-	got = w.await("warm", "runs", func(p *corev1.Pod) bool { return p.Status.ContainerStatuses[0].State.Running != nil })
-	if got.Status.ContainerStatuses[0].RestartCount != 0 || w.supply.acquired != 1 || w.images.pulls != 0 {
-		t.Errorf("%d machines, %d pulls, status %+v", w.supply.acquired, w.images.pulls, got.Status)
-	}
-	w.delete("warm", ptr(int64(1)))
-	w.awaitGone("warm")
-	w.awaitNothing()
+		// Another process adopts it, though the template is gone; the images are the machine's.
+		first.stop()
+		templates.remove("app")
+		w.run(with)
+		w.eventually("it is adopted", func() bool { return w.events.has("warm", "MachineAdopted") }, nil)
+		got = w.await("warm", "runs", func(p *corev1.Pod) bool { return p.Status.ContainerStatuses[0].State.Running != nil })
+		if got.Status.ContainerStatuses[0].RestartCount != 0 || w.supply.acquired != 1 || w.images.pulls != 0 {
+			t.Errorf("%d machines, %d pulls, status %+v", w.supply.acquired, w.images.pulls, got.Status)
+		}
+		w.delete("warm", ptr(int64(1)))
+		w.awaitGone("warm")
+		w.awaitNothing()
+	})
 }
 
 func TestMissingTemplateIsWaitedFor(t *testing.T) {
@@ -343,19 +346,21 @@ func TestKilledWhileTemplateMachineIsMade(t *testing.T) {
 
 // A machine whose images cannot be pinned is given back, and another is asked for.
 func TestLeasedImageIsGone(t *testing.T) {
-	w := newWorld(t)
-	templates := newTemplates("app")
-	w.run(func(o *provider.Options) { o.Templates = templates })
-	w.images.mu.Lock()
-	w.images.failPins = 1
-	w.images.mu.Unlock()
-	w.create(templatePod("again", "app", []string{"exit", "0"}))
-	w.awaitPhase("again", corev1.PodSucceeded)
-	if w.supply.acquired != 2 || !w.events.has("again", "FailedCreatePodSandBox", "images") {
-		t.Errorf("%d machines, events:\n%s", w.supply.acquired, w.events)
-	}
-	w.delete("again", nil)
-	w.awaitNothing()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		templates := newTemplates("app")
+		w.run(func(o *provider.Options) { o.Templates = templates })
+		w.images.mu.Lock()
+		w.images.failPins = 1
+		w.images.mu.Unlock()
+		w.create(templatePod("again", "app", []string{"exit", "0"}))
+		w.awaitPhase("again", corev1.PodSucceeded)
+		if w.supply.acquired != 2 || !w.events.has("again", "FailedCreatePodSandBox", "images") {
+			t.Errorf("%d machines, events:\n%s", w.supply.acquired, w.events)
+		}
+		w.delete("again", nil)
+		w.awaitNothing()
+	})
 }
 
 // fakePools are the pools of the node.
@@ -387,48 +392,50 @@ func (f *fakePools) set(pools ...provider.NodePool) {
 
 // The node's labels and resources follow its pools, and what others wrote stays.
 func TestNodeOffersPools(t *testing.T) {
-	w := newWorld(t)
-	pools, templates := &fakePools{changes: make(chan struct{}, 1)}, newTemplates("app")
-	w.run(func(o *provider.Options) { o.Pools, o.Templates = pools, templates })
-	nodes := w.client.CoreV1().Nodes()
-	n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Labels["others"] = "label"
-	if _, err := nodes.Update(t.Context(), n, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	const key = "warm.firkin.dev/default.pool"
-	is := func(what, label string, memory int64, units int64) {
-		t.Helper()
-		w.eventually("the node offers "+what, func() bool {
-			n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
-			if err != nil {
-				return false
-			}
-			q, offered := n.Status.Allocatable[key]
-			return n.Labels[key] == label && n.Labels["others"] == "label" && n.Labels["kubernetes.io/arch"] == "amd64" &&
-				n.Status.Allocatable.Memory().Value() == memory && offered == (units >= 0) && (!offered || q.Value() == units)
-		}, func() string {
-			n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
-			return fmt.Sprint(n.Labels, n.Status.Allocatable, err)
-		})
-	}
-	pools.set(provider.NodePool{Key: key, Ready: 1, Desired: 1})
-	is("a ready pool", "true", 4<<30, -1)
-	pools.set(provider.NodePool{Key: key, Ready: 2, Desired: 2, Reserved: true, Each: provider.Budget{MemoryBytes: 1 << 30}})
-	is("a reserved pool", "true", 2<<30, 2)
-	p := templatePod("holds", "app", []string{"hang"})
-	p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{key: resource.MustParse("1")}
-	w.create(p)
-	w.await("holds", "is ready", ready)
-	pools.set(provider.NodePool{Key: key, Ready: 1, Desired: 2, Reserved: true, Each: provider.Budget{MemoryBytes: 1 << 30}})
-	is("the same, though a pod has one", "true", 1<<30, 2)
-	w.delete("holds", ptr(int64(0)))
-	w.awaitGone("holds")
-	pools.set(provider.NodePool{Key: key, Ready: 0, Desired: 2})
-	is("nothing ready", "", 4<<30, -1)
-	pools.set()
-	is("no pool", "", 4<<30, -1)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		pools, templates := &fakePools{changes: make(chan struct{}, 1)}, newTemplates("app")
+		w.run(func(o *provider.Options) { o.Pools, o.Templates = pools, templates })
+		nodes := w.client.CoreV1().Nodes()
+		n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Labels["others"] = "label"
+		if _, err := nodes.Update(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		const key = "warm.firkin.dev/default.pool"
+		is := func(what, label string, memory int64, units int64) {
+			t.Helper()
+			w.eventually("the node offers "+what, func() bool {
+				n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
+				if err != nil {
+					return false
+				}
+				q, offered := n.Status.Allocatable[key]
+				return n.Labels[key] == label && n.Labels["others"] == "label" && n.Labels["kubernetes.io/arch"] == "amd64" &&
+					n.Status.Allocatable.Memory().Value() == memory && offered == (units >= 0) && (!offered || q.Value() == units)
+			}, func() string {
+				n, err := nodes.Get(t.Context(), nodeName, metav1.GetOptions{})
+				return fmt.Sprint(n.Labels, n.Status.Allocatable, err)
+			})
+		}
+		pools.set(provider.NodePool{Key: key, Ready: 1, Desired: 1})
+		is("a ready pool", "true", 4<<30, -1)
+		pools.set(provider.NodePool{Key: key, Ready: 2, Desired: 2, Reserved: true, Each: provider.Budget{MemoryBytes: 1 << 30}})
+		is("a reserved pool", "true", 2<<30, 2)
+		p := templatePod("holds", "app", []string{"hang"})
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{key: resource.MustParse("1")}
+		w.create(p)
+		w.await("holds", "is ready", ready)
+		pools.set(provider.NodePool{Key: key, Ready: 1, Desired: 2, Reserved: true, Each: provider.Budget{MemoryBytes: 1 << 30}})
+		is("the same, though a pod has one", "true", 1<<30, 2)
+		w.delete("holds", ptr(int64(0)))
+		w.awaitGone("holds")
+		pools.set(provider.NodePool{Key: key, Ready: 0, Desired: 2})
+		is("nothing ready", "", 4<<30, -1)
+		pools.set()
+		is("no pool", "", 4<<30, -1)
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -188,47 +189,49 @@ func cpuLimit(r *corev1.ResourceRequirements) string {
 // does so once; what is allocated is known to the next process, which also sees what was
 // wanted while none ran.
 func TestResize(t *testing.T) {
-	w := newWorld(t)
-	node := w.run()
-	p := pod("small", []string{"graceful", "0"})
-	p.Spec.RestartPolicy = corev1.RestartPolicyAlways
-	p.Spec.Containers[0].Resources = cpu("100m", "200m")
-	p.Spec.Containers[0].ResizePolicy = []corev1.ContainerResizePolicy{{ResourceName: corev1.ResourceCPU, RestartPolicy: corev1.RestartContainer}}
-	w.create(p)
-	w.await("small", "is ready with its resources", func(p *corev1.Pod) bool {
-		return ready(p) && cpuLimit(p.Status.ContainerStatuses[0].Resources) == "200m" && p.Status.ContainerStatuses[0].AllocatedResources.Cpu().String() == "100m"
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		node := w.run()
+		p := pod("small", []string{"graceful", "0"})
+		p.Spec.RestartPolicy = corev1.RestartPolicyAlways
+		p.Spec.Containers[0].Resources = cpu("100m", "200m")
+		p.Spec.Containers[0].ResizePolicy = []corev1.ContainerResizePolicy{{ResourceName: corev1.ResourceCPU, RestartPolicy: corev1.RestartContainer}}
+		w.create(p)
+		w.await("small", "is ready with its resources", func(p *corev1.Pod) bool {
+			return ready(p) && cpuLimit(p.Status.ContainerStatuses[0].Resources) == "200m" && p.Status.ContainerStatuses[0].AllocatedResources.Cpu().String() == "100m"
+		})
+
+		w.resize("small", cpu("100m", "5")) // the fake machine has one processor
+		got := w.await("small", "says that it cannot", func(p *corev1.Pod) bool { return conditionOf(p, corev1.PodResizePending) != nil })
+		if c := conditionOf(got, corev1.PodResizePending); c.Reason != corev1.PodReasonInfeasible || c.Status != corev1.ConditionTrue || !strings.Contains(c.Message, "cpu, requested: 5000, capacity: 1000") {
+			t.Errorf("condition is %+v", c)
+		}
+		if st := got.Status.ContainerStatuses[0]; cpuLimit(st.Resources) != "200m" || st.RestartCount != 0 || !ready(got) {
+			t.Errorf("status is %+v", got.Status)
+		}
+
+		w.resize("small", cpu("200m", "300m"))
+		changed := func(limit string, restarts int32) func(*corev1.Pod) bool {
+			return func(p *corev1.Pod) bool {
+				st := p.Status.ContainerStatuses[0]
+				return ready(p) && cpuLimit(st.Resources) == limit && st.RestartCount == restarts &&
+					conditionOf(p, corev1.PodResizePending) == nil && conditionOf(p, corev1.PodResizeInProgress) == nil
+			}
+		}
+		w.await("small", "was restarted with new resources", changed("300m", 1))
+		for _, reason := range []string{"ResizeInfeasible", "ResizeStarted", "ResizeCompleted"} {
+			if !w.events.has("small", reason) {
+				t.Errorf("no event %s:\n%s", reason, w.events)
+			}
+		}
+
+		node.stop()
+		w.resize("small", cpu("200m", "400m"))
+		w.run()
+		if got := w.await("small", "has what was wanted meanwhile", changed("400m", 2)); got.Status.ContainerStatuses[0].AllocatedResources.Cpu().String() != "200m" {
+			t.Errorf("status is %+v", got.Status)
+		}
+		w.delete("small", ptr(int64(0)))
+		w.awaitNothing()
 	})
-
-	w.resize("small", cpu("100m", "5")) // the fake machine has one processor
-	got := w.await("small", "says that it cannot", func(p *corev1.Pod) bool { return conditionOf(p, corev1.PodResizePending) != nil })
-	if c := conditionOf(got, corev1.PodResizePending); c.Reason != corev1.PodReasonInfeasible || c.Status != corev1.ConditionTrue || !strings.Contains(c.Message, "cpu, requested: 5000, capacity: 1000") {
-		t.Errorf("condition is %+v", c)
-	}
-	if st := got.Status.ContainerStatuses[0]; cpuLimit(st.Resources) != "200m" || st.RestartCount != 0 || !ready(got) {
-		t.Errorf("status is %+v", got.Status)
-	}
-
-	w.resize("small", cpu("200m", "300m"))
-	changed := func(limit string, restarts int32) func(*corev1.Pod) bool {
-		return func(p *corev1.Pod) bool {
-			st := p.Status.ContainerStatuses[0]
-			return ready(p) && cpuLimit(st.Resources) == limit && st.RestartCount == restarts &&
-				conditionOf(p, corev1.PodResizePending) == nil && conditionOf(p, corev1.PodResizeInProgress) == nil
-		}
-	}
-	w.await("small", "was restarted with new resources", changed("300m", 1))
-	for _, reason := range []string{"ResizeInfeasible", "ResizeStarted", "ResizeCompleted"} {
-		if !w.events.has("small", reason) {
-			t.Errorf("no event %s:\n%s", reason, w.events)
-		}
-	}
-
-	node.stop()
-	w.resize("small", cpu("200m", "400m"))
-	w.run()
-	if got := w.await("small", "has what was wanted meanwhile", changed("400m", 2)); got.Status.ContainerStatuses[0].AllocatedResources.Cpu().String() != "200m" {
-		t.Errorf("status is %+v", got.Status)
-	}
-	w.delete("small", ptr(int64(0)))
-	w.awaitNothing()
 }

@@ -45,7 +45,8 @@ type worker struct {
 	// adopting: recovery counts the machine.
 	adopting bool
 	// hold is the context of what watches and copies from the machine that is held.
-	hold *machineHold
+	hold     *machineHold
+	adoption adoption
 	// volumes are those of the next hold: their content is fetched while the machine comes.
 	volumes *volumeKeeper
 	acts    sync.WaitGroup
@@ -217,6 +218,7 @@ func (w *worker) run(ctx context.Context) {
 	w.start, w.stopStart = context.WithCancel(ctx)
 	defer func() {
 		w.stopStart()
+		w.endAdoption()
 		w.letGo()
 		w.acts.Wait()
 	}()
@@ -239,8 +241,8 @@ func (w *worker) run(ctx context.Context) {
 		if !d.wake.IsZero() {
 			wake = max(0, time.Until(d.wake))
 		}
-		if w.dirty { // the record could not be written
-			wake = min(wake, saveRetry)
+		if u := w.s.unrecorded; u != nil {
+			wake = min(wake, max(0, time.Until(u.retryAt)))
 		}
 		timer.Reset(wake)
 		select {
@@ -261,10 +263,16 @@ func (w *worker) step(ctx context.Context) decision {
 				s.machine.passed, w.dirty = n, true
 			}
 		}
+		w.awaitOutput(now)
 		d := decide(&w.s, now)
 		if w.adopting && (!w.s.machine.adopt || w.s.machine.lost != nil) {
 			w.adopting = false
 			w.env.recovery.settle()
+		}
+		// What is to end is written down before it does, if that can be: nobody could tell
+		// afterwards why. That it cannot be keeps no end up, which may be what makes room.
+		if w.dirty && d.ends() {
+			w.saveIfDue(now)
 		}
 		again := w.act(ctx, &d, now)
 		again = w.applyResize(&d, now) || again
@@ -274,8 +282,8 @@ func (w *worker) step(ctx context.Context) decision {
 				d.wakeAt(at)
 			}
 		}
-		if w.dirty {
-			w.save()
+		if held := w.s.unrecorded != nil; w.dirty && w.saveIfDue(now) && held {
+			again = true // for what waited for it
 		}
 		w.publish(now)
 		if !again {
@@ -323,8 +331,12 @@ func (w *worker) act(ctx context.Context, d *decision, now time.Time) (again boo
 		again = true
 	}
 	for _, i := range d.restart {
-		w.prepareRestart(i, now)
-		again = true
+		if c := s.containers[i]; w.begin(c, func() { w.prepareRestart(i, now) }) {
+			if c.notBefore.After(now) {
+				w.env.events.container(s.pod, c.name, true, eventBackOff, "Back-off restarting failed container "+c.name+" in pod "+s.pod.Name)
+			}
+			again = true
+		}
 	}
 	for _, key := range d.pull {
 		w.pull(key)
@@ -384,9 +396,6 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 	c := w.s.containers[i]
 	// Guests have clocks of their own, and this host's may have been set since the run before.
 	c.notBefore = clock.Due(c.backoff.wait(c.exit.FinishedAt), now, c.backoff.Delay)
-	if c.notBefore.After(now) {
-		w.env.events.container(w.s.pod, c.name, true, eventBackOff, "Back-off restarting failed container "+c.name+" in pod "+w.s.pod.Name)
-	}
 	c.last, c.exit = c.exit, nil
 	c.attempt++
 	c.step, c.drained, c.copying = containerWaiting, false, false
@@ -396,24 +405,6 @@ func (w *worker) prepareRestart(i int, now time.Time) {
 	c.reason, c.message, c.failures, c.startedAt = "", "", 0, time.Time{}
 	c.asked, c.requested, c.answered, c.heard = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	w.dirty = true
-}
-
-// saveRetry is how often a record is written again that could not be, when nothing else
-// happens to its pod: a full disk may have room again.
-const saveRetry = 2 * time.Second
-
-// save writes the record. What follows from it waits until it is on disk. A record
-// that cannot be written is no reason to stop a pod: the disk may be full for a
-// while, and what is lost is only the adoption of this pod.
-func (w *worker) save() {
-	if w.s.stage >= stageTerminating && w.s.deletion.cleaning {
-		return
-	}
-	w.dirty = false
-	if err := w.env.records.save(recordOf(&w.s)); err != nil {
-		w.log.Error("Cannot write the pod's record", "err", err)
-		w.dirty = true
-	}
 }
 
 // publish hands out the status when it changed.

@@ -360,6 +360,8 @@ type fakeSupply struct {
 	requests []provider.MachineRequest
 	// quarantined are kept; of those, unwanted may go.
 	quarantined, unwanted map[string]bool
+	// cut: nobody reaches a guest.
+	cut func() bool
 	// fault, when set, is asked before each step: "acquire", "acquired", "adopt", "release", "reap".
 	fault func(ctx context.Context, op string) error
 }
@@ -414,16 +416,6 @@ func (s *fakeSupply) ids() []string {
 	}
 	sort.Strings(out)
 	return out
-}
-
-func (s *fakeSupply) only() *fakeMachine {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.machines {
-		return m
-	}
-	s.t.Fatal("no machine")
-	return nil
 }
 
 func (s *fakeSupply) Acquire(ctx context.Context, r provider.MachineRequest) (provider.Lease, error) {
@@ -563,6 +555,9 @@ func (l *fakeLease) Guest(ctx context.Context) (*provider.Guest, error) {
 		defer func() { <-l.turn }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	}
+	if l.s.cut != nil && l.s.cut() {
+		return nil, errKilled
 	}
 	if l.client == nil || l.client.Err() != nil {
 		c, err := l.m.agent.Dial(ctx, guest.Options{DialTimeout: 300 * time.Millisecond, IdleTimeout: 300 * time.Millisecond, PingTimeout: 300 * time.Millisecond})

@@ -7,103 +7,16 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
+	"github.com/vk-firkin/vk-firkin/vm/durable/durabletest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
-
-var errCrash = errors.New("the process was killed here")
-
-// crashFS ends the process at its nth change: that one happens in part or not at
-// all, and nothing after it happens.
-type crashFS struct {
-	hostFS
-	left    int // changes until the end
-	portion int // percent of the last write that reaches the file
-	dead    bool
-}
-
-// step is an error at the end; last tells the first time.
-func (c *crashFS) step() (last bool, err error) {
-	if c.dead {
-		return false, errCrash
-	}
-	if c.left--; c.left < 0 {
-		c.dead = true
-		return true, errCrash
-	}
-	return false, nil
-}
-
-func (c *crashFS) MkdirAll(dir string) error {
-	if _, err := c.step(); err != nil {
-		return err
-	}
-	return c.hostFS.MkdirAll(dir)
-}
-
-func (c *crashFS) OpenAppend(path string) (appendFile, error) {
-	if _, err := c.step(); err != nil {
-		return nil, err
-	}
-	f, err := c.hostFS.OpenAppend(path)
-	return &crashFile{appendFile: f, fs: c}, err
-}
-
-func (c *crashFS) Rename(from, to string) error {
-	if _, err := c.step(); err != nil {
-		return err
-	}
-	return c.hostFS.Rename(from, to)
-}
-
-func (c *crashFS) Remove(path string) error {
-	if _, err := c.step(); err != nil {
-		return err
-	}
-	return c.hostFS.Remove(path)
-}
-
-func (c *crashFS) SyncDir(dir string) error {
-	if _, err := c.step(); err != nil {
-		return err
-	}
-	return nil
-}
-
-type crashFile struct {
-	appendFile
-	fs *crashFS
-}
-
-func (f *crashFile) Write(b []byte) (int, error) {
-	last, err := f.fs.step()
-	if last {
-		n, _ := f.appendFile.Write(b[:len(b)*f.fs.portion/100])
-		return n, err
-	}
-	if err != nil {
-		return 0, err
-	}
-	return f.appendFile.Write(b)
-}
-
-func (f *crashFile) Truncate(size int64) error {
-	if _, err := f.fs.step(); err != nil {
-		return err
-	}
-	return f.appendFile.Truncate(size)
-}
-
-func (f *crashFile) Sync() error {
-	if _, err := f.fs.step(); err != nil {
-		return err
-	}
-	return nil // the kernel outlives the process
-}
 
 var testRef = provider.ContainerRef{PodUID: "uid-1", Container: "main", ID: "main-0"}
 
@@ -159,62 +72,63 @@ func contents(t *testing.T, s *Store, opts ReadOptions) string {
 	return out.String()
 }
 
-// TestEveryRecordOnceAfterAnyCrash kills the process at each of its changes to the
-// disk, once, and again in the recovery from it.
+// TestEveryRecordOnceAfterAnyCrash: the process, or the host, crashes at each change to the
+// disk, and again a little later in what follows: every record is in the log once.
 func TestEveryRecordOnceAfterAnyCrash(t *testing.T) {
-	records := testRecords(45)
+	records := testRecords(30)
 	want := plain(records)
-	for _, maxFiles := range []int{100, 2} {
-		for _, portion := range []int{0, 55, 100} {
-			if maxFiles == 2 && portion != 55 {
-				continue // the deletions are what is new
-			}
-			for n, done := 0, false; !done; n++ {
-				dir := t.TempDir()
+	for maxFiles, modes := range map[int][]durabletest.Mode{
+		100: {durabletest.Crash, durabletest.CrashLosingData, durabletest.CrashLosingAll},
+		2:   {durabletest.Crash}, // the deletions are what is new
+	} {
+		t.Run(fmt.Sprint(maxFiles), func(t *testing.T) {
+			t.Parallel()
+			durabletest.Every(t, modes, 30, func(t *testing.T, disk *durabletest.FS, dir string) {
 				now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-				opts := Options{MaxFileBytes: 900, MaxFiles: maxFiles, now: func() time.Time { return now }}
+				opts := Options{MaxFileBytes: 900, MaxFiles: maxFiles, FS: disk, now: func() time.Time { return now }}
 				path, err := New(dir, opts).path(testRef)
 				if err != nil {
 					t.Fatal(err)
 				}
-				for round := range 4 { // killed at n, then again a little later each time
-					fs := &crashFS{left: n + 3*round, portion: portion}
-					opts.fs = fs
-					err := feed(New(dir, opts).newLogFile(path), records)
-					if err != nil && !errors.Is(err, errCrash) {
-						t.Fatalf("killed at %d: %v", n, err)
+				for round := range 3 {
+					if err := feed(New(dir, opts).newLogFile(path), records); err != nil && !errors.Is(err, durabletest.ErrCrashed) {
+						t.Fatal(err)
 					}
-					done = done || round == 0 && !fs.dead
+					disk.Restart(t)
+					disk = durabletest.New(t, durable.Host, dir, durabletest.Fault{At: 4 + 3*round, Mode: durabletest.Crashes[round]})
+					opts.FS = disk
 				}
-				opts.fs = nil
+				disk.Heal()
 				s := New(dir, opts)
 				if err := feed(s.newLogFile(path), records); err != nil {
-					t.Fatalf("killed at change %d, portion %d: go on: %v", n, portion, err)
+					t.Fatalf("go on: %v", err)
 				}
 				got := contents(t, s, ReadOptions{})
 				if maxFiles == 100 && got != want {
-					t.Fatalf("killed at change %d, portion %d: log is\n%s\nwant\n%s", n, portion, got, want)
+					t.Fatalf("log is\n%s\nwant\n%s", got, want)
 				}
 				if !strings.HasSuffix(want, got) || len(got) < 200 {
-					t.Fatalf("killed at change %d, portion %d, %d files: log is\n%s\nwant the end of\n%s", n, portion, maxFiles, got, want)
+					t.Fatalf("log is\n%s\nwant the end of\n%s", got, want)
 				}
-				if names, err := rotatedFiles(s.newLogFile(path).dir, "0.log"); err != nil || len(names) > maxFiles-1 {
-					t.Fatalf("killed at change %d: rotated files %q, %v", n, names, err)
+				l := s.newLogFile(path)
+				if names, err := rotatedFiles(l.dir, "0.log"); err != nil || len(names) > maxFiles-1 {
+					t.Fatalf("rotated files %q, %v", names, err)
 				}
-			}
-		}
+				left, err := filepath.Glob(filepath.Join(l.dir, durable.TempPrefix+"*"))
+				if err != nil || len(left) != 0 {
+					t.Fatalf("left %q, %v", left, err)
+				}
+			})
+		})
 	}
 }
 
-// TestLogGoesOnAfterFault makes each change fail once without a crash: the same log
-// is opened again and misses nothing, and a reader that was there all the time sees
-// every line once.
+// TestLogGoesOnAfterFault makes each change fail without a crash: the same log is opened
+// again and misses nothing, and a reader that was there all the time sees every line once.
 func TestLogGoesOnAfterFault(t *testing.T) {
-	records := testRecords(60)
-	for n := range 60 {
-		dir := t.TempDir()
-		fs := &crashFS{left: n, portion: 30}
-		s := New(dir, Options{MaxFileBytes: 900, MaxFiles: 100, fs: fs})
+	records := testRecords(40)
+	durabletest.Every(t, []durabletest.Mode{durabletest.EIO, durabletest.Full}, 40, func(t *testing.T, disk *durabletest.FS, dir string) {
+		s := New(dir, Options{MaxFileBytes: 900, MaxFiles: 100, FS: disk})
 		path, err := s.path(testRef)
 		if err != nil {
 			t.Fatal(err)
@@ -224,19 +138,22 @@ func TestLogGoesOnAfterFault(t *testing.T) {
 			t.Fatal(err)
 		}
 		for l.open() != nil {
-			fs.dead, fs.left = false, 1000
+			disk.Heal()
 		}
 		var out bytes.Buffer
 		followed := make(chan error)
 		go func() { followed <- s.Read(t.Context(), testRef, ReadOptions{Follow: true}, &out) }()
 		for err := feed(l, records); err != nil; err = feed(l, records) {
-			fs.dead, fs.left = false, 1000
+			if !s.Blocked(testRef) {
+				t.Errorf("nothing is said of %v", err)
+			}
+			disk.Heal()
 		}
 		if err := <-followed; err != nil {
 			t.Fatal(err)
 		}
 		if got := out.String(); got != plain(records) {
-			t.Fatalf("fault at change %d: followed\n%s", n, got)
+			t.Fatalf("followed\n%s", got)
 		}
-	}
+	})
 }

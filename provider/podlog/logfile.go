@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
@@ -24,6 +25,9 @@ const rotatedFormat = "20060102-150405"
 
 // maxBatchBytes bounds the memory that formatting a guest's records takes.
 const maxBatchBytes = 256 << 10
+
+// appending is how the current file is opened.
+const appending = os.O_APPEND | os.O_CREATE | os.O_WRONLY
 
 // position is the content of <attempt>.pos. It is written when a file begins, and
 // never between: what is in the file itself is counted.
@@ -55,10 +59,11 @@ type position struct {
 //     is absent, hence empty, and Base is right. Rotated cannot be missing because
 //     (5) deleted it: the newest rotated file is never deleted.
 //
-// A record is acknowledged to the guest after a sync only. A sync that fails, like
-// any other fault, makes the log be opened anew, by the same rules.
+// A record is acknowledged to the guest after a sync only, of the file and, once after
+// each open, of the names above it: a guest forgets what was acknowledged. A sync that
+// fails, like any other fault, makes the log be opened anew, by the same rules.
 type logFile struct {
-	fs       fileSystem
+	fs       durable.FS
 	now      func() time.Time
 	dir      string // of the container
 	name     string // of the current file
@@ -66,13 +71,15 @@ type logFile struct {
 	maxFiles int
 
 	mu        sync.Mutex
-	file      appendFile    // guarded by mu; nil when broken or closed
+	file      durable.File  // guarded by mu; nil when broken or closed
+	named     bool          // guarded by mu; the names of the file and its directories survive the host
 	seq       uint64        // guarded by mu; records in the log
 	size      int64         // guarded by mu; bytes of whole lines in the current file
 	currentID int           // guarded by mu; counts rotations: tells readers where they are
 	rotated   []string      // guarded by mu; oldest first; the last has number currentID-1
 	ready     bool          // guarded by mu; open succeeded once, so the fields above are true
 	ended     bool          // guarded by mu; nothing more will come
+	blocked   bool          // guarded by mu; the disk failed, and has taken nothing since
 	changed   chan struct{} // guarded by mu; closed when anything above changes
 }
 
@@ -81,12 +88,22 @@ type logFile struct {
 func (l *logFile) open() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	err := l.reopen()
+	l.blocked = l.blocked || err != nil
+	return err
+}
+
+func (l *logFile) reopen() error { // l.mu is held
 	if l.file != nil {
 		l.file.Close() // what it has to say was said by the error that led here
 		l.file = nil
 	}
-	if err := l.fs.MkdirAll(l.dir); err != nil {
+	l.named = false
+	if err := durable.MakeDir(l.fs, l.dir, durable.Unsynced); err != nil {
 		return fmt.Errorf("make log directory: %w", err)
+	}
+	if err := durable.Sweep(l.fs, l.dir); err != nil {
+		return fmt.Errorf("sweep log directory: %w", err)
 	}
 	pos, err := l.readPosition()
 	if err != nil {
@@ -111,7 +128,7 @@ func (l *logFile) open() error {
 	if err != nil {
 		return err
 	}
-	file, err := l.fs.OpenAppend(l.current())
+	file, err := l.fs.OpenFile(l.current(), appending)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
@@ -142,6 +159,12 @@ func (l *logFile) isReady() bool {
 	return l.ready
 }
 
+func (l *logFile) isBlocked() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.blocked
+}
+
 // append writes records to the log, all of them or, with an error, the first few.
 // An error that wraps ErrGuestOutput leaves the log as good as it was; after any
 // other the log must be opened again.
@@ -163,6 +186,7 @@ func (l *logFile) append(records []*agentv1.OutputRecord) error {
 		}
 		l.size += int64(len(buf))
 		l.seq += count
+		l.blocked = false
 		buf, count = buf[:0], 0
 		return nil
 	}
@@ -209,6 +233,17 @@ func (l *logFile) sync() (uint64, error) {
 	if err := l.file.Sync(); err != nil {
 		return 0, l.broken(fmt.Errorf("sync log: %w", err))
 	}
+	if !l.named {
+		// <pod UID>/logs/<container>: the record of the pod has synced the name of the first.
+		logs := filepath.Dir(l.dir)
+		for _, dir := range []string{l.dir, logs, filepath.Dir(logs)} {
+			if err := l.fs.SyncDir(dir); err != nil {
+				return 0, l.broken(fmt.Errorf("sync log directory: %w", err))
+			}
+		}
+		l.named = true
+	}
+	l.blocked = false
 	return l.seq, nil
 }
 
@@ -257,7 +292,7 @@ func (l *logFile) rotate() error { // l.mu is held
 	l.currentID++
 	l.size = 0
 	l.announce()
-	file, err := l.fs.OpenAppend(l.current())
+	file, err := l.fs.OpenFile(l.current(), appending)
 	if err != nil {
 		return fmt.Errorf("open log after rotation: %w", err)
 	}
@@ -271,7 +306,7 @@ func (l *logFile) rotate() error { // l.mu is held
 // prune deletes the oldest rotated files beyond the limit.
 func (l *logFile) prune() error { // l.mu is held
 	for len(l.rotated) > l.maxFiles-1 {
-		if err := l.fs.Remove(filepath.Join(l.dir, l.rotated[0])); err != nil {
+		if err := l.fs.RemoveAll(filepath.Join(l.dir, l.rotated[0])); err != nil {
 			return fmt.Errorf("delete rotated log: %w", err)
 		}
 		l.rotated = l.rotated[1:]
@@ -282,6 +317,7 @@ func (l *logFile) prune() error { // l.mu is held
 // broken closes the file after an error, so that nothing is appended to what may
 // end in a torn line before open has looked at it.
 func (l *logFile) broken(err error) error { // l.mu is held
+	l.blocked = true
 	if l.file != nil {
 		l.file.Close()
 		l.file = nil
@@ -315,7 +351,7 @@ func (l *logFile) rotatedName() string { // l.mu is held
 }
 
 func (l *logFile) readPosition() (position, error) {
-	data, err := readBounded(l.positionPath(), 4<<10)
+	data, err := durable.ReadFile(l.fs, l.positionPath(), 4<<10)
 	if errors.Is(err, os.ErrNotExist) {
 		return position{}, nil
 	}
@@ -337,26 +373,8 @@ func (l *logFile) writePosition(pos position) error {
 	if err != nil {
 		return fmt.Errorf("write log position: %w", err)
 	}
-	tmp := l.positionPath() + ".tmp"
-	if err := l.fs.Remove(tmp); err != nil {
+	if err := durable.Replace(l.fs, l.positionPath(), data, durable.Synced); err != nil {
 		return fmt.Errorf("write log position: %w", err)
-	}
-	f, err := l.fs.OpenAppend(tmp)
-	if err != nil {
-		return fmt.Errorf("write log position: %w", err)
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("write log position: %w", err)
-	}
-	if err := l.fs.Rename(tmp, l.positionPath()); err != nil {
-		return fmt.Errorf("write log position: %w", err)
-	}
-	if err := l.fs.SyncDir(l.dir); err != nil {
-		return fmt.Errorf("sync log directory: %w", err)
 	}
 	return nil
 }
@@ -411,20 +429,4 @@ func countLines(path string) (lines uint64, size int64, torn bool, err error) {
 			return 0, 0, false, fmt.Errorf("count log lines: %w", err)
 		}
 	}
-}
-
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(filepath.Clean(path))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%q has over %d bytes", path, limit)
-	}
-	return data, nil
 }

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vk-firkin/vk-firkin/provider"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
 // ErrNoLog means that there is no log of this attempt, not even an empty one.
@@ -37,7 +38,9 @@ type Options struct {
 	// Logger is told of connections and disks that fail; nil means silence.
 	Logger *slog.Logger
 
-	fs  fileSystem       // tests end the process in it
+	// FS is the disk that the logs are on; nil is the host's.
+	FS durable.FS
+
 	now func() time.Time // tests of rotation
 }
 
@@ -70,13 +73,26 @@ func New(dir string, opts Options) *Store {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	if opts.fs == nil {
-		opts.fs = hostFS{}
+	if opts.FS == nil {
+		opts.FS = durable.Host
 	}
 	if opts.now == nil {
 		opts.now = time.Now
 	}
 	return &Store{dir: dir, opts: opts, live: map[string]*logFile{}}
+}
+
+// Blocked tells whether it is the disk, and not the guest, that keeps the output of an
+// attempt from being copied now.
+func (s *Store) Blocked(c provider.ContainerRef) bool {
+	path, err := s.path(c)
+	if err != nil {
+		return false
+	}
+	s.mu.Lock()
+	l := s.live[path]
+	s.mu.Unlock()
+	return l != nil && l.isBlocked()
 }
 
 // Exists tells whether there is a log of this attempt, which may be empty.
@@ -110,8 +126,8 @@ func (s *Store) RemoveAttempt(c provider.ContainerRef) error {
 	pos := strings.TrimSuffix(name, ".log") + ".pos"
 	// The position goes last: without it, what a crash leaves would be counted wrong.
 	var errs []error
-	for _, n := range append(names, name, pos+".tmp", pos) {
-		if err := s.opts.fs.Remove(filepath.Join(dir, n)); err != nil {
+	for _, n := range append(names, name, pos) {
+		if err := s.opts.FS.RemoveAll(filepath.Join(dir, n)); err != nil {
 			errs = append(errs, fmt.Errorf("delete log: %w", err))
 		}
 	}
@@ -151,7 +167,7 @@ func (s *Store) RemovePod(uid types.UID) error {
 	if !isName(string(uid)) {
 		return fmt.Errorf("delete logs of pod: %q is not a pod UID", uid)
 	}
-	if err := os.RemoveAll(filepath.Join(s.dir, string(uid), "logs")); err != nil {
+	if err := s.opts.FS.RemoveAll(filepath.Join(s.dir, string(uid), "logs")); err != nil {
 		return fmt.Errorf("delete logs of pod: %w", err)
 	}
 	return nil
@@ -173,7 +189,7 @@ func isName(s string) bool {
 
 func (s *Store) newLogFile(path string) *logFile {
 	return &logFile{
-		fs: s.opts.fs, now: s.opts.now, dir: filepath.Dir(path), name: filepath.Base(path),
+		fs: s.opts.FS, now: s.opts.now, dir: filepath.Dir(path), name: filepath.Base(path),
 		maxBytes: s.opts.MaxFileBytes, maxFiles: s.opts.MaxFiles, changed: make(chan struct{}),
 	}
 }

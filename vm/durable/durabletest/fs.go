@@ -84,6 +84,7 @@ type FS struct {
 	ops      []string
 	hit      string // what the fault did
 	dead     bool
+	died     chan struct{} // closed with dead
 	full     bool
 	stalled  chan struct{} // closed when the operation has come
 	released chan struct{}
@@ -97,7 +98,7 @@ func New(t testing.TB, inner durable.FS, root string, fault Fault) *FS {
 	t.Helper()
 	f := &FS{
 		inner: inner, root: root, stash: t.TempDir(), fault: fault,
-		stalled: make(chan struct{}), released: make(chan struct{}),
+		stalled: make(chan struct{}), released: make(chan struct{}), died: make(chan struct{}),
 	}
 	f.history = history{inner: inner, stash: f.stash}
 	return f
@@ -118,6 +119,17 @@ func (f *FS) Dead() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.dead
+}
+
+// Died is closed when the process dies.
+func (f *FS) Died() <-chan struct{} { return f.died }
+
+// die ends the process. f.mu is held.
+func (f *FS) die() {
+	if !f.dead {
+		f.dead = true
+		close(f.died)
+	}
 }
 
 // At names the operation at which the fault happened; empty when it has not.
@@ -158,7 +170,7 @@ func (f *FS) Restart(t testing.TB) {
 	if !f.fault.Mode.crash() {
 		return
 	}
-	f.dead = true
+	f.die()
 	if err := f.history.lose(f.fault.Mode); err != nil {
 		t.Fatalf("lose what a crash loses: %v", err)
 	}
@@ -202,7 +214,7 @@ func (f *FS) begin(k kind, op string, paths ...string) (half bool, err error) {
 		f.hit = fmt.Sprintf("%v (%s)", f.fault, op)
 		switch m := f.fault.Mode; {
 		case m.crash():
-			f.dead = true
+			f.die()
 			return true, failed(ErrCrashed)
 		case m == Stall:
 			close(f.stalled)

@@ -56,13 +56,14 @@ type containers struct {
 	mu       sync.Mutex
 	pod      *Pod                  // guarded by mu, like all below; nil until SetupPod
 	table    map[string]*container // nil value: being created
+	creating map[string]*creation  // those that are
 	watchers map[*watcher]struct{}
 }
 
 var _ agentv1connect.ContainerServiceHandler = (*containers)(nil)
 
 func newContainers(o containersOptions) *containers {
-	return &containers{containersOptions: o, attachments: newCalls("attachments", maxAttachments), table: map[string]*container{}, watchers: map[*watcher]struct{}{}}
+	return &containers{containersOptions: o, attachments: newCalls("attachments", maxAttachments), table: map[string]*container{}, creating: map[string]*creation{}, watchers: map[*watcher]struct{}{}}
 }
 
 // watcher is one WatchContainers call: the ids whose status it has yet to send. It
@@ -108,6 +109,12 @@ func (cs *containers) get(id string) (*container, error) {
 	return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("container %q does not exist", id))
 }
 
+// creation is a container that is being created.
+type creation struct {
+	done chan struct{} // closed when err is set
+	err  error
+}
+
 // CreateContainer implements agentv1connect.ContainerServiceHandler, like the methods below.
 func (cs *containers) CreateContainer(ctx context.Context, req *connect.Request[agentv1.CreateContainerRequest]) (*connect.Response[agentv1.CreateContainerResponse], error) {
 	spec, err := containerSpec(req.Msg)
@@ -117,7 +124,9 @@ func (cs *containers) CreateContainer(ctx context.Context, req *connect.Request[
 	id := spec.ID
 	cs.mu.Lock()
 	_, taken := cs.table[id]
+	under := cs.creating[id]
 	switch {
+	case under != nil:
 	case cs.pod == nil:
 		err = connect.NewError(connect.CodeFailedPrecondition, errors.New("the pod is not set up"))
 	case taken:
@@ -126,9 +135,21 @@ func (cs *containers) CreateContainer(ctx context.Context, req *connect.Request[
 		err = connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("the machine has %d containers", len(cs.table)))
 	default:
 		cs.table[id] = nil
+		cs.creating[id] = &creation{done: make(chan struct{})}
 		spec.Pod = *cs.pod
 	}
 	cs.mu.Unlock()
+	if under != nil { // for a host that is gone, and asks again
+		select {
+		case <-under.done:
+			if under.err != nil {
+				return nil, under.err
+			}
+			return connect.NewResponse(&agentv1.CreateContainerResponse{}), nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -140,6 +161,10 @@ func (cs *containers) CreateContainer(ctx context.Context, req *connect.Request[
 	} else {
 		cs.table[id] = c
 	}
+	under = cs.creating[id]
+	delete(cs.creating, id)
+	under.err = err
+	close(under.done)
 	cs.mu.Unlock()
 	if err != nil {
 		return nil, err

@@ -181,6 +181,12 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 		MaxUploadBufferPerConnection: windowPerConn,
 		MaxUploadBufferPerStream:     windowPerStream,
 	}
+	// With channels of its own: one that servers share is of the bubble of the first test that had it.
+	err := http2.ConfigureServer(new(http.Server), h2)
+	if err != nil {
+		s.log.Error("Serving a host failed", "error", err)
+		return
+	}
 	talk, err := guest.Answer(conn)
 	for err == nil {
 		s.log.Info("Host connected")

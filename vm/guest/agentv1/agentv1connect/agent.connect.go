@@ -419,7 +419,8 @@ type ContainerServiceClient interface {
 	// 8 wait: resource_exhausted. Errors are otherwise those of CreateContainer.
 	PrepareContainer(context.Context, *connect.Request[agentv1.PrepareContainerRequest]) (*connect.Response[agentv1.PrepareContainerResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
-	// process, stopped before the user's program. already_exists if the id is taken;
+	// process, stopped before the user's program. Of an id that is being created it waits
+	// for that, and has its result; already_exists if the id is taken;
 	// invalid_argument names the field; not_found a volume or a layer; failed_precondition
 	// for a user that the image does not have, for a slot without an image, for a layer
 	// that another container keeps from it, and before SetupPod. A program that cannot be executed is reported by StartContainer.
@@ -633,7 +634,8 @@ type ContainerServiceHandler interface {
 	// 8 wait: resource_exhausted. Errors are otherwise those of CreateContainer.
 	PrepareContainer(context.Context, *connect.Request[agentv1.PrepareContainerRequest]) (*connect.Response[agentv1.PrepareContainerResponse], error)
 	// CreateContainer mounts the root file system and creates the container's
-	// process, stopped before the user's program. already_exists if the id is taken;
+	// process, stopped before the user's program. Of an id that is being created it waits
+	// for that, and has its result; already_exists if the id is taken;
 	// invalid_argument names the field; not_found a volume or a layer; failed_precondition
 	// for a user that the image does not have, for a slot without an image, for a layer
 	// that another container keeps from it, and before SetupPod. A program that cannot be executed is reported by StartContainer.
