@@ -96,6 +96,15 @@ func drainedOrLate(c *containerState, now time.Time) bool {
 	return c.drained || !now.Before(c.drainBy)
 }
 
+// awaitRoom gives the output of a run that has ended more time while it is kept from the
+// host's disk by nothing but a want of room: it is safe in the machine, and only there. A pod
+// that is brought down has no more than its own time all the same.
+func awaitRoom(c *containerState, now time.Time, noRoom func() bool) {
+	if c.step == containerExited && !c.drained && !now.Before(c.drainBy) && noRoom() {
+		c.drainBy = now.Add(drainWait)
+	}
+}
+
 func decideSync(s *state, now time.Time, d *decision) {
 	// 1. A machine that is lost goes before anything else is done for the pod.
 	if s.machine.lost != nil {

@@ -258,3 +258,25 @@ func TestReadinessGate(t *testing.T) {
 		}
 	}
 }
+
+// The output of a run that has ended is waited for as long as only a full disk keeps it from
+// the host, and else for a bounded time.
+func TestAwaitRoom(t *testing.T) {
+	due := t0.Add(drainWait)
+	for name, tt := range map[string]struct {
+		c      containerState
+		now    time.Time
+		noRoom bool
+		want   time.Time
+	}{
+		"no room, and time is up":    {containerState{step: containerExited, drainBy: due}, due, true, due.Add(drainWait)},
+		"no room, and there is time": {containerState{step: containerExited, drainBy: due}, t0, true, due},
+		"room, and time is up":       {containerState{step: containerExited, drainBy: due}, due, false, due},
+		"all of it is there":         {containerState{step: containerExited, drained: true, drainBy: due}, due, true, due},
+		"it still runs":              {containerState{step: containerRunning, drainBy: due}, due, true, due},
+	} {
+		if awaitRoom(&tt.c, tt.now, func() bool { return tt.noRoom }); !tt.c.drainBy.Equal(tt.want) {
+			t.Errorf("%s: until %v, want %v", name, tt.c.drainBy, tt.want)
+		}
+	}
+}

@@ -248,6 +248,9 @@ type Logs interface {
 	// all of its output is on disk, and ctx's error when ctx ends. ErrNotFound: the
 	// machine does not have the container; all others may be tried again.
 	Copy(ctx context.Context, c ContainerRef, dial Dial) error
+	// NoRoom tells whether a Copy of it is under way and the last that it could not do was to
+	// write, for want of room on the host's disk.
+	NoRoom(c ContainerRef) bool
 	// Tail returns the end of what is on disk of the container's output: at most so many
 	// lines and bytes, both streams as the container wrote them. Nothing when there is none.
 	Tail(ctx context.Context, c ContainerRef, lines int64, bytes int) ([]byte, error)

@@ -261,6 +261,9 @@ func (w *worker) step(ctx context.Context) decision {
 				s.machine.passed, w.dirty = n, true
 			}
 		}
+		for _, c := range w.s.containers {
+			awaitRoom(c, now, func() bool { return w.env.logs.NoRoom(w.ref(c)) })
+		}
 		d := decide(&w.s, now)
 		if w.adopting && (!w.s.machine.adopt || w.s.machine.lost != nil) {
 			w.adopting = false

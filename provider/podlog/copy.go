@@ -50,11 +50,11 @@ func (s *Store) Copy(ctx context.Context, c provider.ContainerRef, dial provider
 		return err
 	}
 	defer s.finish(path)
-	err = s.copy(ctx, log, c, dial)
+	err = s.copy(ctx, path, log, c, dial)
 	return errors.Join(err, log.end())
 }
 
-func (s *Store) copy(ctx context.Context, log *logFile, c provider.ContainerRef, dial provider.Dial) error {
+func (s *Store) copy(ctx context.Context, path string, log *logFile, c provider.ContainerRef, dial provider.Dial) error {
 	logger := s.opts.Logger.With("podUID", c.PodUID, "container", c.Container, "attempt", c.Attempt)
 	backoff := firstBackoff
 	for {
@@ -73,6 +73,7 @@ func (s *Store) copy(ctx context.Context, log *logFile, c provider.ContainerRef,
 		if log.last() > before {
 			backoff = firstBackoff
 		}
+		s.interrupted(path, err)
 		logger.Warn("Copying of container output interrupted", "error", err, "retryAfter", backoff)
 		timer := time.NewTimer(backoff)
 		select {

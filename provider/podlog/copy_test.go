@@ -9,7 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
+	"os"
+	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -272,5 +275,31 @@ func TestCopyDialsAgain(t *testing.T) {
 	}
 	if got := readAll(t, s); got != "a\n" {
 		t.Fatalf("got %q", got)
+	}
+}
+
+// What a copy waits for is known while it waits, and not longer.
+func TestCopyWaitsForRoom(t *testing.T) {
+	guest := newSpool()
+	guest.print("a")
+	guest.exited = true
+	working := guest.dialer(t)
+	s := podlog.New(t.TempDir(), podlog.Options{})
+	var seen []bool
+	dial := func(ctx context.Context) (*provider.Guest, error) {
+		switch seen = append(seen, s.NoRoom(ref)); len(seen) {
+		case 1:
+			return nil, fmt.Errorf("append to log: %w", &os.PathError{Op: "write", Path: "0.log", Err: syscall.ENOSPC})
+		case 2:
+			return nil, errors.New("connection lost")
+		default:
+			return working(ctx)
+		}
+	}
+	if err := s.Copy(t.Context(), ref, dial); err != nil {
+		t.Fatal(err)
+	}
+	if seen = append(seen, s.NoRoom(ref)); !slices.Equal(seen, []bool{false, true, false, false}) {
+		t.Errorf("waits for room: %v", seen)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -49,6 +50,7 @@ type Store struct {
 
 	mu   sync.Mutex
 	live map[string]*logFile // guarded by mu; logs with a Copy under way, by path of the current file
+	full map[string]bool     // guarded by mu; of those, the ones that wait for room
 }
 
 var _ provider.Logs = (*Store)(nil)
@@ -76,7 +78,7 @@ func New(dir string, opts Options) *Store {
 	if opts.now == nil {
 		opts.now = time.Now
 	}
-	return &Store{dir: dir, opts: opts, live: map[string]*logFile{}}
+	return &Store{dir: dir, opts: opts, live: map[string]*logFile{}, full: map[string]bool{}}
 }
 
 // Exists tells whether there is a log of this attempt, which may be empty.
@@ -193,6 +195,22 @@ func (s *Store) finish(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.live, path)
+	delete(s.full, path)
+}
+
+// NoRoom is part of provider.Logs.
+func (s *Store) NoRoom(c provider.ContainerRef) bool {
+	path, err := s.path(c)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return err == nil && s.full[path]
+}
+
+// interrupted notes what a Copy waits for.
+func (s *Store) interrupted(path string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full[path] = errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // liveLog is the log that is being written there, nil when there is none.
