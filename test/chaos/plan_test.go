@@ -207,5 +207,5 @@ func TestShortPlanHasEveryKind(t *testing.T) {
 
 const (
 	shortPlan        = 60
-	startsAlone Kind = "node starts without an API server"
+	startsAlone = "node starts without an API server"
 )
