@@ -206,6 +206,6 @@ func TestShortPlanHasEveryKind(t *testing.T) {
 }
 
 const (
-	shortPlan        = 60
+	shortPlan   = 60
 	startsAlone = "node starts without an API server"
 )
