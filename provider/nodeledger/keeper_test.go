@@ -401,3 +401,34 @@ func TestTemplates(t *testing.T) {
 		}
 	})
 }
+
+// A server that has just started refuses what it allows until it has read its roles: nobody is
+// told to mend them for that, but for a server that goes on refusing.
+func TestRefusedWatch(t *testing.T) {
+	const hint = "This node may not watch"
+	play(t, newMemory(), func(sc *scene) {
+		refuse := func() {
+			sc.m.setFault(func(call string) error {
+				if strings.HasPrefix(call, "list ") || strings.HasPrefix(call, "watch ") {
+					return apierrors.NewForbidden(schema.GroupResource{Resource: "nodeledgers"}, node, errors.New("the roles are not read yet"))
+				}
+				return nil
+			})
+			sc.m.breakWatches()
+		}
+		for range 3 { // restarts of the server, far apart: they are no series
+			refuse()
+			sc.wait(10 * time.Second)
+			sc.m.setFault(nil)
+			sc.wait(10 * time.Minute)
+		}
+		if n := sc.l.count(hint); n != 0 {
+			t.Fatalf("the hint was given %d times", n)
+		}
+		refuse()
+		sc.wait(5 * time.Minute)
+		if n := sc.l.count(hint); n != 2 {
+			t.Errorf("the hint was given %d times, want once for each of the two resources", n)
+		}
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -61,10 +62,10 @@ func (k *Keeper) watchTemplates(ctx context.Context) {
 // time after a longer pause, up to half a minute.
 func (k *Keeper) watch(ctx context.Context, what string, lw cache.ListerWatcher, of runtime.Object, handler cache.ResourceEventHandler, listed func()) {
 	informer := cache.NewSharedIndexInformer(lw, of, 0, cache.Indexers{})
-	said := ""
+	var f watchFailures
 	err := errors.Join(
 		informer.SetTransform(slim),
-		informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) { said = k.watchFailed(ctx, what, said, err) }),
+		informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) { k.watchFailed(ctx, what, &f, err) }),
 	)
 	registration, aerr := informer.AddEventHandler(handler)
 	if err = errors.Join(err, aerr); err != nil { // only of an informer that runs already
@@ -83,13 +84,41 @@ func (k *Keeper) watch(ctx context.Context, what string, lw cache.ListerWatcher,
 	<-stopped
 }
 
-// watchFailed says once what is wrong. It returns what was said.
-func (k *Keeper) watchFailed(ctx context.Context, what, said string, err error) string {
+const (
+	// refusedFor is how long an API server must have refused a watch until the node believes
+	// it: one that has just started refuses what it allows, until it has read its roles.
+	refusedFor = 30 * time.Second
+	// refusedApart is what may lie between two refusals of one series: client-go pauses for
+	// 30 s at most, and a minute when it adds a jitter.
+	refusedApart = 90 * time.Second
+)
+
+// watchFailures is what was said of one watch.
+type watchFailures struct {
+	said string
+	// Of the series of refusals that goes on, if one does.
+	refusedFirst, refusedLast time.Time
+}
+
+// refused counts a refusal, and tells whether it is to be believed. Pure but for f.
+func (f *watchFailures) refused(now time.Time) bool {
+	if now.Sub(f.refusedLast) > refusedApart {
+		f.refusedFirst = now
+	}
+	f.refusedLast = now
+	return now.Sub(f.refusedFirst) >= refusedFor
+}
+
+// watchFailed says once what is wrong.
+func (k *Keeper) watchFailed(ctx context.Context, what string, f *watchFailures, err error) {
 	reason := cmp.Or(string(apierrors.ReasonForError(err)), "Unknown")
 	switch {
 	case ctx.Err() != nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
-		return said // watches end, and are begun anew
-	case said == reason:
+		return // watches end, and are begun anew
+	case apierrors.IsForbidden(err) && !f.refused(time.Now()):
+		k.log.Debug("Watch was refused, which a server that has just started may do", "resource", what, "err", err)
+		return
+	case f.said == reason:
 		k.log.Debug("Still cannot watch", "resource", what, "err", err)
 	case apierrors.IsNotFound(err):
 		k.log.Warn("The cluster does not have vk-firkin's CRDs: this node has no warm pools and no templates until they are installed", "resource", what)
@@ -98,7 +127,7 @@ func (k *Keeper) watchFailed(ctx context.Context, what, said string, err error) 
 	default:
 		k.log.Warn("Cannot watch, trying again; what is known stays in force", "resource", what, "err", err)
 	}
-	return reason
+	f.said = reason
 }
 
 // slim drops what the node does not read.

@@ -7,6 +7,7 @@ package chaos
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
@@ -39,20 +41,23 @@ var invariants = []invariant{
 	{"machines are the pods' and the pools', and the ledger says so", (*world).machinesAccounted},
 	{"the ledger's capacity is what it was, and adds up", (*world).capacityKept},
 	{"the node keeps nothing of what is gone", (*world).nothingLeft},
-	{"nothing was quarantined that no kill explains", (*world).quarantineExplained},
-	{"no pod that is not restarted was started twice", (*world).startedOnce},
+	{"no process, file or descriptor is left of what is gone", (*world).nothingHeld},
+	{"what is in quarantine is there for something that was done to it", (*world).quarantineExplained},
+	{"no machine was restored from a snapshot that was damaged", (*world).damageUnused},
+	{"no pod was started more often than it was restarted, or twice at once", (*world).startedOnce},
 	{"no run started twice, and no line of output is lost or told twice", (*world).logsWhole},
-	{"every snapshot is whole", (*world).snapshotsVerify},
+	{"every snapshot that was not damaged is whole", (*world).snapshotsVerify},
 }
 
 // cheap is how many of the invariants are asked again and again while all settles.
-const cheap = 5
+const cheap = 6
 
 // rest waits until every invariant holds, and fails with those that do not in time. Everything
 // must be up.
 func (w *world) rest(t *testing.T) {
 	t.Helper()
 	w.rests++
+	w.did[Rest]++
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), upTime)
 	err := w.node.WaitReady(ctx)
@@ -104,14 +109,14 @@ func (w *world) podsExplained(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("pod %s was made by nobody", p.Name))
 			continue
 		}
-		if err := judgePod(&p, b, w.lostMachine(ctx, &p)); err != nil {
+		if err := judgePod(&p, b, fate{killed: w.lostMachine(ctx, &p), pressed: pressedSince(w.full, p.CreationTimestamp.Time)}); err != nil {
 			errs = append(errs, fmt.Errorf("pod %s (%s) %w", p.Name, b.program, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// lostMachine tells whether a machine of the pod was killed: by the node's records at that
+// lostMachine tells whether a machine of the pod was harmed: by the node's records at that
 // time, or by the event that tells which machine it got.
 func (w *world) lostMachine(ctx context.Context, p *corev1.Pod) bool {
 	w.bereave()
@@ -244,8 +249,10 @@ func (w *world) nothingLeft(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("%s: of a machine that is gone", rel))
 		case d.Type()&fs.ModeSocket != 0 && part[0] != "machines" && rel != "node.sock": // which `vk-firkin gc` asks
 			errs = append(errs, fmt.Errorf("%s: a socket of no machine", rel))
-		case part[0] == "snapshots" && len(part) == 2 && strings.HasPrefix(part[1], ".building"):
-			errs = append(errs, fmt.Errorf("%s: a build that nobody goes on with", rel))
+		case part[0] == "snapshots" && len(part) == 4 && part[1] == ".refs" && !slices.Contains(machines, part[3]):
+			errs = append(errs, fmt.Errorf("%s: of a machine that is gone", rel))
+		case part[0] == "snapshots" && len(part) == 2 && (strings.HasPrefix(part[1], ".building") || strings.HasPrefix(part[1], ".removing")):
+			errs = append(errs, fmt.Errorf("%s: a build or a removal that nobody goes on with", rel))
 		case part[0] != "machines" && strings.Contains(d.Name(), ".tmp"):
 			errs = append(errs, fmt.Errorf("%s: a write that nobody goes on with", rel))
 		}
@@ -261,30 +268,98 @@ func (w *world) nothingLeft(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// quarantineExplained: a machine that is killed while it is restored may cost its snapshot the
-// node's trust, once each.
+// quarantineExplained: a snapshot may be put aside for what was done to it or to its machines, a
+// machine for nothing of what is done here.
 func (w *world) quarantineExplained(context.Context) error {
-	aside, err := filepath.Glob(filepath.Join(w.node.StateDir, "*", ".quarantine", "*"))
+	var errs []error
+	instances := map[string]bool{}
+	for i := range w.damaged {
+		instances[i] = true
+	}
+	sets, err := filepath.Glob(filepath.Join(w.node.StateDir, "snapshots", ".quarantine", "*"))
 	if err != nil {
 		return err
 	}
-	more, err := filepath.Glob(filepath.Join(w.node.StateDir, "quarantine", "*"))
-	if err != nil {
-		return err
+	for _, dir := range sets {
+		data, err := os.ReadFile(filepath.Join(dir, "reason.json"))
+		var a aside
+		if err = errors.Join(err, json.Unmarshal(data, &a)); err != nil {
+			errs = append(errs, fmt.Errorf("%s does not say why it is there: %w", dir, err))
+			continue
+		}
+		var manifest struct {
+			Template *struct{} `json:"template"`
+		}
+		data, err = os.ReadFile(filepath.Join(dir, "manifest.json"))
+		a.base = err == nil && json.Unmarshal(data, &manifest) == nil && manifest.Template == nil
+		errs = append(errs, judgeAside(a, instances, w.blamed))
 	}
-	if aside = append(aside, more...); len(aside) > len(w.killed) {
-		return fmt.Errorf("%d machines were killed, and these are put aside: %v", len(w.killed), aside)
+	machines, err := filepath.Glob(filepath.Join(w.node.StateDir, "quarantine", "*"))
+	for _, path := range machines {
+		data, _ := os.ReadFile(path)
+		errs = append(errs, fmt.Errorf("a machine is in quarantine: %s: %s", filepath.Base(path), data))
 	}
-	return nil
+	return errors.Join(append(errs, err)...)
+}
+
+// damageUnused looks at what machines were restored from, since the damage.
+func (w *world) damageUnused(context.Context) error {
+	var errs []error
+	for instance, d := range w.damaged {
+		refs, err := filepath.Glob(filepath.Join(w.node.StateDir, "snapshots", ".refs", d.key, "*"))
+		errs = append(errs, err)
+		for _, ref := range refs {
+			if content, err := os.ReadFile(ref); err == nil && strings.Contains(string(content), instance) && !slices.Contains(d.machines, ref) {
+				errs = append(errs, fmt.Errorf("machine %s was restored from snapshot %.12s, instance %s", filepath.Base(ref), d.key, instance))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // startedOnce asks who was told by the programs themselves, whatever became of their machine
 // and of its output.
-func (w *world) startedOnce(context.Context) error {
+func (w *world) startedOnce(ctx context.Context) error {
+	pods, err := w.pods(ctx)
+	if err != nil {
+		return err
+	}
 	var errs []error
+	for _, fault := range w.witness.found() {
+		errs = append(errs, errors.New(fault))
+	}
 	for pod, b := range w.born {
 		if n := w.witness.starts(pod); n > 1 && !b.always {
-			errs = append(errs, fmt.Errorf("pod %s was started %d times", pod, n))
+			errs = append(errs, fmt.Errorf("pod %s was started %d times, and its policy is Never", pod, n))
+		}
+	}
+	for _, p := range pods {
+		restarts := 0
+		for _, c := range p.Status.ContainerStatuses {
+			restarts += int(c.RestartCount)
+		}
+		if n := w.witness.starts(p.Name); n > restarts+1 {
+			errs = append(errs, fmt.Errorf("pod %s was started %d times, and says that it was restarted %d times", p.Name, n, restarts))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// filesWhole reads the log files of all runs of a pod that there are, whether its node runs or
+// not.
+func (w *world) filesWhole(pod string, uid types.UID) error {
+	b := w.born[pod]
+	b.newest = w.revisions[b.template]
+	files, err := filepath.Glob(filepath.Join(w.node.StateDir, "pods", string(uid), "logs", "*", "*.log"))
+	errs := []error{err}
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		text, cerr := criText(string(data))
+		if err = errors.Join(err, cerr, judgeLog(text, b, false)); err != nil {
+			errs = append(errs, fmt.Errorf("pod %s (%s), %s: %w", pod, b.program, filepath.Base(path), err))
 		}
 	}
 	return errors.Join(errs...)
@@ -297,6 +372,7 @@ func (w *world) logsWhole(ctx context.Context) error {
 	}
 	var errs []error
 	for _, p := range pods {
+		errs = append(errs, w.filesWhole(p.Name, p.UID))
 		b := w.born[p.Name]
 		b.newest = w.revisions[b.template]
 		if len(p.Status.ContainerStatuses) == 0 {
@@ -319,8 +395,8 @@ func (w *world) logsWhole(ctx context.Context) error {
 				continue
 			}
 			// The last lines of a program that has ended may die with its machine.
-			ended := !previous && (p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed) && !w.lostMachine(ctx, &p)
-			if err := judgeLog(string(log), b, ended); err != nil {
+			whole := !previous && ended(s, b.program) && !w.lostMachine(ctx, &p)
+			if err := judgeLog(string(log), b, whole); err != nil {
 				errs = append(errs, fmt.Errorf("pod %s (%s, previous run %v): %w", p.Name, b.program, previous, err))
 			}
 		}
@@ -328,9 +404,32 @@ func (w *world) logsWhole(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// snapshotsVerify reads those that were not damaged. The node need not have found one that it
+// does not use.
 func (w *world) snapshotsVerify(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin"), "snapshot", "verify", "--state-dir", w.node.StateDir, "--cache-dir", w.node.CacheDir)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	args := []string{"snapshot", "verify", "--state-dir", w.node.StateDir, "--cache-dir", w.node.CacheDir}
+	flags := len(args)
+	manifests, err := filepath.Glob(filepath.Join(w.node.StateDir, "snapshots", "*", "manifest.json"))
+	if err != nil {
+		return err
+	}
+next:
+	for _, path := range manifests {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		for instance := range w.damaged {
+			if strings.Contains(string(data), instance) {
+				continue next
+			}
+		}
+		args = append(args, filepath.Base(filepath.Dir(path)))
+	}
+	if len(args) == flags {
+		return nil
+	}
+	if out, err := exec.CommandContext(ctx, w.binary, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("vk-firkin snapshot verify: %w: %s", err, out)
 	}
 	return nil
@@ -353,11 +452,11 @@ func (w *world) empty(t *testing.T) {
 		return
 	}
 	for {
-		left := w.node.Remnants()
+		left := append(w.node.Remnants(), w.grown(ctx)...)
 		if pods, err := w.pods(ctx); err != nil || len(pods) > 0 {
 			left = append(left, fmt.Sprintf("%d pods: %v", len(pods), err))
 		}
-		for _, check := range []func(context.Context) error{w.machinesAccounted, w.capacityKept, w.nothingLeft} {
+		for _, check := range []func(context.Context) error{w.machinesAccounted, w.capacityKept, w.nothingLeft, w.nothingHeld, w.damageUnused} {
 			if err := check(ctx); err != nil {
 				left = append(left, err.Error())
 			}

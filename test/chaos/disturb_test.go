@@ -6,19 +6,16 @@
 package chaos
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,60 +28,114 @@ import (
 // act does one action.
 func (w *world) act(t *testing.T, a Action) {
 	t.Helper()
+	w.did[a.Kind]++
 	ctx, cancel := context.WithTimeout(t.Context(), upTime)
 	defer cancel()
 	var err error
 	switch a.Kind {
 	case CreatePod:
-		w.born[a.Pod] = born{program: a.Program, always: a.Always, template: a.Template}
-		err = w.ask(ctx, func() error {
-			_, err := w.kube.CoreV1().Pods(namespace).Create(ctx, w.pod(a), metav1.CreateOptions{})
-			return err
-		})
-	case DeletePod:
-		grace := int64(2)
-		if a.Force {
-			grace = 0
-		}
-		err = w.ask(ctx, func() error {
-			return w.kube.CoreV1().Pods(namespace).Delete(ctx, a.Pod, metav1.DeleteOptions{GracePeriodSeconds: &grace})
-		})
+		err = w.createPod(ctx, a)
+	case DeletePod, EvictPod:
+		err = w.deletePod(ctx, a)
 	case ScalePool:
 		w.replicas[a.Template] = a.Replicas
 		patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, a.Replicas)
 		err = w.ask(ctx, func() error { return w.objects.Patch(ctx, pool(a.Template, 0), mergePatch(patch)) })
 	case ChangeTemplate:
-		w.revisions[a.Template] = a.Revision
-		patch := fmt.Appendf(nil, `{"spec":{"setup":[{"command":["sh","-c",%q]}]}}`, setupOf(a.Template, a.Revision))
-		err = w.ask(ctx, func() error { return w.objects.Patch(ctx, template(w.image, a.Template, 0), mergePatch(patch)) })
+		err = w.changeTemplate(ctx, a)
+	case KillBuild:
+		if err = w.changeTemplate(ctx, a); err == nil {
+			w.killBuild(t)
+		}
 	case KillMachine:
 		w.killMachine(a.Pick)
+	case StopMachine:
+		w.stopMachine(a.Pick, a.Left)
+	case ContinueMachine:
+		w.continueMachines()
+	case SilenceAgent:
+		w.silenceAgent(a.Pick)
 	case KillNode:
-		w.nodeUp = false
-		w.nodesKilled++
-		w.node.Kill()
+		w.killNode()
 	case TerminateNode:
 		w.nodeUp = false
 		err = w.node.Terminate(ctx)
 	case StartNode:
 		w.nodeUp = true
 		err = w.node.Launch()
+	case StopNode:
+		w.nodeStopped = true
+		err = syscall.Kill(w.node.PID(), syscall.SIGSTOP)
+	case ContinueNode:
+		w.nodeStopped = false
+		err = syscall.Kill(w.node.PID(), syscall.SIGCONT)
 	case KillController:
-		w.controllerUp = false
-		w.controller.Kill()
+		w.killController()
 	case StartController:
 		w.controllerUp = true
 		err = w.controller.Start(ctx)
 	case KillAPI:
-		w.apiUp = false
-		w.plane.Kill()
+		w.killAPI()
 	case StartAPI:
 		err = w.startAPI(ctx)
+	case RestartAll:
+		err = w.restartAll(ctx, a.Order)
+	case FillDisk:
+		w.full = append(w.full, window{from: time.Now()})
+		err = w.fill()
+	case MakeRoom:
+		err = w.makeRoom()
+	case DamageSnapshot:
+		err = w.damageSnapshot(ctx, a.Pick)
+	case CollectGarbage:
+		err = w.collectGarbage(ctx)
 	case Rest: // the caller's
 	}
 	if err != nil {
 		t.Errorf("%v: %v", a, err)
 	}
+}
+
+// nothing notes that an action found nothing to do.
+func (w *world) nothing(k Kind, why string) {
+	w.did[k]--
+	w.idle[k]++
+	w.note("   nothing to do: %s", why)
+}
+
+func (w *world) createPod(ctx context.Context, a Action) error {
+	w.born[a.Pod] = born{program: a.Program, always: a.Always, template: a.Template}
+	return w.ask(ctx, func() error {
+		p, err := w.kube.CoreV1().Pods(namespace).Create(ctx, w.pod(a), metav1.CreateOptions{})
+		if err == nil {
+			w.uids[a.Pod] = p.UID
+		}
+		return err
+	})
+}
+
+// deletePod deletes, or evicts; what the pod has said until then is looked at first.
+func (w *world) deletePod(ctx context.Context, a Action) error {
+	if err := w.filesWhole(a.Pod, w.uids[a.Pod]); err != nil {
+		return err
+	}
+	grace := int64(2)
+	if a.Force {
+		grace = 0
+	}
+	opts := metav1.DeleteOptions{GracePeriodSeconds: &grace}
+	return w.ask(ctx, func() error {
+		if a.Kind == EvictPod {
+			return w.kube.PolicyV1().Evictions(namespace).Evict(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: a.Pod}, DeleteOptions: &opts})
+		}
+		return w.kube.CoreV1().Pods(namespace).Delete(ctx, a.Pod, opts)
+	})
+}
+
+func (w *world) changeTemplate(ctx context.Context, a Action) error {
+	w.revisions[a.Template] = a.Revision
+	patch := fmt.Appendf(nil, `{"spec":{"setup":[{"command":["sh","-c",%q]}]}}`, setupOf(a.Template, a.Revision))
+	return w.ask(ctx, func() error { return w.objects.Patch(ctx, template(w.image, a.Template, 0), mergePatch(patch)) })
 }
 
 // ask asks the API server, again when it cannot answer yet: one that was just started admits
@@ -151,52 +202,19 @@ func (w *world) watch(t *testing.T) {
 	}
 }
 
-// restore starts what is down.
+// restore gives back what is away.
 func (w *world) restore(t *testing.T) {
 	t.Helper()
 	for _, part := range []struct {
-		up   bool
-		kind Kind
-	}{{w.apiUp, StartAPI}, {w.nodeUp, StartNode}, {w.controllerUp, StartController}} {
-		if !part.up {
+		there bool
+		kind  Kind
+	}{
+		{w.apiUp, StartAPI}, {!w.nodeStopped, ContinueNode}, {w.nodeUp, StartNode}, {w.controllerUp, StartController},
+		{len(w.full) == 0 || !w.full[len(w.full)-1].until.IsZero(), MakeRoom}, {false, ContinueMachine},
+	} {
+		if !part.there {
 			w.note("%s", part.kind)
 			w.act(t, Action{Kind: part.kind})
-		}
-	}
-}
-
-// killMachine kills the process of one of the machines there are: of a pod, of a pool, or one
-// that is being made.
-func (w *world) killMachine(pick uint32) {
-	machines := w.node.Machines()
-	if len(machines) == 0 {
-		w.note("   there is none, of %d processes", len(w.node.MachinePIDs()))
-		return
-	}
-	ids := slices.Sorted(maps.Keys(machines))
-	id := ids[int(pick)%len(ids)]
-	w.killed[id] = true
-	w.bereave()
-	_ = syscall.Kill(machines[id], syscall.SIGKILL)
-	w.bereave() // it may have been given to a pod meanwhile
-	w.note("   killed %s, process %d", id, machines[id])
-}
-
-// bereave remembers which pods have a machine that was killed. It reads the node's records as
-// text, which holds whatever their format.
-func (w *world) bereave() {
-	pods, _ := os.ReadDir(filepath.Join(w.node.StateDir, "pods"))
-	for _, p := range pods {
-		uid := p.Name()
-		if w.bereaved[uid] {
-			continue
-		}
-		content, _ := os.ReadFile(filepath.Join(w.node.StateDir, "pods", uid, "pod.json"))
-		for id := range w.killed {
-			warm, _ := os.ReadFile(filepath.Join(w.node.StateDir, "warm", id+".json"))
-			if bytes.Contains(content, []byte(id)) || bytes.Contains(warm, []byte(uid)) {
-				w.bereaved[uid] = true
-			}
 		}
 	}
 }
@@ -213,6 +231,10 @@ func (w *world) pod(a Action) *corev1.Pod {
 			NodeName:    nodeName,
 			Containers:  []corev1.Container{{Name: "main", Image: w.image, Command: []string{"sh", "-c", script(a.Program, w.witness.url(a.Pod))}}},
 		},
+	}
+	if a.Program == Crashing { // which writes what no other one may
+		privileged := true
+		p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &privileged}
 	}
 	if a.Always {
 		p.Spec.RestartPolicy = corev1.RestartPolicyAlways

@@ -6,6 +6,7 @@ package chaos
 import (
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,6 +26,8 @@ func TestJudgePod(t *testing.T) {
 		status   corev1.ContainerStatus
 		born     born
 		killed   bool
+		pressed  bool
+		evicted  bool
 		deleting bool
 		want     string // part of the fault; empty: none
 	}{
@@ -44,6 +47,12 @@ func TestJudgePod(t *testing.T) {
 		"failed for no reason":          {phase: corev1.PodFailed, status: ended(137, "MachineDied", "it died"), born: never, want: "nothing explains"},
 		"killed":                        {phase: corev1.PodFailed, status: ended(137, "MachineDied", "it died"), born: never, killed: true},
 		"killed and silent about it":    {phase: corev1.PodFailed, status: ended(137, "", ""), born: never, killed: true, want: "does not say why"},
+		"crashed":                       {phase: corev1.PodFailed, status: ended(137, "MachineDied", "it died"), born: born{program: Crashing}},
+		"crashed, still runs":           {phase: corev1.PodRunning, status: running, born: born{program: Crashing}, want: "has not ended"},
+		"crashed and silent about it":   {phase: corev1.PodFailed, status: ended(137, "", ""), born: born{program: Crashing}, want: "does not say why"},
+		"evicted":                       {phase: corev1.PodFailed, status: waiting, born: always, pressed: true, evicted: true},
+		"evicted for no reason":         {phase: corev1.PodFailed, status: waiting, born: never, evicted: true, want: "nothing explains"},
+		"failed on a full disk":         {phase: corev1.PodFailed, status: ended(137, "MachineDied", "it died"), born: never, pressed: true, want: "nothing explains"},
 		"killed, but Always":            {phase: corev1.PodFailed, status: ended(137, "MachineDied", "it died"), born: always, killed: true, want: "nothing explains"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -51,7 +60,10 @@ func TestJudgePod(t *testing.T) {
 			if tc.deleting {
 				pod.DeletionTimestamp = &metav1.Time{}
 			}
-			expect(t, judgePod(pod, tc.born, tc.killed), tc.want)
+			if tc.evicted {
+				pod.Status.Reason, pod.Status.Message = "Evicted", "The node was low on resource: ephemeral-storage."
+			}
+			expect(t, judgePod(pod, tc.born, fate{killed: tc.killed, pressed: tc.pressed}), tc.want)
 		})
 	}
 }
@@ -86,6 +98,93 @@ func TestJudgeLog(t *testing.T) {
 		"no template":    {log: "start\nline 1\n", born: of, want: "alpha-1 to 2"},
 	} {
 		t.Run(name, func(t *testing.T) { expect(t, judgeLog(tc.log, tc.born, tc.ended), tc.want) })
+	}
+}
+
+func TestCRIText(t *testing.T) {
+	for name, tc := range map[string]struct{ file, want, fault string }{
+		"none":            {},
+		"lines":           {file: "t stdout F start\nt stdout F line 1\n", want: "start\nline 1\n"},
+		"parts":           {file: "t stdout P li\nt stdout F ne 1\n", want: "line 1\n"},
+		"being written":   {file: "t stdout F start\nt stdout F li", want: "start\n"},
+		"an empty line":   {file: "t stderr F \n", want: "\n"},
+		"no line of it":   {file: "t stdout F start\n\n", fault: "line 2"},
+		"no such marking": {file: "t stdout X start\n", fault: "line 1"},
+	} {
+		got, err := criText(tc.file)
+		if expect(t, err, tc.fault); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+func TestJudgeAside(t *testing.T) {
+	for name, tc := range map[string]struct {
+		damaged map[string]bool
+		blamed  map[string]int
+		base    bool
+		want    string
+	}{
+		"nothing was done to it":            {want: "it was not damaged, and 0 of its machines were disturbed: why"},
+		"damaged":                           {damaged: map[string]bool{"i": true}},
+		"another instance was damaged":      {damaged: map[string]bool{"j": true}, want: "not damaged"},
+		"one machine killed":                {blamed: map[string]int{"k": 1, "l": 9}, want: "1 of its machines"},
+		"two machines killed":               {blamed: map[string]int{"k": 2}},
+		"one killed, and one that builds":   {blamed: map[string]int{"k": 1, anyBase: 1}, base: true},
+		"builds come from bases":            {blamed: map[string]int{"k": 1, anyBase: 1}, want: "1 of its machines"},
+		"machines of another, and no other": {blamed: map[string]int{"l": 2}, want: "0 of its machines"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			expect(t, judgeAside(aside{Key: "k", Instance: "i", Reason: "why", base: tc.base}, tc.damaged, tc.blamed), tc.want)
+		})
+	}
+}
+
+func TestPressedSince(t *testing.T) {
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	over := window{from: at, until: at.Add(time.Minute)}
+	for name, tc := range map[string]struct {
+		windows []window
+		then    time.Duration
+		want    bool
+	}{
+		"never full":        {},
+		"full since":        {windows: []window{{from: at}}, then: time.Hour, want: true},
+		"made before":       {windows: []window{over}, then: -time.Hour, want: true},
+		"made meanwhile":    {windows: []window{over}, then: time.Second, want: true},
+		"made a bit later":  {windows: []window{over}, then: 80 * time.Second, want: true},
+		"made long after":   {windows: []window{over}, then: time.Hour},
+		"one of two counts": {windows: []window{over, {from: at.Add(time.Hour)}}, then: time.Hour, want: true},
+	} {
+		if got := pressedSince(tc.windows, at.Add(tc.then)); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func TestSightings(t *testing.T) {
+	type seen struct{ pod, run string }
+	for name, tc := range map[string]struct {
+		seen   []seen
+		starts int // of p
+		fault  string
+	}{
+		"nobody":               {},
+		"one run":              {seen: []seen{{"p", "1"}, {"p", "1"}}, starts: 1},
+		"one after another":    {seen: []seen{{"p", "1"}, {"p", "1"}, {"p", "2"}, {"p", "2"}}, starts: 2},
+		"beside each other":    {seen: []seen{{"p", "1"}, {"p", "2"}, {"p", "1"}}, starts: 2, fault: "run 1 was heard of after run 2"},
+		"another pod":          {seen: []seen{{"p", "1"}, {"q", "2"}, {"p", "1"}}, starts: 1},
+		"two pods of one name": {seen: []seen{{"q", "1"}, {"p", "1"}}, fault: "one entropy"},
+		"no name":              {seen: []seen{{"p", ""}}, fault: "no name"},
+	} {
+		s := newSightings()
+		for _, x := range tc.seen {
+			s.see(x.pod, x.run)
+		}
+		found := strings.Join(s.found(), "; ")
+		if s.starts("p") != tc.starts || (found == "") != (tc.fault == "") || !strings.Contains(found, tc.fault) {
+			t.Errorf("%s: %d starts, %q; want %d, %q", name, s.starts("p"), found, tc.starts, tc.fault)
+		}
 	}
 }
 

@@ -9,16 +9,19 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
@@ -27,6 +30,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 	"github.com/vk-firkin/vk-firkin/test/cluster"
 	"github.com/vk-firkin/vk-firkin/test/images"
+	"github.com/vk-firkin/vk-firkin/test/podhistory"
 )
 
 const (
@@ -37,6 +41,11 @@ const (
 	settleTime = 5 * time.Minute
 	// upTime is how long a part may take to come up.
 	upTime = 2 * time.Minute
+	// stuckTime is how long a machine may be silent: not the minute that nodes give, so that
+	// quiet points are shorter, and not less, since two cores emulate all machines.
+	stuckTime = 30 * time.Second
+	// buildTime is how long a build that is to be killed is waited for.
+	buildTime = 15 * time.Second
 	// shown is how many of the last actions a failure tells.
 	shown = 40
 )
@@ -63,6 +72,8 @@ func TestChaos(t *testing.T) {
 	w := newWorld(t)
 	t.Cleanup(func() {
 		if t.Failed() {
+			_, faults := w.statuses.Stop()
+			t.Logf("Statuses that cannot be: %q", faults)
 			t.Logf("The decisions again: CHAOS_SEED=%d make chaos", seed)
 			w.explain(t)
 		}
@@ -78,6 +89,11 @@ func TestChaos(t *testing.T) {
 		}
 		w.act(t, a)
 		w.pause(t, a.Pause)
+		if w.filled() {
+			if err := w.fill(); err != nil {
+				t.Error(err)
+			}
+		}
 		w.watch(t)
 		disturbed += time.Since(began)
 	}
@@ -92,30 +108,50 @@ func TestChaos(t *testing.T) {
 	if len(w.born) > 0 && w.witness.total() == 0 && !t.Failed() {
 		t.Error("no program reached the witness: nothing was proven about starts")
 	}
-	t.Logf("%d actions, %d pods, %d starts seen, %d machines killed, %d nodes, %d quiet points", planner.number, len(w.born), w.witness.total(), len(w.killed), w.nodesKilled, w.rests)
+	seen, faults := w.statuses.Stop()
+	for _, fault := range faults {
+		t.Error(fault)
+	}
+	t.Logf("%d actions, %d pods, %d starts seen, %d statuses, %d machines harmed, %d snapshots damaged, %d quiet points", planner.number, len(w.born), w.witness.total(), seen, len(w.killed), len(w.damaged), w.rests)
+	for _, k := range Kinds() {
+		t.Logf("%4d %s, and %d times there was nothing to do", w.did[k], k, w.idle[k])
+	}
 }
 
 // world is what is disturbed, and what is known of it.
 type world struct {
-	dir        string
-	plane      *cluster.ControlPlane
-	controller *cluster.Controller
-	node       *cluster.Node
-	kube       kubernetes.Interface
-	objects    ctrl.Client
-	image      string
-	witness    *witness
-	capacity   v1alpha1.Amounts // of the ledger, before anything is disturbed
+	dir, binary string
+	disk        *cluster.Disk
+	plane       *cluster.ControlPlane
+	controller  *cluster.Controller
+	node        *cluster.Node
+	kube        kubernetes.Interface
+	objects     ctrl.Client
+	image       string
+	witness     *witness
+	statuses    *podhistory.Watcher
+	capacity    v1alpha1.Amounts // of the ledger, before anything is disturbed
+	held        held             // by the node process, before anything is disturbed
 
 	// Whether a part is meant to be up.
 	nodeUp, controllerUp, apiUp bool
+	nodeStopped                 bool
 	born                        map[string]born
+	uids                        map[string]types.UID
 	revisions, replicas         map[string]int
-	// killed are the machines that were killed, and the UIDs of the pods that had one.
-	killed             map[string]bool
-	bereaved           map[string]bool
-	nodesKilled, rests int
-	history            []string
+	// killed are the machines that were harmed, bereaved the UIDs of the pods that had one, and
+	// blamed how many machines of a snapshot were disturbed, by its key.
+	killed   map[string]bool
+	bereaved map[string]bool
+	blamed   map[string]int
+	stopped  map[string]stopped
+	silenced []net.Conn
+	damaged  map[string]damaged // by instance
+	full     []window
+	rests    int
+	// did and idle are how often something was done, and how often there was nothing to do it to.
+	did, idle map[Kind]int
+	history   []string
 }
 
 func newWorld(t *testing.T) *world {
@@ -127,15 +163,29 @@ func newWorld(t *testing.T) *world {
 	}
 	w := &world{
 		dir: dir, nodeUp: true, controllerUp: true, apiUp: true, born: map[string]born{}, killed: map[string]bool{}, bereaved: map[string]bool{},
-		revisions: map[string]int{}, replicas: map[string]int{},
+		revisions: map[string]int{}, replicas: map[string]int{}, uids: map[string]types.UID{}, blamed: map[string]int{}, stopped: map[string]stopped{},
+		damaged: map[string]damaged{}, did: map[Kind]int{}, idle: map[Kind]int{}, binary: filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin"),
 	}
 	t.Cleanup(func() {
+		for _, c := range w.silenced {
+			_ = c.Close()
+		}
+		if w.nodeStopped {
+			_ = syscall.Kill(w.node.PID(), syscall.SIGCONT)
+		}
+		if w.statuses != nil {
+			w.statuses.Stop()
+		}
 		w.node.Stop()
 		w.controller.Stop()
 		w.plane.Stop()
-		if !t.Failed() {
-			_ = os.RemoveAll(dir)
+		if t.Failed() {
+			return // the disk stays mounted, for somebody to look at
 		}
+		if err := w.disk.Unmount(); err != nil {
+			t.Error(err)
+		}
+		_ = os.RemoveAll(dir)
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -154,7 +204,9 @@ func newWorld(t *testing.T) *world {
 	must("push image", err)
 	w.witness = startWitness(t)
 
-	binary := filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
+	// Of its own, so that it can be filled; the control plane's is another one.
+	w.disk, err = cluster.MountDisk(ctx, dir, "6G")
+	must("mount a disk", err)
 	w.plane, err = cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
 	must("start control plane", err)
 	config, err := clientcmd.BuildConfigFromFlags("", w.plane.Kubeconfig)
@@ -165,14 +217,17 @@ func newWorld(t *testing.T) *world {
 	scheme := runtime.NewScheme()
 	must("know the API", v1alpha1.AddToScheme(scheme))
 	must("know Kubernetes", clientscheme.AddToScheme(scheme))
-	w.controller, err = w.plane.StartController(ctx, binary, filepath.Join(dir, "controller"))
+	w.controller, err = w.plane.StartController(ctx, w.binary, filepath.Join(dir, "controller"))
 	must("start controller", err)
 	w.objects, err = ctrl.New(config, ctrl.Options{Scheme: scheme})
 	must("make client", err)
 	w.node, err = w.plane.StartNode(ctx, cluster.NodeOptions{
-		Name: nodeName, Binary: binary, Kits: os.Getenv("FIRKIN_KIT_DIR"), Dir: dir, InsecureRegistries: []string{registry.Addr()},
-		// What is left of this host's disk is no part of it.
-		Args: []string{"--no-taint", "--min-free-disk", "2Gi", "--refill-min-free-disk", "3Gi"},
+		Name: nodeName, Binary: w.binary, Kits: os.Getenv("FIRKIN_KIT_DIR"), Dir: dir, InsecureRegistries: []string{registry.Addr()},
+		StateDir: filepath.Join(w.disk.Path, "s"), CacheDir: filepath.Join(w.disk.Path, "c"),
+		Args: []string{
+			"--no-taint", "--min-free-disk", "200Mi", "--refill-min-free-disk", "300Mi", "--eviction-hard", "nodefs.available<100Mi",
+			"--eviction-pressure-transition-period", "3s", "--machine-stuck-timeout", stuckTime.String(),
+		},
 	})
 	must("start node", err)
 	must("make namespace", w.objects.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}))
@@ -181,17 +236,26 @@ func newWorld(t *testing.T) *world {
 		must("make template", w.objects.Create(ctx, template(w.image, name, 1)))
 		must("make pool", w.objects.Create(ctx, pool(name, 1)))
 	}
+	w.statuses, err = podhistory.Watch(ctx, w.kube)
+	must("watch pods", err)
 	w.note("everything is up")
 	w.rest(t)
 	ledger, err := w.ledger(ctx)
 	must("read ledger", err)
 	w.capacity = ledger.Status.Capacity
+	w.held, err = w.holds(ctx)
+	must("count what the node holds", err)
 	return w
 }
 
-// note remembers what was done, for a failure to tell.
+// note remembers what was done, for a failure to tell, and writes it down for who looks on.
 func (w *world) note(format string, args ...any) {
-	w.history = append(w.history, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+	line := time.Now().Format("15:04:05.000 ") + fmt.Sprintf(format, args...)
+	w.history = append(w.history, line)
+	if f, err := os.OpenFile(filepath.Join(w.dir, "actions.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err == nil {
+		_, _ = fmt.Fprintln(f, line)
+		_ = f.Close()
+	}
 }
 
 // explain tells what a person needs to find out why.

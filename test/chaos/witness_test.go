@@ -10,25 +10,21 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 )
 
-// witness is told by each program that it starts.
+// witness is told by each program that it starts, and that it is still there.
 type witness struct {
+	*sightings
 	address string
-
-	mu   sync.Mutex
-	seen map[string]int // guarded by mu
 }
 
 func startWitness(t *testing.T) *witness {
 	t.Helper()
-	w := &witness{seen: map[string]int{}}
+	w := &witness{sightings: newSightings()}
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.seen[strings.TrimPrefix(r.URL.Path, "/")]++
+		pod, run, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+		w.see(pod, run)
 	}))
 	t.Cleanup(server.Close)
 	u, err := url.Parse(server.URL)
@@ -40,23 +36,5 @@ func startWitness(t *testing.T) *witness {
 	return w
 }
 
-// url is what the program of a pod asks for when it starts.
+// url is what the program of a pod asks for, with the name of its run behind it.
 func (w *witness) url(pod string) string { return w.address + pod }
-
-// starts is how often a pod's program began.
-func (w *witness) starts(pod string) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.seen[pod]
-}
-
-// total is how many starts were seen.
-func (w *witness) total() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n := 0
-	for _, s := range w.seen {
-		n += s
-	}
-	return n
-}

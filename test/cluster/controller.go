@@ -53,8 +53,8 @@ func (c *ControlPlane) StartController(ctx context.Context, binary, dir string, 
 	return m, nil
 }
 
-// Start starts the process and waits until it says that it is ready.
-func (m *Controller) Start(ctx context.Context) error {
+// Launch starts the process and waits for nothing.
+func (m *Controller) Launch() error {
 	log, err := os.OpenFile(m.LogPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -71,6 +71,14 @@ func (m *Controller) Start(ctx context.Context) error {
 		defer close(exited)
 		_ = p.Wait()
 	}(m.process, m.exited)
+	return nil
+}
+
+// Start starts the process and waits until it says that it is ready.
+func (m *Controller) Start(ctx context.Context) error {
+	if err := m.Launch(); err != nil {
+		return err
+	}
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.health+"/readyz", nil)
 		if err != nil {

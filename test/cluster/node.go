@@ -30,8 +30,8 @@ type NodeOptions struct {
 	// Dir is where the node keeps everything, in a folder of its name. It must be
 	// short: the sockets of its machines are below it.
 	Dir string
-	// StateDir moves the state elsewhere.
-	StateDir string
+	// StateDir and CacheDir move the state and the cache elsewhere.
+	StateDir, CacheDir string
 	// InsecureRegistries are registries on loopback that speak plain HTTP.
 	InsecureRegistries []string
 	// IP is the node's address, 127.0.0.1 by default. The API server's proxy wants another one.
@@ -61,9 +61,12 @@ type Node struct {
 // StartNode joins a node to the cluster and returns when it is Ready.
 func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	base := filepath.Join(o.Dir, o.Name)
-	n := &Node{cluster: c, binary: o.Binary, env: o.Env, Name: o.Name, StateDir: o.StateDir, CacheDir: filepath.Join(base, "cache"), LogPath: filepath.Join(base, "node.log")}
+	n := &Node{cluster: c, binary: o.Binary, env: o.Env, Name: o.Name, StateDir: o.StateDir, CacheDir: o.CacheDir, LogPath: filepath.Join(base, "node.log")}
 	if n.StateDir == "" {
 		n.StateDir = filepath.Join(base, "s")
+	}
+	if n.CacheDir == "" {
+		n.CacheDir = filepath.Join(base, "cache")
 	}
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return nil, err
@@ -266,6 +269,19 @@ func (n *Node) Remnants() []string {
 	}
 	slices.Sort(left)
 	return left
+}
+
+// Strangers are processes that work in the state folder, or were told of something in it, and
+// are no machine: what the node has started and forgotten.
+func (n *Node) Strangers() []string {
+	machines := n.processes()
+	var found []string
+	for pid, p := range hostProcesses() {
+		if _, machine := machines[pid]; !machine && pid != n.PID() && strings.Contains(p.command+" "+p.dir+"/", n.StateDir+"/") {
+			found = append(found, fmt.Sprintf("process %d in %s: %.100s", pid, p.dir, p.command))
+		}
+	}
+	return found
 }
 
 // processes are those that machines are made of, shims and QEMUs: their command lines name

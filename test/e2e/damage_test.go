@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -121,27 +120,6 @@ func snapshotMembers(t *testing.T, n *cluster.Node) []string {
 	return paths
 }
 
-// A machine that stops answering does not stop its node: its pod fails with a
-// reason, the others go on.
-func TestSilentMachine(t *testing.T) {
-	ns := namespace(t)
-	apply(t, podManifest(ns, "silent", served.Busybox, "sleep", "3600"))
-	waitRunning(t, ns, "silent")
-	pids := node.MachinePIDs()
-	if len(pids) != 1 {
-		t.Fatalf("machines are %v, want the one of the pod", pids)
-	}
-	if err := syscall.Kill(pids[0], syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	stillServing(t, ns)
-	// Half a minute until the connection counts as lost, a minute until the machine does.
-	pod := waitPodFor(t, 5*time.Minute, ns, "silent", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
-	if pod.Status.Reason == "" && pod.Status.ContainerStatuses[0].State.Terminated.Message == "" {
-		t.Errorf("nothing tells why: %+v", pod.Status)
-	}
-}
-
 // A machine that dies takes its pod along, with a reason, and nothing else.
 func TestDeadMachine(t *testing.T) {
 	ns := namespace(t)
@@ -202,52 +180,28 @@ func TestFullDisk(t *testing.T) {
 	waitRunning(t, ns, "afterwards")
 }
 
-// smallDisk mounts an ext4 of 900 MiB. Not a tmpfs: that one takes a page for every
-// hole which is read through a mapping, and kills the reader when it has none.
+// smallDisk is a disk of 900 MiB that can be filled.
 func smallDisk(t *testing.T, dir string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a disk that can be filled is mounted")
 	}
-	mount, image := filepath.Join(dir, "full"), filepath.Join(dir, "full.ext4")
-	if err := os.MkdirAll(mount, 0o700); err != nil {
+	disk, err := cluster.MountDisk(t.Context(), dir, "900M")
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range [][]string{
-		{"truncate", "--size", "900M", image},
-		{"mkfs.ext4", "-q", "-F", "-m", "0", image},
-		{"mount", "-o", "loop", image, mount},
-	} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v: %s", command, err, out)
-		}
-	}
 	t.Cleanup(func() {
-		// Lazily: what the node left open must not keep the story from ending.
-		if out, err := exec.Command("umount", "-l", mount).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
+		if err := disk.Unmount(); err != nil {
+			t.Error(err)
 		}
 	})
-	return mount
+	return disk.Path
 }
 
 func fillDisk(t *testing.T, path string) {
 	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
+	if err := cluster.FillDisk(path); err != nil {
 		t.Fatal(err)
-	}
-	defer f.Close()
-	for block := make([]byte, 1<<20); ; {
-		if _, err := f.Write(block); err != nil {
-			if len(block) == 1 {
-				return
-			}
-			block = block[:len(block)/2+len(block)%2]
-			if len(block) < 512 {
-				block = block[:1]
-			}
-		}
 	}
 }
 

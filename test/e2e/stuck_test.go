@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,9 +29,9 @@ type standstill struct {
 	node *cluster.Node
 }
 
-// Machines, the node process and the API server stand still, one after the other: the machines
-// that do not answer for longer than they may are replaced or fail, with a reason, and
-// nothing else changes.
+// Machines stand still, then the API server, and the node process with it: the machines that
+// do not answer for longer than they may are replaced or fail, with a reason, and nothing else
+// changes.
 func TestStandstills(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
@@ -53,15 +54,17 @@ func TestStandstills(t *testing.T) {
 	s.out(t, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
 	waitPrepared(t, n)
 
-	bystander := s.run(t, "bystander", "Always", "while true; do date +%s; sleep 1; done")
+	s.run(t, "Always", "bystander", "while true; do date +%s; sleep 1; done", "always", "exec sleep 3600")
+	s.run(t, "Never", "never", "exec sleep 3600")
 	first := s.pod(t, "bystander")
+	bystander, always, never := s.machine(t, "bystander"), s.machine(t, "always"), s.machine(t, "never")
 	t.Run("Machines", func(t *testing.T) {
-		never, always := s.run(t, "never", "Never", "exec sleep 3600"), s.run(t, "always", "Always", "exec sleep 3600")
 		for _, pid := range []int{never, always} {
 			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
 		}
+		s.run(t, "Never", "newcomer", "true") // the node has time for others meanwhile
 		pod := s.await(t, "never", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 		if x := pod.Status.ContainerStatuses[0].State.Terminated; x == nil || x.Reason != "MachineStuck" || !strings.Contains(x.Message, "has not answered for") || !strings.Contains(x.Message, "hypervisor does not answer either") {
 			t.Errorf("the pod that is not restarted says %+v", pod.Status.ContainerStatuses[0].State)
@@ -85,46 +88,40 @@ func TestStandstills(t *testing.T) {
 		}
 		s.untouched(t, first, bystander, 2)
 	})
-	t.Run("NodeProcess", func(t *testing.T) { // as a Mac that sleeps, but that machines go on
-		if err := syscall.Kill(n.PID(), syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(20 * time.Second) // longer than any machine may be silent
-		if err := syscall.Kill(n.PID(), syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(8 * time.Second) // half of what a silent machine would have
-		s.untouched(t, first, bystander, 2)
-	})
-	t.Run("APIServer", func(t *testing.T) {
-		s.run(t, "ends", "Never", "sleep 12; exit 3")
-		s.run(t, "restarts", "Always", "test -e /keep/once && exec sleep 3600; touch /keep/once; sleep 12; exit 1")
+	t.Run("APIServerAndNodeProcess", func(t *testing.T) {
+		s.run(t, "Never", "ends", "sleep 12; exit 3")
+		s.run(t, "Always", "restarts", "test -e /keep/once && exec sleep 3600; touch /keep/once; sleep 12; exit 1")
 		resume := s.Freeze(t)
-		began := time.Now()
 		eventually(t, time.Minute, "the node knows of a pod that failed", func() error {
 			if failed := metric(t, n, "vk_firkin_pods", `phase="Failed"`); failed != 2 { // with the one that was stuck
 				return fmt.Errorf("%v pods have failed", failed)
 			}
 			return nil
 		})
-		time.Sleep(time.Until(began.Add(25 * time.Second)))
+		known := time.Now()
+		// Now the node process, too: as a Mac that sleeps, but that machines go on.
+		if err := syscall.Kill(n.PID(), syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(17 * time.Second) // longer than any machine may be silent
+		if err := syscall.Kill(n.PID(), syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(8 * time.Second) // half of what a silent machine would have
 		machines := n.MachinePIDs()
 		resume()
 		pod := s.await(t, "ends", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
-		if x := pod.Status.ContainerStatuses[0].State.Terminated; x == nil || x.ExitCode != 3 || x.Reason != "Error" || x.FinishedAt.After(began.Add(25*time.Second)) {
-			t.Errorf("the pod that ended meanwhile says %+v", x)
+		if x := pod.Status.ContainerStatuses[0].State.Terminated; x == nil || x.ExitCode != 3 || x.Reason != "Error" || x.FinishedAt.After(known) {
+			t.Errorf("the pod that ended meanwhile, before %v, says %+v", known, x)
 		}
 		s.await(t, "restarts", "was restarted once", func(p *corev1.Pod) bool {
 			c := p.Status.ContainerStatuses[0]
 			return c.RestartCount == 1 && c.State.Running != nil && c.LastTerminationState.Terminated != nil && c.LastTerminationState.Terminated.ExitCode == 1
 		})
-		for _, pid := range machines {
-			if pid == bystander {
-				s.untouched(t, first, bystander, 2)
-				return
-			}
+		if !slices.Contains(machines, bystander) {
+			t.Errorf("machines are %v, the bystander's was %d", machines, bystander)
 		}
-		t.Errorf("machines are %v, the bystander's was %d", machines, bystander)
+		s.untouched(t, first, bystander, 2)
 	})
 }
 
@@ -188,12 +185,13 @@ func (s *standstill) await(t *testing.T, name, what string, ok func(*corev1.Pod)
 	return pod
 }
 
-// run starts a pod and returns the process of its machine.
-func (s *standstill) run(t *testing.T, name, policy, script string) int {
+// run starts pods of one restart policy, each a name and a script, and waits until they have
+// begun to run.
+func (s *standstill) run(t *testing.T, policy string, podsAndScripts ...string) {
 	t.Helper()
-	before := s.node.MachinePIDs()
-	manifest := filepath.Join(t.TempDir(), "pod.yaml")
-	text := fmt.Sprintf(`
+	var text strings.Builder
+	for pod := range slices.Chunk(podsAndScripts, 2) {
+		fmt.Fprintf(&text, `
 apiVersion: v1
 kind: Pod
 metadata: {name: %s}
@@ -203,18 +201,32 @@ spec:
   volumes: [{name: keep, emptyDir: {}}]
   containers:
   - {name: main, image: %q, command: [sh, -c, %q], volumeMounts: [{name: keep, mountPath: /keep}]}
-`, name, policy, served.Busybox, script)
-	if err := os.WriteFile(manifest, []byte(text), 0o600); err != nil {
+---
+`, pod[0], policy, served.Busybox, pod[1])
+	}
+	manifest := filepath.Join(t.TempDir(), "pods.yaml")
+	if err := os.WriteFile(manifest, []byte(text.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s.out(t, "apply", "-f", manifest)
-	s.await(t, name, "runs", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodRunning })
-	for _, pid := range s.node.MachinePIDs() {
-		if !slices.Contains(before, pid) {
+	for pod := range slices.Chunk(podsAndScripts, 2) {
+		s.await(t, pod[0], "has begun", func(p *corev1.Pod) bool { return p.Status.Phase != corev1.PodPending })
+	}
+}
+
+// machine is the process of the machine of a pod, by the node's record of the pod.
+func (s *standstill) machine(t *testing.T, name string) int {
+	t.Helper()
+	record, err := os.ReadFile(filepath.Join(s.node.StateDir, "pods", string(s.pod(t, name).UID), "pod.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, pid := range s.node.Machines() {
+		if strings.Contains(string(record), strconv.Quote(id)) {
 			return pid
 		}
 	}
-	t.Fatalf("pod %s runs in no machine of its own: they are %v", name, s.node.MachinePIDs())
+	t.Fatalf("pod %s runs in none of the machines %v", name, s.node.Machines())
 	return 0
 }
 
