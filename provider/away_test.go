@@ -14,6 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	clienttesting "k8s.io/client-go/testing"
 )
 
@@ -67,6 +69,84 @@ func TestServerAway(t *testing.T) {
 				t.Errorf("away for %s: something was killed:\n%s", away, w.events)
 			}
 			p.stop()
+		})
+	}
+}
+
+// TestServerAwayAtTheStart has a process that begins while the API server is gone, from the
+// beginning, or since it has listed the pods and the node is about to be registered. It waits for as long as it
+// takes: whatever happened to pods meanwhile, no machine is ended or made. Then it adopts those of
+// pods that exist, and ends that of the pod which does not any more.
+func TestServerAwayAtTheStart(t *testing.T) {
+	// client-go slows down who logs errors, by a clock that began outside of the bubble.
+	handlers := utilruntime.ErrorHandlers
+	utilruntime.ErrorHandlers = nil
+	defer func() { utilruntime.ErrorHandlers = handlers }()
+	for name, refuses := range map[string]func(clienttesting.Action) bool{
+		"from the beginning": func(clienttesting.Action) bool { return true },
+		"when it has only nodes left to ask for": func(a clienttesting.Action) bool {
+			return a.GetResource().Resource == "nodes" && a.GetVerb() != "list" && a.GetVerb() != "watch"
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			var gone atomic.Bool
+			var refused atomic.Int64
+			w.client.PrependReactor("*", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+				if !gone.Load() || !refuses(a) {
+					return false, nil, nil
+				}
+				refused.Add(1)
+				return true, nil, errors.New("connection refused")
+			})
+			w.client.PrependWatchReactor("*", func(a clienttesting.Action) (bool, watch.Interface, error) {
+				if !gone.Load() || !refuses(a) {
+					return false, nil, nil
+				}
+				return true, nil, errors.New("connection refused")
+			})
+			first := w.run()
+			w.create(pod("stays", []string{"hang"}))
+			deleted := w.create(pod("deleted", []string{"hang"}))
+			for _, name := range []string{"stays", "deleted"} {
+				w.await(name, "is ready", ready)
+			}
+			before := w.supply.ids()
+			first.stop()
+			gone.Store(true)
+			if name == "from the beginning" { // and by a server that nobody can ask
+				if err := w.client.Tracker().Delete(corev1.SchemeGroupVersion.WithResource("pods"), deleted.Namespace, deleted.Name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			second := w.begin()
+			time.Sleep(2 * time.Minute)
+			select {
+			case err := <-second.done:
+				t.Fatalf("%s: the process has ended: %v", name, err)
+			case <-second.up:
+				t.Errorf("%s: the node is said to be ready", name)
+			default:
+			}
+			if now := w.supply.ids(); !slices.Equal(now, before) {
+				t.Errorf("%s: machines are %q, were %q", name, now, before)
+			}
+			if refused.Load() < 4 {
+				t.Errorf("%s: the server was asked %d times", name, refused.Load())
+			}
+			gone.Store(false)
+			back := time.Now()
+			<-second.up
+			if took := time.Since(back); took > time.Minute {
+				t.Errorf("%s: the node is ready %s after the server was back", name, took)
+			}
+			if name == "from the beginning" {
+				w.eventually("the machine of the deleted pod is gone", func() bool { return len(w.supply.ids()) == 1 }, nil)
+			}
+			if s := w.await("stays", "is ready", ready); s.Status.ContainerStatuses[0].RestartCount != 0 || w.supply.acquired != 2 {
+				t.Errorf("%s: the pod that stayed says %+v; %d machines were made", name, s.Status, w.supply.acquired)
+			}
+			second.stop()
 		})
 	}
 }

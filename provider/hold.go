@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/vk-firkin/vk-firkin/vm"
+	"github.com/vk-firkin/vk-firkin/vm/guest"
 	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
@@ -23,6 +24,7 @@ type machineHold struct {
 	volumes *volumeKeeper
 	ports   *portForwarder // nil: the pod asks for no port of the host
 	live    *liveness
+	clock   guest.ClockKeeper
 
 	ctx  context.Context //nolint:containedctx // the lifetime of the hold
 	stop context.CancelFunc

@@ -9,11 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/clock"
-	"github.com/vk-firkin/vk-firkin/vm/guest/agentv1"
 )
 
 // DefaultStuckTimeout is how long a machine may not answer until it is ended: a host that
@@ -211,8 +208,11 @@ func (w *worker) watchLiveness(h *machineHold) {
 		if err != nil {
 			return err
 		}
-		_, err = g.Agent.Ping(ctx, connect.NewRequest(&agentv1.PingRequest{}))
-		return err
+		if err := h.clock.Ask(ctx, g.Agent); err != nil {
+			return err
+		}
+		w.keepClock(ctx, h, g)
+		return nil
 	}
 	if p, ok := h.lease.(Prober); ok {
 		h.live.look = p.State
@@ -236,6 +236,20 @@ func (w *worker) watchLiveness(h *machineHold) {
 	}
 	h.wg.Go(func() { h.live.beat(h.ctx) })
 	h.live.run(h.ctx)
+}
+
+// keepClock gives a machine that answers the host's time when it has another: while a host
+// sleeps its machines' clocks stand, and nothing in a guest would notice.
+func (w *worker) keepClock(ctx context.Context, h *machineHold, g *Guest) {
+	// Part of the time that an answer may take: an agent that answers is not stuck.
+	ctx, cancel := context.WithTimeout(ctx, w.env.stuckTimeout/asksPerTimeout)
+	defer cancel()
+	switch off, err := h.clock.Set(ctx, g.Agent); {
+	case err != nil:
+		w.log.Warn("The machine's clock is wrong and could not be set", "off", off, "error", err)
+	case off != 0:
+		w.log.Info("Set the machine's clock", "off", off)
+	}
 }
 
 // healthEvents are the reasons of events that tell of a machine's health.

@@ -69,14 +69,10 @@ func (p *Provider) Run(ctx context.Context, started func()) (err error) {
 		p.publish(w.published.Load())
 	}
 
-	nodes, keeper, err := p.nodeController(ctx)
-	if err != nil {
-		return err
-	}
-	wg.Go(func() { fail("node controller", nodes.Run(ctx)) })
-	wg.Go(func() { keeper.run(ctx) })
+	ready := make(chan struct{})
+	wg.Go(func() { fail("node controller", p.keepNode(ctx, ready)) })
 	select {
-	case <-nodes.Ready():
+	case <-ready:
 	case <-ctx.Done():
 		return causeOf(caller, ctx)
 	}

@@ -72,7 +72,7 @@ func (s *machineService) Info(context.Context, *connect.Request[agentv1.InfoRequ
 		KernelRelease:    id.KernelRelease,
 		MachineId:        id.MachineID,
 		Hostname:         id.Hostname,
-		TimeUnixNano:     time.Now().UnixNano(),
+		TimeUnixNano:     s.system.Now().UnixNano(),
 		UptimeNano:       int64(time.Since(s.started)),
 		Sealed:           sealed,
 		Random:           random,
@@ -84,7 +84,17 @@ func (s *machineService) Ping(_ context.Context, req *connect.Request[agentv1.Pi
 	if len(req.Msg.GetPayload()) > maxPingBytes {
 		return nil, invalid("payload has %d bytes, at most %d are allowed", len(req.Msg.GetPayload()), maxPingBytes)
 	}
-	return connect.NewResponse(&agentv1.PingResponse{Payload: req.Msg.GetPayload()}), nil
+	return connect.NewResponse(&agentv1.PingResponse{Payload: req.Msg.GetPayload(), TimeUnixNano: s.system.Now().UnixNano()}), nil
+}
+
+func (s *machineService) SetClock(_ context.Context, req *connect.Request[agentv1.SetClockRequest]) (*connect.Response[agentv1.SetClockResponse], error) {
+	if req.Msg.GetTimeUnixNano() <= 0 {
+		return nil, invalid("time_unix_nano is %d, want a time after 1970", req.Msg.GetTimeUnixNano())
+	}
+	if err := s.system.SetClock(time.Unix(0, req.Msg.GetTimeUnixNano())); err != nil {
+		return nil, internal("set the machine's clock", err)
+	}
+	return connect.NewResponse(&agentv1.SetClockResponse{}), nil
 }
 
 func (s *machineService) Seal(ctx context.Context, req *connect.Request[agentv1.SealRequest]) (*connect.Response[agentv1.SealResponse], error) {
@@ -187,7 +197,7 @@ func (s *machineService) Stats(ctx context.Context, _ *connect.Request[agentv1.S
 		return nil, internal("measure machine", err)
 	}
 	resp := &agentv1.StatsResponse{
-		TimeUnixNano:         time.Now().UnixNano(),
+		TimeUnixNano:         s.system.Now().UnixNano(),
 		MemoryTotalBytes:     m.MemoryTotalBytes,
 		MemoryAvailableBytes: m.MemoryAvailableBytes,
 		CpuNano:              int64(m.CPUTime),

@@ -23,6 +23,9 @@ type System interface {
 	// Refresh puts time, entropy, identity and network in force, in this order, and
 	// returns when they are. It may be called any number of times.
 	Refresh(ctx context.Context, r Refresh) error
+	// Now is the machine's wall clock, and SetClock steps it.
+	Now() time.Time
+	SetClock(t time.Time) error
 	// Identity is what the machine has now.
 	Identity() (Identity, error)
 	// MountImage mounts the disk in an image slot read-only and returns the

@@ -385,8 +385,11 @@ func (x *PingRequest) GetPayload() []byte {
 }
 
 type PingResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Payload []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	// Wall clock of the guest, nanoseconds since the Unix epoch. 0 from an agent that is
+	// older than this field, and than SetClock.
+	TimeUnixNano  int64 `protobuf:"varint,2,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +429,13 @@ func (x *PingResponse) GetPayload() []byte {
 		return x.Payload
 	}
 	return nil
+}
+
+func (x *PingResponse) GetTimeUnixNano() int64 {
+	if x != nil {
+		return x.TimeUnixNano
+	}
+	return 0
 }
 
 type SealRequest struct {
@@ -721,6 +731,86 @@ func (x *Network) GetMtu() int32 {
 	return 0
 }
 
+type SetClockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TimeUnixNano  int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClockRequest) Reset() {
+	*x = SetClockRequest{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClockRequest) ProtoMessage() {}
+
+func (x *SetClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClockRequest.ProtoReflect.Descriptor instead.
+func (*SetClockRequest) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SetClockRequest) GetTimeUnixNano() int64 {
+	if x != nil {
+		return x.TimeUnixNano
+	}
+	return 0
+}
+
+type SetClockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClockResponse) Reset() {
+	*x = SetClockResponse{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClockResponse) ProtoMessage() {}
+
+func (x *SetClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClockResponse.ProtoReflect.Descriptor instead.
+func (*SetClockResponse) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
 type PowerOffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -729,7 +819,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +831,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +844,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 type PowerOffResponse struct {
@@ -765,7 +855,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +867,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +880,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 type StatsRequest struct {
@@ -801,7 +891,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +903,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +916,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 type StatsResponse struct {
@@ -851,7 +941,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +953,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +966,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StatsResponse) GetTimeUnixNano() int64 {
@@ -975,7 +1065,7 @@ type VolumeStats struct {
 
 func (x *VolumeStats) Reset() {
 	*x = VolumeStats{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1077,7 @@ func (x *VolumeStats) String() string {
 func (*VolumeStats) ProtoMessage() {}
 
 func (x *VolumeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1090,7 @@ func (x *VolumeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStats.ProtoReflect.Descriptor instead.
 func (*VolumeStats) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VolumeStats) GetName() string {
@@ -1037,7 +1127,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1139,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1152,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NetworkStats) GetInterface() string {
@@ -1118,7 +1208,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1220,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1233,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -1225,7 +1315,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1327,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1340,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProbeRequest) GetKind() isProbeRequest_Kind {
@@ -1328,7 +1418,7 @@ type TCPProbe struct {
 
 func (x *TCPProbe) Reset() {
 	*x = TCPProbe{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1430,7 @@ func (x *TCPProbe) String() string {
 func (*TCPProbe) ProtoMessage() {}
 
 func (x *TCPProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1443,7 @@ func (x *TCPProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPProbe.ProtoReflect.Descriptor instead.
 func (*TCPProbe) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TCPProbe) GetPort() int32 {
@@ -1382,7 +1472,7 @@ type GRPCProbe struct {
 
 func (x *GRPCProbe) Reset() {
 	*x = GRPCProbe{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1484,7 @@ func (x *GRPCProbe) String() string {
 func (*GRPCProbe) ProtoMessage() {}
 
 func (x *GRPCProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1497,7 @@ func (x *GRPCProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPCProbe.ProtoReflect.Descriptor instead.
 func (*GRPCProbe) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GRPCProbe) GetPort() int32 {
@@ -1445,7 +1535,7 @@ type HTTPProbe struct {
 
 func (x *HTTPProbe) Reset() {
 	*x = HTTPProbe{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1547,7 @@ func (x *HTTPProbe) String() string {
 func (*HTTPProbe) ProtoMessage() {}
 
 func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1560,7 @@ func (x *HTTPProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPProbe.ProtoReflect.Descriptor instead.
 func (*HTTPProbe) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HTTPProbe) GetPort() int32 {
@@ -1525,7 +1615,7 @@ type HTTPHeader struct {
 
 func (x *HTTPHeader) Reset() {
 	*x = HTTPHeader{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1627,7 @@ func (x *HTTPHeader) String() string {
 func (*HTTPHeader) ProtoMessage() {}
 
 func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1640,7 @@ func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPHeader.ProtoReflect.Descriptor instead.
 func (*HTTPHeader) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HTTPHeader) GetName() string {
@@ -1580,7 +1670,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1682,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1695,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProbeResponse) GetSuccess() bool {
@@ -1643,7 +1733,7 @@ type ForwardRequest struct {
 
 func (x *ForwardRequest) Reset() {
 	*x = ForwardRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1745,7 @@ func (x *ForwardRequest) String() string {
 func (*ForwardRequest) ProtoMessage() {}
 
 func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1758,7 @@ func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ForwardRequest) GetEvent() isForwardRequest_Event {
@@ -1740,7 +1830,7 @@ type ForwardStart struct {
 
 func (x *ForwardStart) Reset() {
 	*x = ForwardStart{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +1842,7 @@ func (x *ForwardStart) String() string {
 func (*ForwardStart) ProtoMessage() {}
 
 func (x *ForwardStart) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +1855,7 @@ func (x *ForwardStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardStart.ProtoReflect.Descriptor instead.
 func (*ForwardStart) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ForwardStart) GetPort() int32 {
@@ -1790,7 +1880,7 @@ type ForwardClose struct {
 
 func (x *ForwardClose) Reset() {
 	*x = ForwardClose{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1892,7 @@ func (x *ForwardClose) String() string {
 func (*ForwardClose) ProtoMessage() {}
 
 func (x *ForwardClose) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1905,7 @@ func (x *ForwardClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardClose.ProtoReflect.Descriptor instead.
 func (*ForwardClose) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type ForwardResponse struct {
@@ -1832,7 +1922,7 @@ type ForwardResponse struct {
 
 func (x *ForwardResponse) Reset() {
 	*x = ForwardResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1934,7 @@ func (x *ForwardResponse) String() string {
 func (*ForwardResponse) ProtoMessage() {}
 
 func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1947,7 @@ func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardResponse.ProtoReflect.Descriptor instead.
 func (*ForwardResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ForwardResponse) GetEvent() isForwardResponse_Event {
@@ -1925,7 +2015,7 @@ type ForwardConnected struct {
 
 func (x *ForwardConnected) Reset() {
 	*x = ForwardConnected{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2027,7 @@ func (x *ForwardConnected) String() string {
 func (*ForwardConnected) ProtoMessage() {}
 
 func (x *ForwardConnected) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2040,7 @@ func (x *ForwardConnected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardConnected.ProtoReflect.Descriptor instead.
 func (*ForwardConnected) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type SetupPodRequest struct {
@@ -1974,7 +2064,7 @@ type SetupPodRequest struct {
 
 func (x *SetupPodRequest) Reset() {
 	*x = SetupPodRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2076,7 @@ func (x *SetupPodRequest) String() string {
 func (*SetupPodRequest) ProtoMessage() {}
 
 func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2089,7 @@ func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodRequest.ProtoReflect.Descriptor instead.
 func (*SetupPodRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetupPodRequest) GetHostname() string {
@@ -2055,7 +2145,7 @@ type Sysctl struct {
 
 func (x *Sysctl) Reset() {
 	*x = Sysctl{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2157,7 @@ func (x *Sysctl) String() string {
 func (*Sysctl) ProtoMessage() {}
 
 func (x *Sysctl) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2170,7 @@ func (x *Sysctl) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
 func (*Sysctl) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Sysctl) GetName() string {
@@ -2105,7 +2195,7 @@ type SetupPodResponse struct {
 
 func (x *SetupPodResponse) Reset() {
 	*x = SetupPodResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2207,7 @@ func (x *SetupPodResponse) String() string {
 func (*SetupPodResponse) ProtoMessage() {}
 
 func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2220,7 @@ func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodResponse.ProtoReflect.Descriptor instead.
 func (*SetupPodResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type PrepareContainerRequest struct {
@@ -2144,7 +2234,7 @@ type PrepareContainerRequest struct {
 
 func (x *PrepareContainerRequest) Reset() {
 	*x = PrepareContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2246,7 @@ func (x *PrepareContainerRequest) String() string {
 func (*PrepareContainerRequest) ProtoMessage() {}
 
 func (x *PrepareContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2259,7 @@ func (x *PrepareContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareContainerRequest.ProtoReflect.Descriptor instead.
 func (*PrepareContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PrepareContainerRequest) GetImageSlot() int32 {
@@ -2194,7 +2284,7 @@ type PrepareContainerResponse struct {
 
 func (x *PrepareContainerResponse) Reset() {
 	*x = PrepareContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2296,7 @@ func (x *PrepareContainerResponse) String() string {
 func (*PrepareContainerResponse) ProtoMessage() {}
 
 func (x *PrepareContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2309,7 @@ func (x *PrepareContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareContainerResponse.ProtoReflect.Descriptor instead.
 func (*PrepareContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type CreateContainerRequest struct {
@@ -2266,7 +2356,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2368,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2381,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -2433,7 +2523,7 @@ type Security struct {
 
 func (x *Security) Reset() {
 	*x = Security{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2535,7 @@ func (x *Security) String() string {
 func (*Security) ProtoMessage() {}
 
 func (x *Security) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2548,7 @@ func (x *Security) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Security.ProtoReflect.Descriptor instead.
 func (*Security) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Security) GetPrivileged() bool {
@@ -2515,7 +2605,7 @@ type Seccomp struct {
 
 func (x *Seccomp) Reset() {
 	*x = Seccomp{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2617,7 @@ func (x *Seccomp) String() string {
 func (*Seccomp) ProtoMessage() {}
 
 func (x *Seccomp) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2630,7 @@ func (x *Seccomp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
 func (*Seccomp) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Seccomp) GetType() SeccompType {
@@ -2575,7 +2665,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +2677,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +2690,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *User) GetImageUser() string {
@@ -2665,7 +2755,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2767,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2780,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Mount) GetVolume() string {
@@ -2751,7 +2841,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2763,7 +2853,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2776,7 +2866,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Resources) GetMemoryMaxBytes() int64 {
@@ -2822,7 +2912,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +2924,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2847,7 +2937,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type StartContainerRequest struct {
@@ -2859,7 +2949,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2961,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +2974,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -2903,7 +2993,7 @@ type StartContainerResponse struct {
 
 func (x *StartContainerResponse) Reset() {
 	*x = StartContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2915,7 +3005,7 @@ func (x *StartContainerResponse) String() string {
 func (*StartContainerResponse) ProtoMessage() {}
 
 func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2928,7 +3018,7 @@ func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerResponse.ProtoReflect.Descriptor instead.
 func (*StartContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StartContainerResponse) GetStatus() *ContainerStatus {
@@ -2964,7 +3054,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2976,7 +3066,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2989,7 +3079,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ContainerStatus) GetId() string {
@@ -3084,7 +3174,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3186,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3199,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type ListContainersResponse struct {
@@ -3121,7 +3211,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3133,7 +3223,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3146,7 +3236,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListContainersResponse) GetContainers() []*ContainerStatus {
@@ -3164,7 +3254,7 @@ type WatchContainersRequest struct {
 
 func (x *WatchContainersRequest) Reset() {
 	*x = WatchContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3266,7 @@ func (x *WatchContainersRequest) String() string {
 func (*WatchContainersRequest) ProtoMessage() {}
 
 func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3279,7 @@ func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersRequest.ProtoReflect.Descriptor instead.
 func (*WatchContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type WatchContainersResponse struct {
@@ -3206,7 +3296,7 @@ type WatchContainersResponse struct {
 
 func (x *WatchContainersResponse) Reset() {
 	*x = WatchContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3218,7 +3308,7 @@ func (x *WatchContainersResponse) String() string {
 func (*WatchContainersResponse) ProtoMessage() {}
 
 func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3231,7 +3321,7 @@ func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersResponse.ProtoReflect.Descriptor instead.
 func (*WatchContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchContainersResponse) GetEvent() isWatchContainersResponse_Event {
@@ -3300,7 +3390,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3402,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3415,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 type KeepAlive struct {
@@ -3336,7 +3426,7 @@ type KeepAlive struct {
 
 func (x *KeepAlive) Reset() {
 	*x = KeepAlive{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3348,7 +3438,7 @@ func (x *KeepAlive) String() string {
 func (*KeepAlive) ProtoMessage() {}
 
 func (x *KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3361,7 +3451,7 @@ func (x *KeepAlive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAlive.ProtoReflect.Descriptor instead.
 func (*KeepAlive) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type SignalContainerRequest struct {
@@ -3377,7 +3467,7 @@ type SignalContainerRequest struct {
 
 func (x *SignalContainerRequest) Reset() {
 	*x = SignalContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3389,7 +3479,7 @@ func (x *SignalContainerRequest) String() string {
 func (*SignalContainerRequest) ProtoMessage() {}
 
 func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3402,7 +3492,7 @@ func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerRequest.ProtoReflect.Descriptor instead.
 func (*SignalContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SignalContainerRequest) GetId() string {
@@ -3434,7 +3524,7 @@ type SignalContainerResponse struct {
 
 func (x *SignalContainerResponse) Reset() {
 	*x = SignalContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3446,7 +3536,7 @@ func (x *SignalContainerResponse) String() string {
 func (*SignalContainerResponse) ProtoMessage() {}
 
 func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3459,7 +3549,7 @@ func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerResponse.ProtoReflect.Descriptor instead.
 func (*SignalContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 type RemoveContainerRequest struct {
@@ -3471,7 +3561,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3573,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3586,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -3514,7 +3604,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +3616,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +3629,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 type ReadOutputRequest struct {
@@ -3554,7 +3644,7 @@ type ReadOutputRequest struct {
 
 func (x *ReadOutputRequest) Reset() {
 	*x = ReadOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3656,7 @@ func (x *ReadOutputRequest) String() string {
 func (*ReadOutputRequest) ProtoMessage() {}
 
 func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3669,7 @@ func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputRequest.ProtoReflect.Descriptor instead.
 func (*ReadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReadOutputRequest) GetId() string {
@@ -3612,7 +3702,7 @@ type ReadOutputResponse struct {
 
 func (x *ReadOutputResponse) Reset() {
 	*x = ReadOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +3714,7 @@ func (x *ReadOutputResponse) String() string {
 func (*ReadOutputResponse) ProtoMessage() {}
 
 func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3637,7 +3727,7 @@ func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputResponse.ProtoReflect.Descriptor instead.
 func (*ReadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReadOutputResponse) GetRecords() []*OutputRecord {
@@ -3664,7 +3754,7 @@ type OutputRecord struct {
 
 func (x *OutputRecord) Reset() {
 	*x = OutputRecord{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +3766,7 @@ func (x *OutputRecord) String() string {
 func (*OutputRecord) ProtoMessage() {}
 
 func (x *OutputRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +3779,7 @@ func (x *OutputRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRecord.ProtoReflect.Descriptor instead.
 func (*OutputRecord) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *OutputRecord) GetSeq() uint64 {
@@ -3737,7 +3827,7 @@ type AckOutputRequest struct {
 
 func (x *AckOutputRequest) Reset() {
 	*x = AckOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +3839,7 @@ func (x *AckOutputRequest) String() string {
 func (*AckOutputRequest) ProtoMessage() {}
 
 func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +3852,7 @@ func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputRequest.ProtoReflect.Descriptor instead.
 func (*AckOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AckOutputRequest) GetId() string {
@@ -3787,7 +3877,7 @@ type AckOutputResponse struct {
 
 func (x *AckOutputResponse) Reset() {
 	*x = AckOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3799,7 +3889,7 @@ func (x *AckOutputResponse) String() string {
 func (*AckOutputResponse) ProtoMessage() {}
 
 func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3812,7 +3902,7 @@ func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputResponse.ProtoReflect.Descriptor instead.
 func (*AckOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 type AttachContainerRequest struct {
@@ -3830,7 +3920,7 @@ type AttachContainerRequest struct {
 
 func (x *AttachContainerRequest) Reset() {
 	*x = AttachContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +3932,7 @@ func (x *AttachContainerRequest) String() string {
 func (*AttachContainerRequest) ProtoMessage() {}
 
 func (x *AttachContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +3945,7 @@ func (x *AttachContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachContainerRequest.ProtoReflect.Descriptor instead.
 func (*AttachContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AttachContainerRequest) GetEvent() isAttachContainerRequest_Event {
@@ -3944,7 +4034,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3956,7 +4046,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3969,7 +4059,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AttachStart) GetId() string {
@@ -4015,7 +4105,7 @@ type AttachCloseStdin struct {
 
 func (x *AttachCloseStdin) Reset() {
 	*x = AttachCloseStdin{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4027,7 +4117,7 @@ func (x *AttachCloseStdin) String() string {
 func (*AttachCloseStdin) ProtoMessage() {}
 
 func (x *AttachCloseStdin) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4040,7 +4130,7 @@ func (x *AttachCloseStdin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachCloseStdin.ProtoReflect.Descriptor instead.
 func (*AttachCloseStdin) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 type AttachResize struct {
@@ -4053,7 +4143,7 @@ type AttachResize struct {
 
 func (x *AttachResize) Reset() {
 	*x = AttachResize{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4065,7 +4155,7 @@ func (x *AttachResize) String() string {
 func (*AttachResize) ProtoMessage() {}
 
 func (x *AttachResize) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4078,7 +4168,7 @@ func (x *AttachResize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResize.ProtoReflect.Descriptor instead.
 func (*AttachResize) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AttachResize) GetCols() uint32 {
@@ -4109,7 +4199,7 @@ type AttachContainerResponse struct {
 
 func (x *AttachContainerResponse) Reset() {
 	*x = AttachContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4121,7 +4211,7 @@ func (x *AttachContainerResponse) String() string {
 func (*AttachContainerResponse) ProtoMessage() {}
 
 func (x *AttachContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4134,7 +4224,7 @@ func (x *AttachContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachContainerResponse.ProtoReflect.Descriptor instead.
 func (*AttachContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{61}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AttachContainerResponse) GetEvent() isAttachContainerResponse_Event {
@@ -4202,7 +4292,7 @@ type Attached struct {
 
 func (x *Attached) Reset() {
 	*x = Attached{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4214,7 +4304,7 @@ func (x *Attached) String() string {
 func (*Attached) ProtoMessage() {}
 
 func (x *Attached) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4227,7 +4317,7 @@ func (x *Attached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attached.ProtoReflect.Descriptor instead.
 func (*Attached) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{62}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{64}
 }
 
 type UpdateContainerRequest struct {
@@ -4240,7 +4330,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +4342,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +4355,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{63}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *UpdateContainerRequest) GetId() string {
@@ -4290,7 +4380,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4302,7 +4392,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4315,7 +4405,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{64}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 type PutVolumeRequest struct {
@@ -4334,7 +4424,7 @@ type PutVolumeRequest struct {
 
 func (x *PutVolumeRequest) Reset() {
 	*x = PutVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4436,7 @@ func (x *PutVolumeRequest) String() string {
 func (*PutVolumeRequest) ProtoMessage() {}
 
 func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4449,7 @@ func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PutVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{65}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PutVolumeRequest) GetName() string {
@@ -4398,7 +4488,7 @@ type PutVolumeResponse struct {
 
 func (x *PutVolumeResponse) Reset() {
 	*x = PutVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4410,7 +4500,7 @@ func (x *PutVolumeResponse) String() string {
 func (*PutVolumeResponse) ProtoMessage() {}
 
 func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4423,7 +4513,7 @@ func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PutVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{66}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 type WriteFilesRequest struct {
@@ -4436,7 +4526,7 @@ type WriteFilesRequest struct {
 
 func (x *WriteFilesRequest) Reset() {
 	*x = WriteFilesRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4448,7 +4538,7 @@ func (x *WriteFilesRequest) String() string {
 func (*WriteFilesRequest) ProtoMessage() {}
 
 func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4461,7 +4551,7 @@ func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesRequest.ProtoReflect.Descriptor instead.
 func (*WriteFilesRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{67}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *WriteFilesRequest) GetVolume() string {
@@ -4492,7 +4582,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4504,7 +4594,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4517,7 +4607,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{68}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *File) GetPath() string {
@@ -4557,7 +4647,7 @@ type WriteFilesResponse struct {
 
 func (x *WriteFilesResponse) Reset() {
 	*x = WriteFilesResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4569,7 +4659,7 @@ func (x *WriteFilesResponse) String() string {
 func (*WriteFilesResponse) ProtoMessage() {}
 
 func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4582,7 +4672,7 @@ func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesResponse.ProtoReflect.Descriptor instead.
 func (*WriteFilesResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{69}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *WriteFilesResponse) GetChanged() bool {
@@ -4605,7 +4695,7 @@ type PutArchiveRequest struct {
 
 func (x *PutArchiveRequest) Reset() {
 	*x = PutArchiveRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4617,7 +4707,7 @@ func (x *PutArchiveRequest) String() string {
 func (*PutArchiveRequest) ProtoMessage() {}
 
 func (x *PutArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4630,7 +4720,7 @@ func (x *PutArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutArchiveRequest.ProtoReflect.Descriptor instead.
 func (*PutArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{70}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PutArchiveRequest) GetEvent() isPutArchiveRequest_Event {
@@ -4684,7 +4774,7 @@ type PutArchiveStart struct {
 
 func (x *PutArchiveStart) Reset() {
 	*x = PutArchiveStart{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4696,7 +4786,7 @@ func (x *PutArchiveStart) String() string {
 func (*PutArchiveStart) ProtoMessage() {}
 
 func (x *PutArchiveStart) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4709,7 +4799,7 @@ func (x *PutArchiveStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutArchiveStart.ProtoReflect.Descriptor instead.
 func (*PutArchiveStart) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{71}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PutArchiveStart) GetVolume() string {
@@ -4729,7 +4819,7 @@ type PutArchiveResponse struct {
 
 func (x *PutArchiveResponse) Reset() {
 	*x = PutArchiveResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4741,7 +4831,7 @@ func (x *PutArchiveResponse) String() string {
 func (*PutArchiveResponse) ProtoMessage() {}
 
 func (x *PutArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4754,7 +4844,7 @@ func (x *PutArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutArchiveResponse.ProtoReflect.Descriptor instead.
 func (*PutArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{72}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PutArchiveResponse) GetBytes() int64 {
@@ -4780,7 +4870,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4792,7 +4882,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4805,7 +4895,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{73}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -4823,7 +4913,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4835,7 +4925,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4848,7 +4938,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{74}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{76}
 }
 
 var File_firkin_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -4872,9 +4962,10 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x12memory_total_bytes\x18\n" +
 	" \x01(\x03R\x10memoryTotalBytes\"'\n" +
 	"\vPingRequest\x12\x18\n" +
-	"\apayload\x18\x01 \x01(\fR\apayload\"(\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\"N\n" +
 	"\fPingResponse\x12\x18\n" +
-	"\apayload\x18\x01 \x01(\fR\apayload\"@\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\x12$\n" +
+	"\x0etime_unix_nano\x18\x02 \x01(\x03R\ftimeUnixNano\"@\n" +
 	"\vSealRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1f\n" +
 	"\vkeep_caches\x18\x02 \x01(\bR\n" +
@@ -4894,7 +4985,10 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12 \n" +
 	"\vnameservers\x18\x03 \x03(\tR\vnameservers\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\x05R\x03mtu\"\x11\n" +
+	"\x03mtu\x18\x04 \x01(\x05R\x03mtu\"7\n" +
+	"\x0fSetClockRequest\x12$\n" +
+	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\"\x12\n" +
+	"\x10SetClockResponse\"\x11\n" +
 	"\x0fPowerOffRequest\"\x12\n" +
 	"\x10PowerOffResponse\"\x0e\n" +
 	"\fStatsRequest\"\xdf\x04\n" +
@@ -5185,12 +5279,13 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\fOutputStream\x12\x1d\n" +
 	"\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n" +
-	"\x14OUTPUT_STREAM_STDERR\x10\x022\xde\x04\n" +
+	"\x14OUTPUT_STREAM_STDERR\x10\x022\xaf\x05\n" +
 	"\fAgentService\x12C\n" +
 	"\x04Info\x12\x1c.firkin.agent.v1.InfoRequest\x1a\x1d.firkin.agent.v1.InfoResponse\x12C\n" +
 	"\x04Ping\x12\x1c.firkin.agent.v1.PingRequest\x1a\x1d.firkin.agent.v1.PingResponse\x12C\n" +
 	"\x04Seal\x12\x1c.firkin.agent.v1.SealRequest\x1a\x1d.firkin.agent.v1.SealResponse\x12L\n" +
 	"\aRefresh\x12\x1f.firkin.agent.v1.RefreshRequest\x1a .firkin.agent.v1.RefreshResponse\x12O\n" +
+	"\bSetClock\x12 .firkin.agent.v1.SetClockRequest\x1a!.firkin.agent.v1.SetClockResponse\x12O\n" +
 	"\bPowerOff\x12 .firkin.agent.v1.PowerOffRequest\x1a!.firkin.agent.v1.PowerOffResponse\x12F\n" +
 	"\x05Stats\x12\x1d.firkin.agent.v1.StatsRequest\x1a\x1e.firkin.agent.v1.StatsResponse\x12F\n" +
 	"\x05Probe\x12\x1d.firkin.agent.v1.ProbeRequest\x1a\x1e.firkin.agent.v1.ProbeResponse\x12P\n" +
@@ -5230,7 +5325,7 @@ func file_firkin_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_firkin_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
+var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_firkin_agent_v1_agent_proto_goTypes = []any{
 	(SeccompType)(0),                 // 0: firkin.agent.v1.SeccompType
 	(ContainerState)(0),              // 1: firkin.agent.v1.ContainerState
@@ -5244,159 +5339,163 @@ var file_firkin_agent_v1_agent_proto_goTypes = []any{
 	(*RefreshRequest)(nil),           // 9: firkin.agent.v1.RefreshRequest
 	(*RefreshResponse)(nil),          // 10: firkin.agent.v1.RefreshResponse
 	(*Network)(nil),                  // 11: firkin.agent.v1.Network
-	(*PowerOffRequest)(nil),          // 12: firkin.agent.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),         // 13: firkin.agent.v1.PowerOffResponse
-	(*StatsRequest)(nil),             // 14: firkin.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 15: firkin.agent.v1.StatsResponse
-	(*VolumeStats)(nil),              // 16: firkin.agent.v1.VolumeStats
-	(*NetworkStats)(nil),             // 17: firkin.agent.v1.NetworkStats
-	(*ContainerStats)(nil),           // 18: firkin.agent.v1.ContainerStats
-	(*ProbeRequest)(nil),             // 19: firkin.agent.v1.ProbeRequest
-	(*TCPProbe)(nil),                 // 20: firkin.agent.v1.TCPProbe
-	(*GRPCProbe)(nil),                // 21: firkin.agent.v1.GRPCProbe
-	(*HTTPProbe)(nil),                // 22: firkin.agent.v1.HTTPProbe
-	(*HTTPHeader)(nil),               // 23: firkin.agent.v1.HTTPHeader
-	(*ProbeResponse)(nil),            // 24: firkin.agent.v1.ProbeResponse
-	(*ForwardRequest)(nil),           // 25: firkin.agent.v1.ForwardRequest
-	(*ForwardStart)(nil),             // 26: firkin.agent.v1.ForwardStart
-	(*ForwardClose)(nil),             // 27: firkin.agent.v1.ForwardClose
-	(*ForwardResponse)(nil),          // 28: firkin.agent.v1.ForwardResponse
-	(*ForwardConnected)(nil),         // 29: firkin.agent.v1.ForwardConnected
-	(*SetupPodRequest)(nil),          // 30: firkin.agent.v1.SetupPodRequest
-	(*Sysctl)(nil),                   // 31: firkin.agent.v1.Sysctl
-	(*SetupPodResponse)(nil),         // 32: firkin.agent.v1.SetupPodResponse
-	(*PrepareContainerRequest)(nil),  // 33: firkin.agent.v1.PrepareContainerRequest
-	(*PrepareContainerResponse)(nil), // 34: firkin.agent.v1.PrepareContainerResponse
-	(*CreateContainerRequest)(nil),   // 35: firkin.agent.v1.CreateContainerRequest
-	(*Security)(nil),                 // 36: firkin.agent.v1.Security
-	(*Seccomp)(nil),                  // 37: firkin.agent.v1.Seccomp
-	(*User)(nil),                     // 38: firkin.agent.v1.User
-	(*Mount)(nil),                    // 39: firkin.agent.v1.Mount
-	(*Resources)(nil),                // 40: firkin.agent.v1.Resources
-	(*CreateContainerResponse)(nil),  // 41: firkin.agent.v1.CreateContainerResponse
-	(*StartContainerRequest)(nil),    // 42: firkin.agent.v1.StartContainerRequest
-	(*StartContainerResponse)(nil),   // 43: firkin.agent.v1.StartContainerResponse
-	(*ContainerStatus)(nil),          // 44: firkin.agent.v1.ContainerStatus
-	(*ListContainersRequest)(nil),    // 45: firkin.agent.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),   // 46: firkin.agent.v1.ListContainersResponse
-	(*WatchContainersRequest)(nil),   // 47: firkin.agent.v1.WatchContainersRequest
-	(*WatchContainersResponse)(nil),  // 48: firkin.agent.v1.WatchContainersResponse
-	(*Synced)(nil),                   // 49: firkin.agent.v1.Synced
-	(*KeepAlive)(nil),                // 50: firkin.agent.v1.KeepAlive
-	(*SignalContainerRequest)(nil),   // 51: firkin.agent.v1.SignalContainerRequest
-	(*SignalContainerResponse)(nil),  // 52: firkin.agent.v1.SignalContainerResponse
-	(*RemoveContainerRequest)(nil),   // 53: firkin.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil),  // 54: firkin.agent.v1.RemoveContainerResponse
-	(*ReadOutputRequest)(nil),        // 55: firkin.agent.v1.ReadOutputRequest
-	(*ReadOutputResponse)(nil),       // 56: firkin.agent.v1.ReadOutputResponse
-	(*OutputRecord)(nil),             // 57: firkin.agent.v1.OutputRecord
-	(*AckOutputRequest)(nil),         // 58: firkin.agent.v1.AckOutputRequest
-	(*AckOutputResponse)(nil),        // 59: firkin.agent.v1.AckOutputResponse
-	(*AttachContainerRequest)(nil),   // 60: firkin.agent.v1.AttachContainerRequest
-	(*AttachStart)(nil),              // 61: firkin.agent.v1.AttachStart
-	(*AttachCloseStdin)(nil),         // 62: firkin.agent.v1.AttachCloseStdin
-	(*AttachResize)(nil),             // 63: firkin.agent.v1.AttachResize
-	(*AttachContainerResponse)(nil),  // 64: firkin.agent.v1.AttachContainerResponse
-	(*Attached)(nil),                 // 65: firkin.agent.v1.Attached
-	(*UpdateContainerRequest)(nil),   // 66: firkin.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil),  // 67: firkin.agent.v1.UpdateContainerResponse
-	(*PutVolumeRequest)(nil),         // 68: firkin.agent.v1.PutVolumeRequest
-	(*PutVolumeResponse)(nil),        // 69: firkin.agent.v1.PutVolumeResponse
-	(*WriteFilesRequest)(nil),        // 70: firkin.agent.v1.WriteFilesRequest
-	(*File)(nil),                     // 71: firkin.agent.v1.File
-	(*WriteFilesResponse)(nil),       // 72: firkin.agent.v1.WriteFilesResponse
-	(*PutArchiveRequest)(nil),        // 73: firkin.agent.v1.PutArchiveRequest
-	(*PutArchiveStart)(nil),          // 74: firkin.agent.v1.PutArchiveStart
-	(*PutArchiveResponse)(nil),       // 75: firkin.agent.v1.PutArchiveResponse
-	(*RemoveVolumeRequest)(nil),      // 76: firkin.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),     // 77: firkin.agent.v1.RemoveVolumeResponse
+	(*SetClockRequest)(nil),          // 12: firkin.agent.v1.SetClockRequest
+	(*SetClockResponse)(nil),         // 13: firkin.agent.v1.SetClockResponse
+	(*PowerOffRequest)(nil),          // 14: firkin.agent.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),         // 15: firkin.agent.v1.PowerOffResponse
+	(*StatsRequest)(nil),             // 16: firkin.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 17: firkin.agent.v1.StatsResponse
+	(*VolumeStats)(nil),              // 18: firkin.agent.v1.VolumeStats
+	(*NetworkStats)(nil),             // 19: firkin.agent.v1.NetworkStats
+	(*ContainerStats)(nil),           // 20: firkin.agent.v1.ContainerStats
+	(*ProbeRequest)(nil),             // 21: firkin.agent.v1.ProbeRequest
+	(*TCPProbe)(nil),                 // 22: firkin.agent.v1.TCPProbe
+	(*GRPCProbe)(nil),                // 23: firkin.agent.v1.GRPCProbe
+	(*HTTPProbe)(nil),                // 24: firkin.agent.v1.HTTPProbe
+	(*HTTPHeader)(nil),               // 25: firkin.agent.v1.HTTPHeader
+	(*ProbeResponse)(nil),            // 26: firkin.agent.v1.ProbeResponse
+	(*ForwardRequest)(nil),           // 27: firkin.agent.v1.ForwardRequest
+	(*ForwardStart)(nil),             // 28: firkin.agent.v1.ForwardStart
+	(*ForwardClose)(nil),             // 29: firkin.agent.v1.ForwardClose
+	(*ForwardResponse)(nil),          // 30: firkin.agent.v1.ForwardResponse
+	(*ForwardConnected)(nil),         // 31: firkin.agent.v1.ForwardConnected
+	(*SetupPodRequest)(nil),          // 32: firkin.agent.v1.SetupPodRequest
+	(*Sysctl)(nil),                   // 33: firkin.agent.v1.Sysctl
+	(*SetupPodResponse)(nil),         // 34: firkin.agent.v1.SetupPodResponse
+	(*PrepareContainerRequest)(nil),  // 35: firkin.agent.v1.PrepareContainerRequest
+	(*PrepareContainerResponse)(nil), // 36: firkin.agent.v1.PrepareContainerResponse
+	(*CreateContainerRequest)(nil),   // 37: firkin.agent.v1.CreateContainerRequest
+	(*Security)(nil),                 // 38: firkin.agent.v1.Security
+	(*Seccomp)(nil),                  // 39: firkin.agent.v1.Seccomp
+	(*User)(nil),                     // 40: firkin.agent.v1.User
+	(*Mount)(nil),                    // 41: firkin.agent.v1.Mount
+	(*Resources)(nil),                // 42: firkin.agent.v1.Resources
+	(*CreateContainerResponse)(nil),  // 43: firkin.agent.v1.CreateContainerResponse
+	(*StartContainerRequest)(nil),    // 44: firkin.agent.v1.StartContainerRequest
+	(*StartContainerResponse)(nil),   // 45: firkin.agent.v1.StartContainerResponse
+	(*ContainerStatus)(nil),          // 46: firkin.agent.v1.ContainerStatus
+	(*ListContainersRequest)(nil),    // 47: firkin.agent.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),   // 48: firkin.agent.v1.ListContainersResponse
+	(*WatchContainersRequest)(nil),   // 49: firkin.agent.v1.WatchContainersRequest
+	(*WatchContainersResponse)(nil),  // 50: firkin.agent.v1.WatchContainersResponse
+	(*Synced)(nil),                   // 51: firkin.agent.v1.Synced
+	(*KeepAlive)(nil),                // 52: firkin.agent.v1.KeepAlive
+	(*SignalContainerRequest)(nil),   // 53: firkin.agent.v1.SignalContainerRequest
+	(*SignalContainerResponse)(nil),  // 54: firkin.agent.v1.SignalContainerResponse
+	(*RemoveContainerRequest)(nil),   // 55: firkin.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil),  // 56: firkin.agent.v1.RemoveContainerResponse
+	(*ReadOutputRequest)(nil),        // 57: firkin.agent.v1.ReadOutputRequest
+	(*ReadOutputResponse)(nil),       // 58: firkin.agent.v1.ReadOutputResponse
+	(*OutputRecord)(nil),             // 59: firkin.agent.v1.OutputRecord
+	(*AckOutputRequest)(nil),         // 60: firkin.agent.v1.AckOutputRequest
+	(*AckOutputResponse)(nil),        // 61: firkin.agent.v1.AckOutputResponse
+	(*AttachContainerRequest)(nil),   // 62: firkin.agent.v1.AttachContainerRequest
+	(*AttachStart)(nil),              // 63: firkin.agent.v1.AttachStart
+	(*AttachCloseStdin)(nil),         // 64: firkin.agent.v1.AttachCloseStdin
+	(*AttachResize)(nil),             // 65: firkin.agent.v1.AttachResize
+	(*AttachContainerResponse)(nil),  // 66: firkin.agent.v1.AttachContainerResponse
+	(*Attached)(nil),                 // 67: firkin.agent.v1.Attached
+	(*UpdateContainerRequest)(nil),   // 68: firkin.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil),  // 69: firkin.agent.v1.UpdateContainerResponse
+	(*PutVolumeRequest)(nil),         // 70: firkin.agent.v1.PutVolumeRequest
+	(*PutVolumeResponse)(nil),        // 71: firkin.agent.v1.PutVolumeResponse
+	(*WriteFilesRequest)(nil),        // 72: firkin.agent.v1.WriteFilesRequest
+	(*File)(nil),                     // 73: firkin.agent.v1.File
+	(*WriteFilesResponse)(nil),       // 74: firkin.agent.v1.WriteFilesResponse
+	(*PutArchiveRequest)(nil),        // 75: firkin.agent.v1.PutArchiveRequest
+	(*PutArchiveStart)(nil),          // 76: firkin.agent.v1.PutArchiveStart
+	(*PutArchiveResponse)(nil),       // 77: firkin.agent.v1.PutArchiveResponse
+	(*RemoveVolumeRequest)(nil),      // 78: firkin.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),     // 79: firkin.agent.v1.RemoveVolumeResponse
 }
 var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	11, // 0: firkin.agent.v1.RefreshRequest.network:type_name -> firkin.agent.v1.Network
-	18, // 1: firkin.agent.v1.StatsResponse.containers:type_name -> firkin.agent.v1.ContainerStats
-	16, // 2: firkin.agent.v1.StatsResponse.volumes:type_name -> firkin.agent.v1.VolumeStats
-	17, // 3: firkin.agent.v1.StatsResponse.network:type_name -> firkin.agent.v1.NetworkStats
-	20, // 4: firkin.agent.v1.ProbeRequest.tcp:type_name -> firkin.agent.v1.TCPProbe
-	22, // 5: firkin.agent.v1.ProbeRequest.http:type_name -> firkin.agent.v1.HTTPProbe
-	21, // 6: firkin.agent.v1.ProbeRequest.grpc:type_name -> firkin.agent.v1.GRPCProbe
-	23, // 7: firkin.agent.v1.HTTPProbe.headers:type_name -> firkin.agent.v1.HTTPHeader
-	26, // 8: firkin.agent.v1.ForwardRequest.start:type_name -> firkin.agent.v1.ForwardStart
-	27, // 9: firkin.agent.v1.ForwardRequest.close:type_name -> firkin.agent.v1.ForwardClose
-	29, // 10: firkin.agent.v1.ForwardResponse.connected:type_name -> firkin.agent.v1.ForwardConnected
-	27, // 11: firkin.agent.v1.ForwardResponse.close:type_name -> firkin.agent.v1.ForwardClose
-	31, // 12: firkin.agent.v1.SetupPodRequest.sysctls:type_name -> firkin.agent.v1.Sysctl
-	40, // 13: firkin.agent.v1.SetupPodRequest.resources:type_name -> firkin.agent.v1.Resources
-	38, // 14: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
-	39, // 15: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
-	40, // 16: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	36, // 17: firkin.agent.v1.CreateContainerRequest.security:type_name -> firkin.agent.v1.Security
-	37, // 18: firkin.agent.v1.Security.seccomp:type_name -> firkin.agent.v1.Seccomp
+	20, // 1: firkin.agent.v1.StatsResponse.containers:type_name -> firkin.agent.v1.ContainerStats
+	18, // 2: firkin.agent.v1.StatsResponse.volumes:type_name -> firkin.agent.v1.VolumeStats
+	19, // 3: firkin.agent.v1.StatsResponse.network:type_name -> firkin.agent.v1.NetworkStats
+	22, // 4: firkin.agent.v1.ProbeRequest.tcp:type_name -> firkin.agent.v1.TCPProbe
+	24, // 5: firkin.agent.v1.ProbeRequest.http:type_name -> firkin.agent.v1.HTTPProbe
+	23, // 6: firkin.agent.v1.ProbeRequest.grpc:type_name -> firkin.agent.v1.GRPCProbe
+	25, // 7: firkin.agent.v1.HTTPProbe.headers:type_name -> firkin.agent.v1.HTTPHeader
+	28, // 8: firkin.agent.v1.ForwardRequest.start:type_name -> firkin.agent.v1.ForwardStart
+	29, // 9: firkin.agent.v1.ForwardRequest.close:type_name -> firkin.agent.v1.ForwardClose
+	31, // 10: firkin.agent.v1.ForwardResponse.connected:type_name -> firkin.agent.v1.ForwardConnected
+	29, // 11: firkin.agent.v1.ForwardResponse.close:type_name -> firkin.agent.v1.ForwardClose
+	33, // 12: firkin.agent.v1.SetupPodRequest.sysctls:type_name -> firkin.agent.v1.Sysctl
+	42, // 13: firkin.agent.v1.SetupPodRequest.resources:type_name -> firkin.agent.v1.Resources
+	40, // 14: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
+	41, // 15: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
+	42, // 16: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	38, // 17: firkin.agent.v1.CreateContainerRequest.security:type_name -> firkin.agent.v1.Security
+	39, // 18: firkin.agent.v1.Security.seccomp:type_name -> firkin.agent.v1.Seccomp
 	0,  // 19: firkin.agent.v1.Seccomp.type:type_name -> firkin.agent.v1.SeccompType
-	44, // 20: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	46, // 20: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
 	1,  // 21: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
-	44, // 22: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
-	44, // 23: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	49, // 24: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
-	50, // 25: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
-	57, // 26: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
+	46, // 22: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
+	46, // 23: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	51, // 24: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
+	52, // 25: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
+	59, // 26: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
 	2,  // 27: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
-	61, // 28: firkin.agent.v1.AttachContainerRequest.start:type_name -> firkin.agent.v1.AttachStart
-	62, // 29: firkin.agent.v1.AttachContainerRequest.close_stdin:type_name -> firkin.agent.v1.AttachCloseStdin
-	63, // 30: firkin.agent.v1.AttachContainerRequest.resize:type_name -> firkin.agent.v1.AttachResize
-	65, // 31: firkin.agent.v1.AttachContainerResponse.attached:type_name -> firkin.agent.v1.Attached
-	40, // 32: firkin.agent.v1.UpdateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	71, // 33: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
-	74, // 34: firkin.agent.v1.PutArchiveRequest.start:type_name -> firkin.agent.v1.PutArchiveStart
+	63, // 28: firkin.agent.v1.AttachContainerRequest.start:type_name -> firkin.agent.v1.AttachStart
+	64, // 29: firkin.agent.v1.AttachContainerRequest.close_stdin:type_name -> firkin.agent.v1.AttachCloseStdin
+	65, // 30: firkin.agent.v1.AttachContainerRequest.resize:type_name -> firkin.agent.v1.AttachResize
+	67, // 31: firkin.agent.v1.AttachContainerResponse.attached:type_name -> firkin.agent.v1.Attached
+	42, // 32: firkin.agent.v1.UpdateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	73, // 33: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
+	76, // 34: firkin.agent.v1.PutArchiveRequest.start:type_name -> firkin.agent.v1.PutArchiveStart
 	3,  // 35: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
 	5,  // 36: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
 	7,  // 37: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
 	9,  // 38: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
-	12, // 39: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
-	14, // 40: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
-	19, // 41: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
-	25, // 42: firkin.agent.v1.AgentService.Forward:input_type -> firkin.agent.v1.ForwardRequest
-	30, // 43: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
-	33, // 44: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
-	35, // 45: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
-	42, // 46: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
-	45, // 47: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
-	47, // 48: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
-	51, // 49: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
-	53, // 50: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
-	55, // 51: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
-	58, // 52: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
-	60, // 53: firkin.agent.v1.ContainerService.AttachContainer:input_type -> firkin.agent.v1.AttachContainerRequest
-	66, // 54: firkin.agent.v1.ContainerService.UpdateContainer:input_type -> firkin.agent.v1.UpdateContainerRequest
-	68, // 55: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
-	70, // 56: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
-	73, // 57: firkin.agent.v1.VolumeService.PutArchive:input_type -> firkin.agent.v1.PutArchiveRequest
-	76, // 58: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
-	4,  // 59: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
-	6,  // 60: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
-	8,  // 61: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
-	10, // 62: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
-	13, // 63: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
-	15, // 64: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
-	24, // 65: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
-	28, // 66: firkin.agent.v1.AgentService.Forward:output_type -> firkin.agent.v1.ForwardResponse
-	32, // 67: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
-	34, // 68: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
-	41, // 69: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
-	43, // 70: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
-	46, // 71: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
-	48, // 72: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
-	52, // 73: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
-	54, // 74: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
-	56, // 75: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
-	59, // 76: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
-	64, // 77: firkin.agent.v1.ContainerService.AttachContainer:output_type -> firkin.agent.v1.AttachContainerResponse
-	67, // 78: firkin.agent.v1.ContainerService.UpdateContainer:output_type -> firkin.agent.v1.UpdateContainerResponse
-	69, // 79: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
-	72, // 80: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
-	75, // 81: firkin.agent.v1.VolumeService.PutArchive:output_type -> firkin.agent.v1.PutArchiveResponse
-	77, // 82: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
-	59, // [59:83] is the sub-list for method output_type
-	35, // [35:59] is the sub-list for method input_type
+	12, // 39: firkin.agent.v1.AgentService.SetClock:input_type -> firkin.agent.v1.SetClockRequest
+	14, // 40: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
+	16, // 41: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
+	21, // 42: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
+	27, // 43: firkin.agent.v1.AgentService.Forward:input_type -> firkin.agent.v1.ForwardRequest
+	32, // 44: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
+	35, // 45: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
+	37, // 46: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
+	44, // 47: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
+	47, // 48: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
+	49, // 49: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
+	53, // 50: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
+	55, // 51: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
+	57, // 52: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
+	60, // 53: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
+	62, // 54: firkin.agent.v1.ContainerService.AttachContainer:input_type -> firkin.agent.v1.AttachContainerRequest
+	68, // 55: firkin.agent.v1.ContainerService.UpdateContainer:input_type -> firkin.agent.v1.UpdateContainerRequest
+	70, // 56: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
+	72, // 57: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
+	75, // 58: firkin.agent.v1.VolumeService.PutArchive:input_type -> firkin.agent.v1.PutArchiveRequest
+	78, // 59: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
+	4,  // 60: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
+	6,  // 61: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
+	8,  // 62: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
+	10, // 63: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
+	13, // 64: firkin.agent.v1.AgentService.SetClock:output_type -> firkin.agent.v1.SetClockResponse
+	15, // 65: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
+	17, // 66: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
+	26, // 67: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
+	30, // 68: firkin.agent.v1.AgentService.Forward:output_type -> firkin.agent.v1.ForwardResponse
+	34, // 69: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
+	36, // 70: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
+	43, // 71: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
+	45, // 72: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
+	48, // 73: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
+	50, // 74: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
+	54, // 75: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
+	56, // 76: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
+	58, // 77: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
+	61, // 78: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
+	66, // 79: firkin.agent.v1.ContainerService.AttachContainer:output_type -> firkin.agent.v1.AttachContainerResponse
+	69, // 80: firkin.agent.v1.ContainerService.UpdateContainer:output_type -> firkin.agent.v1.UpdateContainerResponse
+	71, // 81: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
+	74, // 82: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
+	77, // 83: firkin.agent.v1.VolumeService.PutArchive:output_type -> firkin.agent.v1.PutArchiveResponse
+	79, // 84: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
+	60, // [60:85] is the sub-list for method output_type
+	35, // [35:60] is the sub-list for method input_type
 	35, // [35:35] is the sub-list for extension type_name
 	35, // [35:35] is the sub-list for extension extendee
 	0,  // [0:35] is the sub-list for field type_name
@@ -5407,42 +5506,42 @@ func file_firkin_agent_v1_agent_proto_init() {
 	if File_firkin_agent_v1_agent_proto != nil {
 		return
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
 		(*ProbeRequest_Tcp)(nil),
 		(*ProbeRequest_Http)(nil),
 		(*ProbeRequest_Grpc)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[24].OneofWrappers = []any{
 		(*ForwardRequest_Start)(nil),
 		(*ForwardRequest_Data)(nil),
 		(*ForwardRequest_Close)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[25].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
 		(*ForwardResponse_Connected)(nil),
 		(*ForwardResponse_Data)(nil),
 		(*ForwardResponse_Close)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[35].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[36].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[45].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[37].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[38].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[47].OneofWrappers = []any{
 		(*WatchContainersResponse_Status)(nil),
 		(*WatchContainersResponse_Synced)(nil),
 		(*WatchContainersResponse_Keepalive)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[57].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[59].OneofWrappers = []any{
 		(*AttachContainerRequest_Start)(nil),
 		(*AttachContainerRequest_Stdin)(nil),
 		(*AttachContainerRequest_CloseStdin)(nil),
 		(*AttachContainerRequest_Resize)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[61].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[63].OneofWrappers = []any{
 		(*AttachContainerResponse_Attached)(nil),
 		(*AttachContainerResponse_Stdout)(nil),
 		(*AttachContainerResponse_Stderr)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[65].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[68].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[70].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[67].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[70].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[72].OneofWrappers = []any{
 		(*PutArchiveRequest_Start)(nil),
 		(*PutArchiveRequest_Data)(nil),
 	}
@@ -5452,7 +5551,7 @@ func file_firkin_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firkin_agent_v1_agent_proto_rawDesc), len(file_firkin_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   75,
+			NumMessages:   77,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

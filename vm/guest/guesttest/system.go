@@ -23,7 +23,9 @@ type system struct {
 	powerOff func()
 
 	mu       sync.Mutex
-	identity identity // guarded by mu, like all below
+	identity identity      // guarded by mu, like all below
+	ahead    time.Duration // of its clock
+	sets     int           // how often that was set
 	mounted  map[int]bool
 	network  *agent.Network
 }
@@ -46,6 +48,21 @@ func (s *system) Refresh(_ context.Context, r agent.Refresh) error {
 	defer s.mu.Unlock()
 	s.identity = identity{machineID: r.MachineID, hostname: r.Hostname}
 	s.network = r.Network
+	s.ahead = r.Time.Sub(time.Now().Round(0))
+	return nil
+}
+
+func (s *system) Now() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Add(s.ahead)
+}
+
+func (s *system) SetClock(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ahead = t.Sub(time.Now().Round(0))
+	s.sets++
 	return nil
 }
 
@@ -89,6 +106,20 @@ func (a *Agent) MountedImages() int {
 	a.system.mu.Lock()
 	defer a.system.mu.Unlock()
 	return len(a.system.mounted)
+}
+
+// StandStill lets the guest's clock fall behind, as a pause of the machine does.
+func (a *Agent) StandStill(d time.Duration) {
+	a.system.mu.Lock()
+	defer a.system.mu.Unlock()
+	a.system.ahead -= d
+}
+
+// Clock is how far the guest's clock is ahead, and how often it was set but by a refresh.
+func (a *Agent) Clock() (ahead time.Duration, sets int) {
+	a.system.mu.Lock()
+	defer a.system.mu.Unlock()
+	return a.system.ahead, a.system.sets
 }
 
 // Network is the network of the last refresh, or nil.

@@ -215,6 +215,12 @@ func (s *System) Refresh(ctx context.Context, r agent.Refresh) error {
 	return nil
 }
 
+// Now is the Mac's own clock, which its timed(8) may set as well.
+func (s *System) Now() time.Time { return time.Now() }
+
+// SetClock implements agent.System.
+func (s *System) SetClock(t time.Time) error { return s.opts.Kernel.SetClock(t) }
+
 // addEntropy mixes b into the kernel's generator, which is what writing to random(4) does
 // for the superuser. There is no way to see that it did.
 func (s *System) addEntropy(b []byte) error {

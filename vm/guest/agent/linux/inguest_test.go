@@ -31,6 +31,9 @@ const (
 	guestFailed = "firkin-test: failed"
 )
 
+// diesVariable, on the kernel's command line, has the agent die once it has booted.
+const diesVariable = "FIRKIN_TEST_AGENT_DIES"
+
 // inGuest is the machine that the tests run in, nil on the host.
 var inGuest *linux.System
 
@@ -46,6 +49,9 @@ func TestMain(m *testing.M) {
 		fmt.Println("boot:", err)
 		fmt.Println(guestFailed)
 		return // and so end the machine
+	}
+	if os.Getenv(diesVariable) != "" {
+		panic("the agent dies")
 	}
 	if m.Run() == 0 {
 		fmt.Println(guestPassed)
@@ -167,6 +173,13 @@ func guestRefresh(t *testing.T, s *linux.System) {
 	}
 	if d := time.Since(r.Time); d < 0 || d > time.Minute {
 		t.Errorf("the clock is %s away from what was set", d)
+	}
+	before := time.Now().Add(-time.Hour)
+	if err := s.SetClock(before); err != nil {
+		t.Error(err)
+	}
+	if d := s.Now().Round(0).Sub(before.Round(0)); d < 0 || d > time.Minute {
+		t.Errorf("the clock is %s away from what it was set back to", d)
 	}
 	id, err := s.Identity()
 	if err != nil || id.MachineID != r.MachineID || id.Hostname != "pod-b" || id.KernelRelease == "" {

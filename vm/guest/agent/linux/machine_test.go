@@ -61,6 +61,20 @@ func TestInGuest(t *testing.T) {
 	}
 }
 
+// TestAgentDies: the agent is the guest's first process, so that the kernel ends with it, and the
+// host sees a machine that died. Nothing of a pod goes on without its agent.
+func TestAgentDies(t *testing.T) {
+	k := loadKit(t, "amd64")
+	k.Cmdline += " " + diesVariable + "=1"
+	m := startMachine(t, k, machineOptions{initramfs: testInitramfs(t, "amd64", k.Initramfs), images: []string{emptyImage(t)}})
+	m.awaitConsole(t, "panic: the agent dies")
+	m.awaitExit(t)
+	b, err := os.ReadFile(m.console)
+	if err != nil || !strings.Contains(string(b), "Kernel panic - not syncing: Attempted to kill init!") {
+		t.Errorf("the kernel did not end for the agent's sake: %v", err)
+	}
+}
+
 // awaitEcho says hello, again and again since the guest may not listen yet, until the
 // guest says it too.
 func (m *machine) awaitEcho(t *testing.T, c net.Conn) {
@@ -172,6 +186,25 @@ func TestRestore(t *testing.T) {
 	}
 	if b, err := os.ReadFile(second.console); err != nil || strings.Contains(string(b), "ready") {
 		t.Errorf("the restored machine booted: %s %v", b, err)
+	}
+
+	// It stands still, as with a host that sleeps, and nothing in the guest notices.
+	const asleep = 4 * time.Second
+	second.command(t, "stop", nil)
+	time.Sleep(asleep)
+	second.command(t, "cont", nil)
+	var keeper guest.ClockKeeper
+	if err := keeper.Ask(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	if off, err := keeper.Set(t.Context(), client); err != nil || off > -asleep/2 || off < -asleep-patience {
+		t.Errorf("after a pause of %s the clock was off by %s, %v", asleep, off, err)
+	}
+	if err := keeper.Ask(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	if off, err := keeper.Set(t.Context(), client); err != nil || off.Abs() > asleep/2 {
+		t.Errorf("after it was set the clock was off by %s, %v", off, err)
 	}
 }
 

@@ -71,6 +71,12 @@ func (s *System) Refresh(ctx context.Context, r agent.Refresh) error {
 	return nil
 }
 
+// Now implements agent.System.
+func (s *System) Now() time.Time { return time.Now() }
+
+// SetClock implements agent.System.
+func (s *System) SetClock(t time.Time) error { return setClock(t) }
+
 func setClock(t time.Time) error {
 	if t.Unix() <= 0 {
 		return fmt.Errorf("set clock: %s is not a time of today", t)

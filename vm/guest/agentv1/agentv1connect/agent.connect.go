@@ -54,6 +54,8 @@ const (
 	AgentServiceSealProcedure = "/firkin.agent.v1.AgentService/Seal"
 	// AgentServiceRefreshProcedure is the fully-qualified name of the AgentService's Refresh RPC.
 	AgentServiceRefreshProcedure = "/firkin.agent.v1.AgentService/Refresh"
+	// AgentServiceSetClockProcedure is the fully-qualified name of the AgentService's SetClock RPC.
+	AgentServiceSetClockProcedure = "/firkin.agent.v1.AgentService/SetClock"
 	// AgentServicePowerOffProcedure is the fully-qualified name of the AgentService's PowerOff RPC.
 	AgentServicePowerOffProcedure = "/firkin.agent.v1.AgentService/PowerOff"
 	// AgentServiceStatsProcedure is the fully-qualified name of the AgentService's Stats RPC.
@@ -128,6 +130,9 @@ type AgentServiceClient interface {
 	// network. When it returns, all of them are in force. The proof in the response
 	// shows that this machine carries the memory that was sealed. May be repeated.
 	Refresh(context.Context, *connect.Request[agentv1.RefreshRequest]) (*connect.Response[agentv1.RefreshResponse], error)
+	// SetClock steps the machine's wall clock, and nothing else: it stood still with its
+	// host, or somebody has set either. invalid_argument for a time before 1970.
+	SetClock(context.Context, *connect.Request[agentv1.SetClockRequest]) (*connect.Response[agentv1.SetClockResponse], error)
 	// PowerOff ends the machine after the response is sent: containers are killed, disks synced.
 	PowerOff(context.Context, *connect.Request[agentv1.PowerOffRequest]) (*connect.Response[agentv1.PowerOffResponse], error)
 	// Stats measures the machine and its containers now.
@@ -180,6 +185,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Refresh")),
 			connect.WithClientOptions(opts...),
 		),
+		setClock: connect.NewClient[agentv1.SetClockRequest, agentv1.SetClockResponse](
+			httpClient,
+			baseURL+AgentServiceSetClockProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("SetClock")),
+			connect.WithClientOptions(opts...),
+		),
 		powerOff: connect.NewClient[agentv1.PowerOffRequest, agentv1.PowerOffResponse](
 			httpClient,
 			baseURL+AgentServicePowerOffProcedure,
@@ -213,6 +224,7 @@ type agentServiceClient struct {
 	ping     *connect.Client[agentv1.PingRequest, agentv1.PingResponse]
 	seal     *connect.Client[agentv1.SealRequest, agentv1.SealResponse]
 	refresh  *connect.Client[agentv1.RefreshRequest, agentv1.RefreshResponse]
+	setClock *connect.Client[agentv1.SetClockRequest, agentv1.SetClockResponse]
 	powerOff *connect.Client[agentv1.PowerOffRequest, agentv1.PowerOffResponse]
 	stats    *connect.Client[agentv1.StatsRequest, agentv1.StatsResponse]
 	probe    *connect.Client[agentv1.ProbeRequest, agentv1.ProbeResponse]
@@ -237,6 +249,11 @@ func (c *agentServiceClient) Seal(ctx context.Context, req *connect.Request[agen
 // Refresh calls firkin.agent.v1.AgentService.Refresh.
 func (c *agentServiceClient) Refresh(ctx context.Context, req *connect.Request[agentv1.RefreshRequest]) (*connect.Response[agentv1.RefreshResponse], error) {
 	return c.refresh.CallUnary(ctx, req)
+}
+
+// SetClock calls firkin.agent.v1.AgentService.SetClock.
+func (c *agentServiceClient) SetClock(ctx context.Context, req *connect.Request[agentv1.SetClockRequest]) (*connect.Response[agentv1.SetClockResponse], error) {
+	return c.setClock.CallUnary(ctx, req)
 }
 
 // PowerOff calls firkin.agent.v1.AgentService.PowerOff.
@@ -276,6 +293,9 @@ type AgentServiceHandler interface {
 	// network. When it returns, all of them are in force. The proof in the response
 	// shows that this machine carries the memory that was sealed. May be repeated.
 	Refresh(context.Context, *connect.Request[agentv1.RefreshRequest]) (*connect.Response[agentv1.RefreshResponse], error)
+	// SetClock steps the machine's wall clock, and nothing else: it stood still with its
+	// host, or somebody has set either. invalid_argument for a time before 1970.
+	SetClock(context.Context, *connect.Request[agentv1.SetClockRequest]) (*connect.Response[agentv1.SetClockResponse], error)
 	// PowerOff ends the machine after the response is sent: containers are killed, disks synced.
 	PowerOff(context.Context, *connect.Request[agentv1.PowerOffRequest]) (*connect.Response[agentv1.PowerOffResponse], error)
 	// Stats measures the machine and its containers now.
@@ -324,6 +344,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Refresh")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceSetClockHandler := connect.NewUnaryHandler(
+		AgentServiceSetClockProcedure,
+		svc.SetClock,
+		connect.WithSchema(agentServiceMethods.ByName("SetClock")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServicePowerOffHandler := connect.NewUnaryHandler(
 		AgentServicePowerOffProcedure,
 		svc.PowerOff,
@@ -358,6 +384,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceSealHandler.ServeHTTP(w, r)
 		case AgentServiceRefreshProcedure:
 			agentServiceRefreshHandler.ServeHTTP(w, r)
+		case AgentServiceSetClockProcedure:
+			agentServiceSetClockHandler.ServeHTTP(w, r)
 		case AgentServicePowerOffProcedure:
 			agentServicePowerOffHandler.ServeHTTP(w, r)
 		case AgentServiceStatsProcedure:
@@ -389,6 +417,10 @@ func (UnimplementedAgentServiceHandler) Seal(context.Context, *connect.Request[a
 
 func (UnimplementedAgentServiceHandler) Refresh(context.Context, *connect.Request[agentv1.RefreshRequest]) (*connect.Response[agentv1.RefreshResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.AgentService.Refresh is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) SetClock(context.Context, *connect.Request[agentv1.SetClockRequest]) (*connect.Response[agentv1.SetClockResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firkin.agent.v1.AgentService.SetClock is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) PowerOff(context.Context, *connect.Request[agentv1.PowerOffRequest]) (*connect.Response[agentv1.PowerOffResponse], error) {
