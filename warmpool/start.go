@@ -4,6 +4,7 @@
 package warmpool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,7 +134,9 @@ func (s *Supply) Start(ctx context.Context) error {
 	s.adoptees = nil
 	s.mu.Unlock()
 	// Those that are to leave first are asked first.
-	slices.SortStableFunc(adoptees, func(a, b *warmEntry) int { return a.created.Compare(b.created) })
+	slices.SortFunc(adoptees, func(a, b *warmEntry) int {
+		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id(), b.id()))
+	})
 	err = s.sweep(ctx)
 	// A few at a time, but not among those that are woken for requests: these do not wait for
 	// an entry that does not answer.

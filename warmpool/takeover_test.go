@@ -4,6 +4,7 @@
 package warmpool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,6 +174,9 @@ func TestPodsDoNotWaitForWarmEntries(t *testing.T) {
 		if len(entries) != 20 {
 			t.Fatalf("%d entries", len(entries))
 		}
+		slices.SortFunc(entries, func(a, b *warmEntry) int { // as they will be asked
+			return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id(), b.id()))
+		})
 		p.stop()
 		for _, e := range entries[1:] {
 			p.host.machine(e.id()).hang()
