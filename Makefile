@@ -159,12 +159,17 @@ lint: ## Run golangci-lint, its version pinned in hack/tools.
 	$(GO) tool -modfile=hack/tools/go.mod golangci-lint run ./...
 
 .PHONY: generate
-generate: generate-crds ## Generate the CRDs and the guest protocol's Go code (needs protoc).
+generate: generate-crds generate-reference ## Generate the CRDs, the reference pages and the guest protocol's Go code (needs protoc).
 	hack/generate.sh
 
 .PHONY: generate-crds
 generate-crds: ## Generate the CRDs and their deep copies, controller-gen pinned in hack/tools.
 	hack/generate-crds.sh
+
+.PHONY: generate-reference
+generate-reference: ## Generate docs/reference: commands and flags, fields of resources, metrics.
+	mkdir -p docs/reference && touch docs/reference/{commands,metrics,resources}.md
+	$(GO) test -count 1 -run TestReference ./cmd/vk-firkin ./crds -update
 
 .PHONY: verify
 verify: verify-darwin typecheck-darwin verify-generate lint ## Check that generated code is current, darwin builds, linters are silent.
@@ -183,7 +188,7 @@ typecheck-darwin: ## Type-check everything, tests too, for darwin/arm64 with cgo
 
 .PHONY: verify-generate
 verify-generate: generate ## Fail when generated code is stale.
-	git diff --exit-code -- '*.pb.go' '*.connect.go' 'crds/*.yaml' '*/zz_generated.deepcopy.go'
+	git diff --exit-code -- '*.pb.go' '*.connect.go' 'crds/*.yaml' '*/zz_generated.deepcopy.go' docs/reference
 
 .PHONY: clean
 clean: ## Remove what was built.

@@ -81,7 +81,7 @@ func (o *controllerOptions) addFlags(flags *pflag.FlagSet) {
 func (o *controllerOptions) complete() (*slog.Logger, error) {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	logger, err := o.logOptions.logger()
+	logger, err := o.logOptions.logger(os.Stderr)
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -145,7 +145,7 @@ func controllerConfig(kubeconfig string) (*rest.Config, error) {
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("read kubeconfig: %w", err)
+		return nil, fmt.Errorf("read --kubeconfig: %w", err)
 	}
 	return config, nil
 }

@@ -48,7 +48,7 @@ hour by itself. Without a running node the files on the disk say what is in use.
 				return fmt.Errorf("unknown output %q: want table or json", output)
 			}
 			if opts.Grace < 0 {
-				return fmt.Errorf("--grace %s is negative", opts.Grace)
+				return fmt.Errorf("--grace %s: want 0 or more", opts.Grace)
 			}
 			report, failure := collectGarbage(cmd.Context(), d, opts)
 			if failure != nil && len(report.Decisions) == 0 {

@@ -27,6 +27,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
+	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/status"
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
@@ -84,18 +85,22 @@ type node struct {
 	provider  *provider.Provider
 	garbage   *garbage.Collector
 	relief    *pressure.Manager
+	refusals  status.Refusals
 	closers   []func() error
 }
 
 // runNode makes the node and runs it until ctx ends.
 func runNode(ctx context.Context, s *nodeSettings) (err error) {
-	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
 	n := &node{nodeSettings: s}
 	defer func() {
 		for i := len(n.closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, n.closers[i]())
 		}
 	}()
+	if err := n.openLog(); err != nil {
+		return err
+	}
+	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
 	for _, step := range []struct {
 		name string
 		make func(context.Context) error
@@ -125,9 +130,9 @@ func (n *node) onClose(close func() error) { n.closers = append(n.closers, close
 // makeDirectories makes the roots, readable by nobody else: snapshots hold the memory
 // of machines, records hold what pods are. The state is this process's alone from then on.
 func (n *node) makeDirectories(context.Context) error {
-	for _, dir := range []string{n.StateDir, n.CacheDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
+	for flag, dir := range map[string]string{"--state-dir": n.StateDir, "--cache-dir": n.CacheDir} {
+		if err := makePrivate(dir); err != nil {
+			return fmt.Errorf("%s: %w", flag, err)
 		}
 	}
 	return n.lock()
@@ -137,7 +142,7 @@ func (n *node) makeDirectories(context.Context) error {
 func (n *node) makeClient(context.Context) error {
 	config, err := clientcmd.BuildConfigFromFlags("", n.Kubeconfig)
 	if err != nil {
-		return fmt.Errorf("read kubeconfig: %w", err)
+		return fmt.Errorf("read --kubeconfig: %w", err)
 	}
 	// The kubelet's defaults are 50 and 100; each pod start needs about ten requests.
 	config.QPS, config.Burst = 50, 100
@@ -227,7 +232,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 	n.provider, err = provider.New(provider.Options{
 		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir, Began: began,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
-		Images: n.pinned, Logs: n.logs, Observer: n.metrics, Templates: n.ledger, Pools: n.ledger,
+		Images: n.pinned, Logs: n.logs, Observer: n.metrics, Templates: n.ledger, Pools: n.ledger, Refused: n.refused,
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
@@ -336,6 +341,23 @@ func (n *node) prepareSnapshots(ctx context.Context) {
 		}
 		n.logger.Info("Base snapshot is ready", "shape", shape.String(), "took", time.Since(began).Round(time.Millisecond))
 	}
+}
+
+// openLog makes the node log to its file, when it has one. What is closed later logs to it, too.
+func (n *node) openLog() error {
+	if n.LogFile == "" {
+		return nil
+	}
+	if err := trimStandardError(os.Stderr); err != nil {
+		return fmt.Errorf("empty the file behind standard error: %w", err)
+	}
+	file, err := openRotating(n.LogFile, n.logMaxBytes, n.LogFiles)
+	if err != nil {
+		return err
+	}
+	n.onClose(file.Close)
+	n.logger, err = n.logOptions.logger(file)
+	return err
 }
 
 func (n *node) log(component string) *slog.Logger { return n.logger.With("component", component) }

@@ -60,6 +60,18 @@ type Node struct {
 
 // StartNode joins a node to the cluster and returns when it is Ready.
 func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, error) {
+	n, err := c.PrepareNode(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.Start(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// PrepareNode makes all that a node needs, for somebody else to start its process with Args.
+func (c *ControlPlane) PrepareNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	base := filepath.Join(o.Dir, o.Name)
 	n := &Node{cluster: c, binary: o.Binary, env: o.Env, Name: o.Name, StateDir: o.StateDir, CacheDir: filepath.Join(base, "cache"), LogPath: filepath.Join(base, "node.log")}
 	if n.StateDir == "" {
@@ -100,11 +112,11 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 	for _, r := range o.InsecureRegistries {
 		n.args = append(n.args, "--insecure-registry", r)
 	}
-	if err := n.Start(ctx); err != nil {
-		return nil, err
-	}
 	return n, nil
 }
+
+// Args are what the node's process is run with, the command's name first.
+func (n *Node) Args() []string { return slices.Clone(n.args) }
 
 // Start starts the process and waits until its node is Ready.
 func (n *Node) Start(ctx context.Context) error {
