@@ -86,7 +86,7 @@ func answer(ctx context.Context, listener net.Listener, controls map[string]http
 	if serr := server.Shutdown(sctx); serr != nil {
 		err = errors.Join(err, serr, server.Close())
 	}
-	_ = <-ended // how it ended is in err already
+	<-ended // how it ended is in err already
 	return err
 }
 

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/status"
@@ -132,8 +131,10 @@ func lastHolder(stateDir string) int {
 	if err != nil || pid < 1 {
 		return 0
 	}
-	if err := syscall.Kill(pid, 0); err != nil && !errors.Is(err, syscall.EPERM) {
+	holder, err := process.Open(pid)
+	if err != nil {
 		return 0
 	}
+	holder.Close()
 	return pid
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -227,8 +228,8 @@ func TestStatusWithoutANode(t *testing.T) {
 		t.Errorf("%v:\n%s", err, out)
 	}
 	// Somebody has the directory and does not answer.
-	put(".lock", "1\n")
-	if problem, remedy := absence(directories{StateDir: root}, errNoNode, "", ""); !strings.Contains(problem, "process 1 has") || remedy == "" {
+	put(".lock", fmt.Sprintln(os.Getpid()))
+	if problem, remedy := absence(directories{StateDir: root}, errNoNode, "", ""); !strings.Contains(problem, fmt.Sprintf("process %d has", os.Getpid())) || remedy == "" {
 		t.Errorf("%s; %s", problem, remedy)
 	}
 	put(".lock", "no number")

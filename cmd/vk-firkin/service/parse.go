@@ -21,7 +21,7 @@ var (
 	launchdSetting = regexp.MustCompile(`<key>([^<]*)</key><string>([^<]*)</string>`)
 )
 
-// ErrForeign: a definition is not one that Render made.
+// ErrForeign is the error for a definition that Render did not make.
 var ErrForeign = errors.New("not written by vk-firkin install")
 
 // Parse is what a service runs by its definition, as far as Render got it from a Spec:

@@ -36,7 +36,7 @@ func TestStandIn(t *testing.T) {
 	told, stop := signal.NotifyContext(t.Context(), syscall.SIGTERM)
 	defer stop()
 	if _, err := os.Stat(filepath.Join(dir, "machine")); err != nil {
-		machine := exec.Command("sleep", "1000") //nolint:noctx // it outlives this process
+		machine := exec.Command("sleep", "1000")
 		machine.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		if err := machine.Start(); err != nil {
 			t.Fatal(err)
