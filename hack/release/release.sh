@@ -17,8 +17,10 @@ rm -rf "$out"
 mkdir -p "$out"
 umask 022
 
-targets="linux/amd64 linux/arm64"
-if [ "$(uname -s)" = Darwin ]; then
+targets=${TARGETS:-linux/amd64 linux/arm64}
+if [ -n "${TARGETS:-}" ]; then
+  echo "release: only $targets, as TARGETS says" >&2
+elif [ "$(uname -s)" = Darwin ]; then
   targets="$targets darwin/arm64"
 else
   echo "release: left out: darwin/arm64, which only a Mac can build and sign" >&2
