@@ -131,7 +131,7 @@ const bootstrapGroups = "system:bootstrappers:"
 // certificates is what the controller approves; nil: nothing.
 func (o *controllerOptions) certificates() (*approver.Policy, error) {
 	if !o.Approve {
-		return nil, nil //nolint:nilnil // nothing is a policy too
+		return nil, nil
 	}
 	if !strings.HasPrefix(o.JoinGroup, bootstrapGroups) {
 		return nil, fmt.Errorf("--join-group %q: want a group of bootstrap tokens, which begins with %q", o.JoinGroup, bootstrapGroups)
