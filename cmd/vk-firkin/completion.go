@@ -25,7 +25,7 @@ const (
 // which runs elsewhere, gets them absolute.
 var pathFlags = map[string]string{
 	"state-dir": pathFolder, "cache-dir": pathFolder, "guest-kit": pathFolder, "temp-dir": pathFolder,
-	"kubeconfig": pathFile, "tls-cert-file": pathFile, "tls-private-key-file": pathFile, "client-ca-file": pathFile,
+	"kubeconfig": pathFile, "bootstrap-kubeconfig": pathFile, "token-file": pathFile, "tls-cert-file": pathFile, "tls-private-key-file": pathFile, "client-ca-file": pathFile,
 	"log-file": pathFile, "program": pathFile,
 	"disk": pathFile, "auxiliary-storage": pathFile, "hardware-model": pathFile, "machine-identifier": pathFile,
 }

@@ -68,7 +68,7 @@ Without a command it tells how far this host has come, and what to do next.`,
 			return writeNext(cmd.OutOrStdout(), f)
 		},
 	}
-	cmd.AddCommand(newNodeCommand(), newInstallCommand(), newUninstallCommand(), newStatusCommand(), newDoctorCommand(),
+	cmd.AddCommand(newJoinCommand(), newNodeCommand(), newInstallCommand(), newUninstallCommand(), newStatusCommand(), newDoctorCommand(),
 		newSnapshotsCommand(), newGCCommand(), newQuarantineCommand(), newImageCommand(),
 		newControllerCommand(), newVersionCommand(), newShimCommand())
 	completeFlags(cmd)

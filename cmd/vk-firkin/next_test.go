@@ -73,7 +73,7 @@ func TestErrorsNameTheRemedy(t *testing.T) {
 		"node --shape 1x1Gi":                    {"unknown flag: --shape", "vk-firkin node --help"},
 		"node extra":                            {"extra", "vk-firkin node --help"},
 		"node --kubelet-port x":                 {"kubelet-port", "vk-firkin node --help"},
-		"node":                                  {"--kubeconfig is missing", "administrator"},
+		"node":                                  {"has not joined", "vk-firkin join"},
 		"node --driver xen --kubeconfig k":      {`"xen"`, "want vz or qemu"},
 		"quarantine remove":                     {"1 arg", "vk-firkin quarantine remove --help"},
 		"quarantine remove pod-1":               {"pod-1", "vk-firkin quarantine list"},

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/vk-firkin/vk-firkin/provider/identity"
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 	"github.com/vk-firkin/vk-firkin/warmpool/controller"
@@ -47,7 +48,7 @@ func referenceFile(t *testing.T, name, got string) {
 // hostDefaults are the defaults that depend on the host.
 var hostDefaults = map[string]string{
 	"state-dir": "~/.firkin/state", "cache-dir": "~/.firkin/cache", "guest-kit": "bin/guest/ARCHITECTURE",
-	"node-name": "the host's name", "driver": "vz on a Mac, else qemu", "kubeconfig": "", "run-as": "",
+	"driver": "vz on a Mac, else qemu", "kubeconfig": "", "run-as": "",
 }
 
 // TestReferenceCommands keeps docs/reference/commands.md what --help says.
@@ -137,6 +138,9 @@ func TestReferenceMetrics(t *testing.T) {
 	if _, err := controller.NewMetrics(cluster); err != nil {
 		t.Fatal(err)
 	}
+	if err := node.Registry().Register(identity.DescribeMetrics()); err != nil {
+		t.Fatal(err)
+	}
 	known := map[string]bool{}
 	var b strings.Builder
 	b.WriteString("# Metrics\n\n" + generated)
@@ -196,7 +200,9 @@ func unknownMetrics(text string, known map[string]bool) []string {
 
 type description struct{ name, help, labels string }
 
-var descText = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "(.*)", constLabels: \{.*\}, variableLabels: \{(.*)\}`)
+var descText = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "(.*)", constLabels: \{(.*)\}, variableLabels: \{(.*)\}`)
+
+var constValue = regexp.MustCompile(`="[^"]*"`)
 
 func descriptions(t *testing.T, registry *prometheus.Registry) []description {
 	t.Helper()
@@ -211,7 +217,7 @@ func descriptions(t *testing.T, registry *prometheus.Registry) []description {
 		if m == nil {
 			t.Fatalf("not understood: %s", d)
 		}
-		list = append(list, description{m[1], strings.ReplaceAll(m[2], `\"`, `"`), strings.ReplaceAll(m[3], ",", ", ")})
+		list = append(list, description{m[1], strings.ReplaceAll(m[2], `\"`, `"`), strings.ReplaceAll(strings.Trim(constValue.ReplaceAllString(m[3], "")+","+m[4], ","), ",", ", ")})
 	}
 	slices.SortFunc(list, func(x, y description) int { return strings.Compare(x.name, y.name) })
 	return slices.CompactFunc(list, func(x, y description) bool { return x.name == y.name })

@@ -162,7 +162,7 @@ func TestServiceOfAMac(t *testing.T) {
 		spec.Argument("state-dir") != "/Users/ci/.firkin/state" || spec.Argument("cache-dir") != "/Users/ci/.firkin/cache" {
 		t.Errorf("%+v", spec)
 	}
-	if _, err := specFor(t, target, installOptions{}); err == nil || !strings.Contains(err.Error(), "--kubeconfig") {
+	if _, err := specFor(t, target, installOptions{}); err == nil || !strings.Contains(err.Error(), "vk-firkin join") {
 		t.Errorf("without an identity: %v", err)
 	}
 }
