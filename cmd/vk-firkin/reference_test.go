@@ -200,7 +200,7 @@ func unknownMetrics(text string, known map[string]bool) []string {
 
 type description struct{ name, help, labels string }
 
-var descText = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "(.*)", constLabels: \{(.*)\}, variableLabels: \{(.*)\}`)
+var descText = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "(.*?)"(?:, unit: "[^"]*")?, constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
 
 var constValue = regexp.MustCompile(`="[^"]*"`)
 
