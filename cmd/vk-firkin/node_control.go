@@ -86,7 +86,9 @@ func answer(ctx context.Context, listener net.Listener, controls map[string]http
 	if serr := server.Shutdown(sctx); serr != nil {
 		err = errors.Join(err, serr, server.Close())
 	}
-	<-ended // how it ended is in err already
+	if serr := <-ended; err == nil && !errors.Is(serr, http.ErrServerClosed) {
+		err = serr
+	}
 	return err
 }
 
