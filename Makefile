@@ -159,15 +159,20 @@ lint: ## Run golangci-lint, its version pinned in hack/tools.
 	$(GO) tool -modfile=hack/tools/go.mod golangci-lint run ./...
 
 .PHONY: generate
-generate: generate-crds ## Generate the CRDs and the guest protocol's Go code (needs protoc).
+generate: generate-crds generate-reference ## Generate the CRDs, the reference pages and the guest protocol's Go code (needs protoc).
 	hack/generate.sh
 
 .PHONY: generate-crds
 generate-crds: ## Generate the CRDs and their deep copies, controller-gen pinned in hack/tools.
 	hack/generate-crds.sh
 
+.PHONY: generate-reference
+generate-reference: ## Generate docs/reference: commands and flags, fields of resources, metrics.
+	mkdir -p docs/reference && touch docs/reference/{commands,metrics,resources}.md
+	$(GO) test -count 1 -run TestReference ./cmd/vk-firkin ./crds -update
+
 .PHONY: verify
-verify: verify-darwin typecheck-darwin verify-generate lint ## Check that generated code is current, darwin builds, linters are silent.
+verify: verify-darwin typecheck-darwin verify-generate licences lint ## Check that generated code is current, darwin builds, linters are silent.
 
 .PHONY: verify-darwin
 verify-darwin: ## Build and vet everything for the product's platform, darwin/arm64, but for what needs cgo.
@@ -183,7 +188,22 @@ typecheck-darwin: ## Type-check everything, tests too, for darwin/arm64 with cgo
 
 .PHONY: verify-generate
 verify-generate: generate ## Fail when generated code is stale.
-	git diff --exit-code -- '*.pb.go' '*.connect.go' 'crds/*.yaml' '*/zz_generated.deepcopy.go'
+	git diff --exit-code -- '*.pb.go' '*.connect.go' 'crds/*.yaml' '*/zz_generated.deepcopy.go' docs/reference
+
+.PHONY: licences
+licences: ## Fail when something is linked whose licence nobody has agreed to. Needs no network.
+	$(GO) run ./hack/licences ./cmd/vk-firkin ./cmd/firkin-agent
+
+# Not part of verify: it asks vuln.go.dev, and what is known there changes by the day.
+.PHONY: vulncheck
+vulncheck: ## Look for known vulnerabilities in what is called (needs the network).
+	$(GO) tool -modfile=hack/tools/go.mod govulncheck ./cmd/...
+
+##@ Release
+
+.PHONY: release
+release: guest ## Archives, guest kits, licences, bills of materials and checksums, in bin/release. Run it on a Mac for the Mac's.
+	VERSION=$(VERSION) KIT=$(KIT) CODESIGN_IDENTITY="$(CODESIGN_IDENTITY)" hack/release/release.sh
 
 .PHONY: clean
 clean: ## Remove what was built.

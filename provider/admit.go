@@ -51,8 +51,16 @@ func (w *worker) refuse(r *refusal) {
 	w.s.refusal, w.s.waiting = r, nil
 	w.env.admission.forget(w.s.pod.UID)
 	w.env.events.pod(w.s.pod, true, r.Reason, r.Message)
+	w.tellRefused(r.Reason, r.Message)
 	w.log.Info("Refusing pod", "reason", r.Reason, "message", r.Message)
 	w.dirty = true
+}
+
+// tellRefused tells whoever remembers it that the pod did not get what it asks for.
+func (w *worker) tellRefused(reason, message string) {
+	if w.env.refused != nil {
+		w.env.refused(w.s.pod, reason, message)
+	}
 }
 
 // await notes what the pod waits for, and tells its owner once. What is only not known
@@ -70,6 +78,7 @@ func (w *worker) await(wait *templateWait) {
 		return
 	}
 	w.log.Info("Pod waits for its template", "reason", wait.reason, "message", wait.message)
+	w.tellRefused(wait.reason, wait.message)
 	w.env.events.pod(w.s.pod, true, wait.reason, wait.message)
 }
 

@@ -47,6 +47,9 @@ type Options struct {
 	Pools Pools
 	// Observer of pod starts; nil for none.
 	Observer Observer
+	// Refused is told, each time, that a pod does not get what it asks for, for good or for
+	// now. It must not block; nil for nobody.
+	Refused func(pod *corev1.Pod, reason, message string)
 	// Node is what the node says about itself.
 	Node NodeOptions
 
@@ -161,6 +164,7 @@ func New(opts Options) (*Provider, error) {
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
 		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, stuckTimeout: opts.StuckTimeout,
+		refused:       opts.Refused,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
 		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),
 		seccompDir: filepath.Join(opts.StateDir, "seccomp"), recovery: newRecovery(opts),

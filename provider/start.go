@@ -128,6 +128,7 @@ func (w *worker) notAcquired(err error) {
 		}
 	}
 	w.log.Warn("Machine could not be acquired", "reason", m.reason, "err", err)
+	w.tellRefused(m.reason, m.message)
 	w.env.events.pod(s.pod, true, eventFailedSandbox, "Failed to create pod sandbox: "+m.message)
 }
 

@@ -87,6 +87,8 @@ type environment struct {
 	recovery      *recovery
 	// userAgent is the version that HTTP probes and hooks name.
 	userAgent string
+	// refused is told of pods that do not get what they ask for; nil for nobody.
+	refused func(pod *corev1.Pod, reason, message string)
 	// stuckTimeout is how long a machine may not answer until it is given up.
 	stuckTimeout time.Duration
 }

@@ -48,7 +48,7 @@ It ends with exit code 1 when something keeps pods from running.`,
 	}
 	flags := cmd.Flags()
 	o.directories.addFlags(flags)
-	flags.StringVar(&o.guestKit, "guest-kit", filepath.Join("bin", "guest", runtime.GOARCH), "folder of the guest kit, built by make guest")
+	flags.StringVar(&o.guestKit, "guest-kit", defaultGuestKit(), "folder of the guest kit, built by make guest")
 	flags.StringVarP(&o.output, "output", "o", "table", "table or json")
 	flags.BoolVar(&o.skipBoot, "skip-boot", false, "do not boot the guest kit")
 	return cmd

@@ -56,7 +56,7 @@ when they are wanted.`,
 				return fmt.Errorf("unknown output %q: want table or json", output)
 			}
 			if opts.Grace < 0 {
-				return fmt.Errorf("--grace %s is negative", opts.Grace)
+				return fmt.Errorf("--grace %s: want 0 or more", opts.Grace)
 			}
 			if patience.whole <= 0 {
 				return fmt.Errorf("--timeout %s is not positive", patience.whole)

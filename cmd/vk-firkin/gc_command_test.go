@@ -239,12 +239,13 @@ func TestControlSocket(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	begun, finish, answered := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		answered <- answer(ctx, listener, func(ctx context.Context, _ garbage.Options) (garbage.Report, error) {
+		collect := func(ctx context.Context, _ garbage.Options) (garbage.Report, error) {
 			close(begun)
 			<-ctx.Done()
 			<-finish // a removal that cannot be interrupted
 			return garbage.Report{Node: true}, nil
-		})
+		}
+		answered <- answer(ctx, listener, map[string]http.HandlerFunc{"POST " + controlGC: func(w http.ResponseWriter, r *http.Request) { serveGC(w, r, collect) }})
 	}()
 	asked := make(chan error, 1)
 	go func() {

@@ -12,10 +12,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // version is stamped by the Makefile.
@@ -24,7 +26,12 @@ var version = "dev"
 // began is when this process did.
 var began = time.Now()
 
+// privateMask: what this program and the machines that it starts make holds the memory of
+// pods, and is nobody else's. What is to be read by others is made so.
+const privateMask = 0o077
+
 func main() {
+	unix.Umask(privateMask)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRootCommand().ExecuteContext(ctx)
 	stop()
@@ -51,18 +58,21 @@ func newRootCommand() *cobra.Command {
 		Long: `vk-firkin turns this host into a Kubernetes node. Each pod runs in a virtual machine
 that is restored from a snapshot instead of booted.
 
-Next steps:
-  vk-firkin doctor     what this host can do, and what to install
-  vk-firkin node       join a cluster (needs a kubeconfig and a guest kit)
-  vk-firkin controller spread warm pools over the nodes of a cluster
-  vk-firkin snapshot   look at this host's snapshots
-  vk-firkin gc         remove what this host keeps and nobody needs
-  vk-firkin quarantine look at machines that nobody knows whose they are, and remove them
-  vk-firkin image      push an installation of macOS to a registry`,
+Without a command it tells how far this host has come, and what to do next.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d := directories{StateDir: defaultDirectory("FIRKIN_STATE_DIR", "state")}
+			f := lookAtHost(cmd.Context(), d)
+			f.joins = slices.ContainsFunc(cmd.Commands(), func(c *cobra.Command) bool { return c.Name() == "join" })
+			return writeNext(cmd.OutOrStdout(), f)
+		},
 	}
-	cmd.AddCommand(newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newGCCommand(), newQuarantineCommand(), newImageCommand(), newDoctorCommand(), newVersionCommand(), newShimCommand())
+	cmd.AddCommand(newJoinCommand(), newNodeCommand(), newInstallCommand(), newUninstallCommand(), newStatusCommand(), newDoctorCommand(),
+		newSnapshotsCommand(), newGCCommand(), newQuarantineCommand(), newImageCommand(),
+		newControllerCommand(), newVersionCommand(), newShimCommand())
+	completeFlags(cmd)
+	explainUsage(cmd)
 	return cmd
 }
 

@@ -18,15 +18,16 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
+	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/status"
 	"github.com/vk-firkin/vk-firkin/provider"
 	"github.com/vk-firkin/vk-firkin/provider/kubeletapi"
 	"github.com/vk-firkin/vk-firkin/provider/metrics"
@@ -68,34 +69,42 @@ told a second time, it stops at once.`,
 type node struct {
 	*nodeSettings
 	config    *rest.Config
-	client    kubernetes.Interface
-	ip        string
-	kit       vm.Kit
-	kernel    string // the guests' kernel
-	driver    vm.Driver
-	ladder    []vm.Shape
-	snapshots *snapshot.Store
-	supply    *warmpool.Supply
-	ledger    *nodeledger.Keeper
-	images    *image.Store
-	pinned    *nodeImages
-	logs      *podlog.Store
-	metrics   *metrics.Metrics
-	provider  *provider.Provider
-	garbage   *garbage.Collector
-	relief    *pressure.Manager
-	closers   []func() error
+	authority []byte // the cluster's
+	// keepers renew certificates until they are told to stop.
+	keepers      []func(context.Context) error
+	certificates []prometheus.Collector
+	client       kubernetes.Interface
+	ip           string
+	kit          vm.Kit
+	kernel       string // the guests' kernel
+	driver       vm.Driver
+	ladder       []vm.Shape
+	snapshots    *snapshot.Store
+	supply       *warmpool.Supply
+	ledger       *nodeledger.Keeper
+	images       *image.Store
+	pinned       *nodeImages
+	logs         *podlog.Store
+	metrics      *metrics.Metrics
+	provider     *provider.Provider
+	garbage      *garbage.Collector
+	relief       *pressure.Manager
+	refusals     status.Refusals
+	closers      []func() error
 }
 
 // runNode makes the node and runs it until ctx ends.
 func runNode(ctx context.Context, s *nodeSettings) (err error) {
-	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
 	n := &node{nodeSettings: s}
 	defer func() {
 		for i := len(n.closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, n.closers[i]())
 		}
 	}()
+	if err := n.openLog(); err != nil {
+		return err
+	}
+	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
 	for _, step := range []struct {
 		name string
 		make func(context.Context) error
@@ -125,19 +134,19 @@ func (n *node) onClose(close func() error) { n.closers = append(n.closers, close
 // makeDirectories makes the roots, readable by nobody else: snapshots hold the memory
 // of machines, records hold what pods are. The state is this process's alone from then on.
 func (n *node) makeDirectories(context.Context) error {
-	for _, dir := range []string{n.StateDir, n.CacheDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
+	for flag, dir := range map[string]string{"--state-dir": n.StateDir, "--cache-dir": n.CacheDir} {
+		if err := makePrivate(dir); err != nil {
+			return fmt.Errorf("%s: %w", flag, err)
 		}
 	}
 	return n.lock()
 }
 
-// makeClient reads the kubeconfig and finds the node's address.
-func (n *node) makeClient(context.Context) error {
-	config, err := clientcmd.BuildConfigFromFlags("", n.Kubeconfig)
+// makeClient finds the cluster, as whom this node is known there, and the node's address.
+func (n *node) makeClient(ctx context.Context) error {
+	config, err := n.clusterConfig(ctx)
 	if err != nil {
-		return fmt.Errorf("read kubeconfig: %w", err)
+		return err
 	}
 	// The kubelet's defaults are 50 and 100; each pod start needs about ten requests.
 	config.QPS, config.Burst = 50, 100
@@ -227,7 +236,7 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 	n.provider, err = provider.New(provider.Options{
 		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir, Began: began,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
-		Images: n.pinned, Logs: n.logs, Observer: n.metrics, Templates: n.ledger, Pools: n.ledger,
+		Images: n.pinned, Logs: n.logs, Observer: n.metrics, Templates: n.ledger, Pools: n.ledger, Refused: n.refused,
 		Node: provider.NodeOptions{
 			Arch: n.driver.Features().Arch, HostOS: runtime.GOOS, Driver: n.driver.Name(),
 			Capacity: capacity, Allocatable: allocatable, NoTaint: n.NoTaint, KubeletPort: int32(n.KubeletPort),
@@ -245,8 +254,11 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 
 // run serves until ctx ends, or a part fails.
 func (n *node) run(ctx context.Context) error {
-	certificates, err := kubeletapi.OpenCertificates(n.TLSCert, n.TLSKey, n.ClientCA)
+	certificates, err := n.servingCertificates()
 	if err != nil {
+		return err
+	}
+	if err := n.showCertificates(); err != nil {
 		return err
 	}
 	access, err := kubeletapi.NewDelegated(n.NodeName, n.client, certificates)
@@ -284,6 +296,9 @@ func (n *node) run(ctx context.Context) error {
 		return nil
 	})
 	group.Go(func() error { return server.Serve(ctx, listener) })
+	for _, keep := range n.keepers {
+		group.Go(func() error { return keep(ctx) })
+	}
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
 	group.Go(func() error { n.collectGarbage(ctx); return nil })
@@ -336,6 +351,23 @@ func (n *node) prepareSnapshots(ctx context.Context) {
 		}
 		n.logger.Info("Base snapshot is ready", "shape", shape.String(), "took", time.Since(began).Round(time.Millisecond))
 	}
+}
+
+// openLog makes the node log to its file, when it has one. What is closed later logs to it, too.
+func (n *node) openLog() error {
+	if n.LogFile == "" {
+		return nil
+	}
+	if err := trimStandardError(os.Stderr); err != nil {
+		return fmt.Errorf("empty the file behind standard error: %w", err)
+	}
+	file, err := openRotating(n.LogFile, n.logMaxBytes, n.LogFiles)
+	if err != nil {
+		return err
+	}
+	n.onClose(file.Close)
+	n.logger, err = n.logOptions.logger(file)
+	return err
 }
 
 func (n *node) log(component string) *slog.Logger { return n.logger.With("component", component) }

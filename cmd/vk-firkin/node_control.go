@@ -29,6 +29,8 @@ const (
 	controlSocket = "node.sock"
 	controlGC     = "/v1/gc"
 	controlAlive  = "/v1/alive"
+	controlStatus = "/v1/status"
+	controlLeave  = "/v1/leave"
 	// maxControlRequest and maxControlReport bound what either side reads.
 	maxControlRequest = 4 << 10
 	maxControlReport  = 64 << 20
@@ -46,20 +48,35 @@ func (n *node) serveControl(ctx context.Context) {
 		n.logger.Error("Commands of this host will not reach this node while it runs", "socket", controlSocket, "error", err)
 		return
 	}
-	if err := answer(ctx, listener, n.collect); err != nil {
+	if err := answer(ctx, listener, n.controls()); err != nil {
 		n.logger.Error("Commands of this host do not reach this node any more", "socket", controlSocket, "error", err)
 	}
 }
 
+// controls are what commands may ask a node for.
+func (n *node) controls() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"POST " + controlGC:    func(w http.ResponseWriter, r *http.Request) { serveGC(w, r, n.collect) },
+		"GET " + controlStatus: func(w http.ResponseWriter, r *http.Request) { reply(w, n.report(r.Context())) },
+		"POST " + controlLeave: func(w http.ResponseWriter, r *http.Request) { serveLeave(w, r, n.podsWithMachines, n.supply.Drain) },
+	}
+}
+
+// reply is the answer to a command.
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // the caller is gone if this fails
+}
+
 // answer serves a listener until ctx ends, and until no collection that a command asked for
 // is under way: what it collects from is closed after that, and its locks are given back.
-func answer(ctx context.Context, listener net.Listener, collect func(context.Context, garbage.Options) (garbage.Report, error)) error {
+func answer(ctx context.Context, listener net.Listener, controls map[string]http.HandlerFunc) error {
 	ctx, cancel := context.WithCancel(ctx)
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+controlGC, func(w http.ResponseWriter, r *http.Request) {
-		serveGC(w, r, collect)
-	})
 	mux.HandleFunc("GET "+controlAlive, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	for pattern, serve := range controls {
+		mux.HandleFunc(pattern, serve)
+	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: controlTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
@@ -115,8 +132,7 @@ func serveGC(w http.ResponseWriter, r *http.Request, collect func(context.Contex
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(report) // the caller is gone if this fails
+	reply(w, report)
 }
 
 // errNoNode: no node runs on this state folder.
@@ -124,6 +140,9 @@ var errNoNode = errors.New("no node runs here")
 
 // patience is how long a command waits for a node: to say that it is there, and for the whole.
 type patience struct{ answer, whole time.Duration }
+
+// usual is the patience of commands that have no time-out of their own.
+var usual = patience{answer: controlAnswer, whole: controlTimeout}
 
 // alive asks a node whether it is there. Whatever it answers, it is: one of another version
 // may not know the question.
@@ -157,12 +176,18 @@ func hungNode(stateDir string, wait time.Duration) error {
 
 // askNode has the running node collect. errNoNode: there is none.
 func askNode(ctx context.Context, stateDir string, opts garbage.Options, p patience) (report garbage.Report, err error) {
+	err = ask(ctx, stateDir, p, http.MethodPost, controlGC, opts, &report)
+	return report, err
+}
+
+// ask sends a command to the running node, and decodes its answer. errNoNode: there is none.
+func ask(ctx context.Context, stateDir string, p patience, method, path string, in, out any) error {
 	asking := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.whole)
 	defer cancel()
-	body, err := json.Marshal(opts)
+	body, err := json.Marshal(in)
 	if err != nil {
-		return report, err
+		return err
 	}
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -174,40 +199,44 @@ func askNode(ctx context.Context, stateDir string, opts garbage.Options, p patie
 	switch err := alive(ctx, client, p.answer); {
 	case err == nil:
 	case gone(err):
-		return report, errNoNode
+		return errNoNode
 	case asking.Err() != nil:
-		return report, asking.Err()
+		return asking.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return report, hungNode(stateDir, min(p.answer, p.whole))
+		return hungNode(stateDir, min(p.answer, p.whole))
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("ask the running node: %w: run this as the user that the node runs as", err)
 	default:
-		return report, fmt.Errorf("ask the running node: %w", err)
+		return fmt.Errorf("ask the running node: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node"+controlGC, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, bytes.NewReader(body))
 	if err != nil {
-		return report, err
+		return err
 	}
 	resp, err := client.Do(req)
 	if gone(err) {
-		return report, errNoNode
+		return errNoNode
 	}
 	if errors.Is(err, context.DeadlineExceeded) && asking.Err() == nil {
-		return report, fmt.Errorf("the node has not finished within %s, and stops where it is: try again, with a longer --timeout; a disk that does not answer keeps it as well, its log tells more", p.whole)
+		return fmt.Errorf("the node has not finished within %s, and stops where it is: try again, with a longer --timeout; a disk that does not answer keeps it as well, its log tells more", p.whole)
 	}
 	if err != nil {
-		return report, fmt.Errorf("ask the running node: %w", err)
+		return fmt.Errorf("ask the running node: %w", err)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxControlReport+1))
 	switch {
 	case err != nil:
-		return report, fmt.Errorf("read the running node's answer: %w", err)
+		return fmt.Errorf("read the running node's answer: %w", err)
 	case len(data) > maxControlReport:
-		return report, fmt.Errorf("the running node's answer has more than %d bytes", maxControlReport)
+		return fmt.Errorf("the running node's answer has more than %d bytes", maxControlReport)
+	case resp.StatusCode == http.StatusNotFound:
+		return fmt.Errorf("the running node is of another version and does not know this command: restart it (its machines go on)")
 	case resp.StatusCode != http.StatusOK:
-		return report, fmt.Errorf("the running node says: %.1000s", data)
+		return fmt.Errorf("the running node says: %.1000s", bytes.TrimSpace(data))
 	}
-	if err := json.Unmarshal(data, &report); err != nil {
-		return report, fmt.Errorf("understand the running node's answer: %w", err)
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("understand the running node's answer: %w", err)
 	}
-	return report, nil
+	return nil
 }

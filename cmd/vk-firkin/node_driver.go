@@ -40,7 +40,7 @@ func checkDriver(name string) error {
 // find out how guests are best run here.
 func (n *node) makeDriver(ctx context.Context) (err error) {
 	if n.kit, err = kit.Load(n.GuestKit); err != nil {
-		return fmt.Errorf("load guest kit (make guest builds it; --guest-kit says where it is): %w", err)
+		return guestKitError(err)
 	}
 	manifest, err := kit.ReadManifest(n.GuestKit)
 	if err != nil {
@@ -57,6 +57,11 @@ func (n *node) makeDriver(ctx context.Context) (err error) {
 	}
 	n.logger.Info("Opened driver", "driver", n.driver.Name(), "accelerator", features.Accelerator, "arch", features.Arch)
 	return nil
+}
+
+// guestKitError says what to do without a guest kit.
+func guestKitError(err error) error {
+	return fmt.Errorf("load guest kit (make guest builds it; --guest-kit says where it is): %w", err)
 }
 
 func (n *node) openDriver(ctx context.Context) (vm.Driver, error) {

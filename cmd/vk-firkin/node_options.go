@@ -6,6 +6,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -32,8 +33,10 @@ import (
 type nodeOptions struct {
 	directories
 	logOptions
+	logFileOptions
 
 	Kubeconfig     string
+	Bootstrap      string
 	NodeName       string
 	NodeIP         string
 	KubeletAddress string
@@ -41,6 +44,7 @@ type nodeOptions struct {
 	TLSCert        string
 	TLSKey         string
 	ClientCA       string
+	SelfSigned     bool
 	MetricsAddress string
 
 	GuestKit    string
@@ -87,8 +91,8 @@ type directories struct {
 	CacheDir string
 }
 
-// addFlags binds the flags; the defaults come from the environment, then from the
-// home folder, never from the temporary one.
+// addFlags binds the flags; the defaults come from the environment, then from the service
+// of this host, then from the home folder, never from the temporary one.
 func (d *directories) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&d.StateDir, "state-dir", defaultDirectory("FIRKIN_STATE_DIR", "state"), "where machines, snapshots and pods are kept (FIRKIN_STATE_DIR)")
 	flags.StringVar(&d.CacheDir, "cache-dir", defaultDirectory("FIRKIN_CACHE_DIR", "cache"), "where images are kept (FIRKIN_CACHE_DIR)")
@@ -97,6 +101,11 @@ func (d *directories) addFlags(flags *pflag.FlagSet) {
 func defaultDirectory(variable, name string) string {
 	if dir := os.Getenv(variable); dir != "" {
 		return dir
+	}
+	if s, ok := serviceSpec(); ok {
+		if dir := s.Argument(name + "-dir"); dir != "" {
+			return dir
+		}
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
@@ -136,7 +145,7 @@ func (l *logOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&l.LogFormat, "log-format", "text", "text or json")
 }
 
-func (l *logOptions) logger() (*slog.Logger, error) {
+func (l *logOptions) logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(l.LogLevel)); err != nil {
 		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", l.LogLevel)
@@ -144,9 +153,9 @@ func (l *logOptions) logger() (*slog.Logger, error) {
 	options := &slog.HandlerOptions{Level: level}
 	switch l.LogFormat {
 	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+		return slog.New(slog.NewTextHandler(w, options)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
 	return nil, fmt.Errorf("--log-format %q: want text or json", l.LogFormat)
 }
@@ -154,17 +163,19 @@ func (l *logOptions) logger() (*slog.Logger, error) {
 func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	o.directories.addFlags(flags)
 	o.logOptions.addFlags(flags)
-	hostname, _ := os.Hostname()
-	flags.StringVar(&o.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "how to reach the cluster, with a node's identity (KUBECONFIG)")
-	flags.StringVar(&o.NodeName, "node-name", strings.ToLower(hostname), "name of the node; the identity must be system:node:NAME")
+	o.logFileOptions.addFlags(flags)
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "how to reach the cluster, with a node's identity, which is not renewed (default: what vk-firkin join has got, else KUBECONFIG)")
+	flags.StringVar(&o.Bootstrap, "bootstrap-kubeconfig", "", "kubeconfig whose user may ask for a certificate as a node: used when this host has none that is good")
+	flags.StringVar(&o.NodeName, "node-name", "", "name of the node; the identity must be system:node:NAME (default: the name that it joined as, else the host's)")
 	flags.StringVar(&o.NodeIP, "node-ip", "", "address that the API server reaches this host at, where host ports are listened on; with a second one, of the other family, after a comma (default: the host's primary address)")
 	flags.StringVar(&o.KubeletAddress, "kubelet-address", "", "address to serve the kubelet API on (default: --node-ip)")
 	flags.IntVar(&o.KubeletPort, "kubelet-port", 10250, "port of the kubelet API: logs and exec")
-	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "serving certificate of the kubelet API")
+	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "serving certificate of the kubelet API (default: one that the cluster issues, when its request is approved)")
 	flags.StringVar(&o.TLSKey, "tls-private-key-file", "", "its key")
-	flags.StringVar(&o.ClientCA, "client-ca-file", "", "authority of the API server's client certificate")
+	flags.BoolVar(&o.SelfSigned, "self-signed-serving-certificate", false, "serve the kubelet API with a certificate that this node signs itself: for clusters that issue none, and whose API server does not verify those of nodes")
+	flags.StringVar(&o.ClientCA, "client-ca-file", "", "authority of the API server's client certificate (default: the cluster's, as the kubeconfig has it)")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", "127.0.0.1:10255", "where Prometheus metrics are served in plain HTTP; loopback only, empty for nowhere")
-	flags.StringVar(&o.GuestKit, "guest-kit", filepath.Join("bin", "guest", runtime.GOARCH), "folder of the guest kit, built by make guest")
+	flags.StringVar(&o.GuestKit, "guest-kit", defaultGuestKit(), "folder of the guest kit, built by make guest")
 	flags.StringVar(&o.Driver, "driver", defaultDriver(), "hypervisor: vz (Virtualization.framework, on a Mac) or qemu")
 	flags.StringVar(&o.Accelerator, "accelerator", "", "how QEMU runs guests: kvm, tcg, or empty for the best that boots the guest kit here")
 	flags.StringSliceVar(&o.Shapes, "shapes", nil, "sizes that machines may have, as VCPUSxMEMORY: 1x256Mi,2x1Gi (default: a ladder up to what the host has)")
@@ -198,10 +209,15 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.ShutdownCritical, "shutdown-grace-period-critical-pods", 10*time.Second, "the last part of --shutdown-grace-period, for critical pods alone")
 }
 
+// defaultGuestKit is where make guest puts the kit of this host's guests.
+func defaultGuestKit() string { return filepath.Join("bin", "guest", runtime.GOARCH) }
+
 // nodeSettings are options that were understood.
 type nodeSettings struct {
 	nodeOptions
 	logger         *slog.Logger
+	logMaxBytes    int64
+	joined         bool       // or about to: the identity is in the state folder
 	ladder         []vm.Shape // empty: the default one
 	prepare        []vm.Shape
 	prepareNone    bool
@@ -228,14 +244,11 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 
 	note(s.directories.validate())
 	var err error
-	s.logger, err = s.logOptions.logger()
+	s.logger, err = s.logOptions.logger(os.Stderr)
 	note(err)
-	if o.Kubeconfig == "" {
-		fault("--kubeconfig is missing: the cluster's administrator gives each node one")
-	}
-	if problems := validation.IsDNS1123Subdomain(o.NodeName); len(problems) > 0 {
-		fault("--node-name %q: %s", o.NodeName, strings.Join(problems, ", "))
-	}
+	s.logMaxBytes, err = s.logFileOptions.validate()
+	note(err)
+	s.completeIdentity(fault)
 	note(checkNodeIP(o.NodeIP))
 	for _, server := range o.ClusterDNS {
 		if net.ParseIP(server) == nil {
@@ -254,11 +267,6 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	s.completeEviction(note, fault)
 	if o.ShutdownCritical < 0 || o.ShutdownGrace < o.ShutdownCritical || o.ShutdownGrace > maxShutdownGrace {
 		fault("--shutdown-grace-period %s with %s for critical pods: want at most %s, and no less than the latter", o.ShutdownGrace, o.ShutdownCritical, maxShutdownGrace)
-	}
-	for flag, path := range map[string]string{"--tls-cert-file": o.TLSCert, "--tls-private-key-file": o.TLSKey, "--client-ca-file": o.ClientCA} {
-		if path == "" {
-			fault("%s is missing: without it the API server cannot fetch logs or run commands", flag)
-		}
 	}
 	note(checkDriver(o.Driver))
 	if o.KubeletPort < 1 || o.KubeletPort > 65535 {

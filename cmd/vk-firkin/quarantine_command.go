@@ -117,6 +117,17 @@ func newQuarantineRemoveCommand(dir func() (warmpool.QuarantineDir, error)) *cob
 until it has: what runs in it is lost. A node that does not run does so when it starts. A
 pod that waited for it begins anew, or has failed if its restart policy is Never.`,
 		Args: cobra.ExactArgs(1),
+		ValidArgsFunction: completeNames(func(*cobra.Command) []string {
+			d, err := dir()
+			if err != nil {
+				return nil
+			}
+			list, err := d.List()
+			if err != nil {
+				return nil
+			}
+			return namesOf(list, func(q warmpool.Quarantined) string { return q.Machine })
+		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := dir()
 			if err != nil {

@@ -136,10 +136,11 @@ func checkOutput(o string) error {
 
 func (s *snapshotCommand) inspect() *cobra.Command {
 	return &cobra.Command{
-		Use:   "inspect NAME",
-		Short: "Show one snapshot in full, as JSON",
-		Long:  "Show one snapshot in full, as JSON. NAME may be shortened, to four characters or more.",
-		Args:  cobra.ExactArgs(1),
+		Use:               "inspect NAME",
+		Short:             "Show one snapshot in full, as JSON",
+		Long:              "Show one snapshot in full, as JSON. NAME may be shortened, to four characters or more.",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeNames(s.names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := s.read()
 			if err != nil {
@@ -148,11 +149,19 @@ func (s *snapshotCommand) inspect() *cobra.Command {
 			defer store.Close()
 			info, err := store.Inspect(cmd.Context(), args[0])
 			if err != nil {
-				return err
+				return unknownSnapshot(err)
 			}
 			return writeJSON(cmd.OutOrStdout(), info)
 		},
 	}
+}
+
+// unknownSnapshot says what to do about a name that no snapshot has.
+func unknownSnapshot(err error) error {
+	if errors.Is(err, snapshot.ErrNotFound) {
+		return fmt.Errorf("%w; vk-firkin snapshot ls tells which there are", err)
+	}
+	return err
 }
 
 func (s *snapshotCommand) verify() *cobra.Command {
@@ -162,6 +171,7 @@ func (s *snapshotCommand) verify() *cobra.Command {
 		Long: `Read every file of snapshots and compare it with what was saved; without names, of
 all that are in use. It changes nothing: the node quarantines a damaged snapshot
 when it comes to use it. Exits with 1 when one is damaged.`,
+		ValidArgsFunction: completeNames(s.names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := s.read()
 			if err != nil {
@@ -189,7 +199,7 @@ when it comes to use it. Exits with 1 when one is damaged.`,
 					bad++
 					fmt.Fprintf(cmd.OutOrStdout(), "%s  DAMAGED: %v\n", shortName(info.Name), err)
 				default:
-					return err
+					return unknownSnapshot(err)
 				}
 			}
 			if bad > 0 {
@@ -202,17 +212,18 @@ when it comes to use it. Exits with 1 when one is damaged.`,
 
 func (s *snapshotCommand) rm() *cobra.Command {
 	return &cobra.Command{
-		Use:     "rm NAME...",
-		Aliases: []string{"remove", "delete"},
-		Short:   "Remove snapshots that no machine needs",
-		Args:    cobra.MinimumNArgs(1),
+		Use:               "rm NAME...",
+		Aliases:           []string{"remove", "delete"},
+		Short:             "Remove snapshots that no machine needs",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: completeNames(s.names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.change(cmd.Context(), func(store *snapshot.Store) error {
 				var errs []error
 				for _, name := range args {
 					info, err := store.Delete(cmd.Context(), name)
 					if err != nil {
-						errs = append(errs, err)
+						errs = append(errs, unknownSnapshot(err))
 						continue
 					}
 					fmt.Fprintf(cmd.OutOrStdout(), "%s  removed\n", shortName(info.Name))

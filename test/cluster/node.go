@@ -34,6 +34,8 @@ type NodeOptions struct {
 	StateDir, CacheDir string
 	// InsecureRegistries are registries on loopback that speak plain HTTP.
 	InsecureRegistries []string
+	// Joined is a node whose state folder has credentials already: it is given none.
+	Joined bool
 	// IP is the node's address, 127.0.0.1 by default. The API server's proxy wants another one.
 	IP string
 	// Args are further flags, Env further environment of the process and of what it starts.
@@ -60,6 +62,18 @@ type Node struct {
 
 // StartNode joins a node to the cluster and returns when it is Ready.
 func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, error) {
+	n, err := c.PrepareNode(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.Start(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// PrepareNode makes all that a node needs, for somebody else to start its process with Args.
+func (c *ControlPlane) PrepareNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	base := filepath.Join(o.Dir, o.Name)
 	n := &Node{cluster: c, binary: o.Binary, env: o.Env, Name: o.Name, StateDir: o.StateDir, CacheDir: o.CacheDir, LogPath: filepath.Join(base, "node.log")}
 	if n.StateDir == "" {
@@ -74,8 +88,18 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 	if o.IP == "" {
 		o.IP = "127.0.0.1"
 	}
-	if err := c.credentials(ctx, o.Name, o.IP, base); err != nil {
-		return nil, err
+	var identity []string
+	if !o.Joined {
+		if err := c.credentials(ctx, o.Name, o.IP, base); err != nil {
+			return nil, err
+		}
+		identity = []string{
+			"--kubeconfig", filepath.Join(base, "kubeconfig"),
+			"--node-name", o.Name,
+			"--tls-cert-file", filepath.Join(base, "kubelet.crt"),
+			"--tls-private-key-file", filepath.Join(base, "kubelet.key"),
+			"--client-ca-file", filepath.Join(base, "client-ca.crt"),
+		}
 	}
 	kubelet, err := freePort()
 	if err != nil {
@@ -86,28 +110,23 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 		return nil, err
 	}
 	n.MetricsAddress = "127.0.0.1:" + strconv.Itoa(metrics)
-	n.args = append([]string{
+	n.args = slices.Concat([]string{
 		"node",
-		"--kubeconfig", filepath.Join(base, "kubeconfig"),
-		"--node-name", o.Name,
 		"--node-ip", o.IP,
 		"--kubelet-port", strconv.Itoa(kubelet),
-		"--tls-cert-file", filepath.Join(base, "kubelet.crt"),
-		"--tls-private-key-file", filepath.Join(base, "kubelet.key"),
-		"--client-ca-file", filepath.Join(base, "client-ca.crt"),
 		"--guest-kit", filepath.Join(o.Kits, runtime.GOARCH),
 		"--state-dir", n.StateDir,
 		"--cache-dir", n.CacheDir,
 		"--metrics-address", n.MetricsAddress,
-	}, o.Args...)
+	}, identity, o.Args)
 	for _, r := range o.InsecureRegistries {
 		n.args = append(n.args, "--insecure-registry", r)
 	}
-	if err := n.Start(ctx); err != nil {
-		return nil, err
-	}
 	return n, nil
 }
+
+// Args are what the node's process is run with, the command's name first.
+func (n *Node) Args() []string { return slices.Clone(n.args) }
 
 // Start starts the process and waits until its node is Ready.
 func (n *Node) Start(ctx context.Context) error {

@@ -123,6 +123,10 @@ func watchStatuses(ctx context.Context) (*podhistory.Watcher, error) {
 // startNode starts a node of this repository's binaries below dir, of the product's own
 // unless the options name another one. Its taint is dropped, so that pods without a toleration come to it as well.
 func startNode(ctx context.Context, dir string, o cluster.NodeOptions) (*cluster.Node, error) {
+	return plane.StartNode(ctx, storyOptions(dir, o))
+}
+
+func storyOptions(dir string, o cluster.NodeOptions) cluster.NodeOptions {
 	o.Dir = dir
 	if o.Binary == "" {
 		o.Binary = filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin")
@@ -132,7 +136,7 @@ func startNode(ctx context.Context, dir string, o cluster.NodeOptions) (*cluster
 	// The floors are for hosts that people use; what is left of a disk here is no part of a
 	// story, but of the one that fills it, which sets its own.
 	o.Args = append([]string{"--no-taint", "--min-free-disk", "2Gi", "--refill-min-free-disk", "3Gi"}, o.Args...)
-	return plane.StartNode(ctx, o)
+	return o
 }
 
 // metric is a sample of a node's metrics, see cluster.Node.Metric. A metric that is
