@@ -57,7 +57,7 @@ controlplane: ## Build the embedded control plane (about 8 minutes the first tim
 
 .PHONY: helm
 helm: ## Build bin/helm, its version pinned in hack/helm (a minute or two the first time).
-	cd hack/helm && CGO_ENABLED=0 GOWORK=off $(GO) build -trimpath -o ../../$(BIN)/helm helm.sh/helm/v4/cmd/helm
+	cd hack/helm && CGO_ENABLED=0 GOWORK=off $(GO) build -o ../../$(BIN)/helm helm.sh/helm/v4/cmd/helm
 
 ##@ Test
 

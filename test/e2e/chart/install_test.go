@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -41,8 +42,8 @@ func TestRelease(t *testing.T) {
 	}
 	c.must(t, "", "wait", "--for=condition=Established", "--timeout=60s", "crd", "snapshottemplates.firkin.dev", "warmpools.firkin.dev", "nodeledgers.firkin.dev")
 	token := c.token(t)
-	if !strings.Contains(notes, "vk-firkin join --token "+token) {
-		t.Errorf("the notes do not tell how to join with the token:\n%s", notes)
+	if !regexp.MustCompile(`\n  vk-firkin join https://\S+ --token ` + regexp.QuoteMeta(token) + ` --discovery-token-ca-cert-hash sha256:[0-9a-f]{64}\n`).MatchString(notes) {
+		t.Errorf("the notes do not tell how to join with the token %s:\n%s", token, notes)
 	}
 	c.policiesAreIn(t)
 	t.Run("controller", func(t *testing.T) { testController(t, c) })
@@ -320,12 +321,12 @@ func testPreferReady(t *testing.T, c *clusterUnderTest) {
 	c.must(t, "", "delete", "warmpool", "second", "other")
 }
 
-// testJoining: who has the token may ask for a certificate, which is approved by itself, and nothing else.
+// testJoining: who has the token may ask for a certificate, about which the controller decides, and nothing else.
 func testJoining(t *testing.T, c *clusterUnderTest) {
 	as := []string{"--as=system:bootstrap:abcdef", "--as-group=system:bootstrappers", "--as-group=system:bootstrappers:vk-firkin"}
 	for question, want := range map[string]string{
 		"create certificatesigningrequests.certificates.k8s.io":                         "yes",
-		"create certificatesigningrequests.certificates.k8s.io --subresource=nodeclient": "yes",
+		"create certificatesigningrequests.certificates.k8s.io --subresource=nodeclient": "no",
 		"get secrets": "no", "list nodes": "no", "create nodeledgers.firkin.dev": "no",
 	} {
 		out, _ := c.kubectl(t, "", append(append([]string{"auth", "can-i"}, strings.Fields(question)...), as...)...) // "no" is an error too
