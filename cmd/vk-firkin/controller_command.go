@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/vk-firkin/vk-firkin/warmpool/controller"
+	"github.com/vk-firkin/vk-firkin/warmpool/controller/approver"
 )
 
 func newControllerCommand() *cobra.Command {
@@ -30,7 +33,8 @@ func newControllerCommand() *cobra.Command {
 		Short: "Spread warm pools over the nodes of a Kubernetes cluster",
 		Long: `Spreads the WarmPools of a cluster over its nodes, until it is told to stop: it writes
 into each node's NodeLedger how many machines of which template the node keeps ready,
-makes the RuntimeClass of each SnapshotTemplate, and keeps the statuses of both.
+makes the RuntimeClass of each SnapshotTemplate, and keeps the statuses of both. It
+approves the certificates of nodes that join, and those of their kubelet APIs.
 
 Several may run: one works, the others wait for its lease. Nodes keep what they were
 told while none runs. The cluster must know the resources: apply crds/ first.`,
@@ -62,6 +66,11 @@ type controllerOptions struct {
 	ReturnPeriod   time.Duration
 	CrowdedPeriod  time.Duration
 	FillLimit      int
+	Approve        bool
+	JoinGroup      string
+	NodeNetworks   []string
+
+	policy *approver.Policy
 }
 
 func (o *controllerOptions) addFlags(flags *pflag.FlagSet) {
@@ -76,6 +85,9 @@ func (o *controllerOptions) addFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.ReturnPeriod, "node-return-period", 2*time.Minute, "how long a node that came back has to get its replicas ready before the surge ends")
 	flags.DurationVar(&o.CrowdedPeriod, "node-crowded-period", 30*time.Second, "how long pods may hold the room of replicas before these move to other nodes")
 	flags.IntVar(&o.FillLimit, "node-fill-limit", 32, "how many replicas a node is told to restore at a time")
+	flags.BoolVar(&o.Approve, "approve-certificates", true, "approve the certificates that vk-firkin's nodes ask for, each for its own name and addresses")
+	flags.StringVar(&o.JoinGroup, "join-group", approver.DefaultJoinGroup, "group of the bootstrap tokens that nodes join with: a first certificate is approved for a name that no Node has")
+	flags.StringSliceVar(&o.NodeNetworks, "node-networks", nil, "networks in which nodes may have addresses, such as 192.0.2.0/24: serving certificates are approved for no others (default: any)")
 }
 
 // complete checks every option and reports all faults at once.
@@ -107,7 +119,42 @@ func (o *controllerOptions) complete() (*slog.Logger, error) {
 	if o.FillLimit < 1 {
 		fault("--node-fill-limit %d: want at least 1", o.FillLimit)
 	}
+	o.policy, err = o.certificates()
+	if err != nil {
+		errs = append(errs, err)
+	}
 	return logger, errors.Join(errs...)
+}
+
+// certificates is what the controller approves; nil: nothing.
+func (o *controllerOptions) certificates() (*approver.Policy, error) {
+	if !o.Approve {
+		return nil, nil //nolint:nilnil // nothing is a policy too
+	}
+	if !strings.HasPrefix(o.JoinGroup, "system:bootstrappers:") {
+		return nil, fmt.Errorf("--join-group %q: groups of bootstrap tokens begin with system:bootstrappers:", o.JoinGroup)
+	}
+	p := &approver.Policy{JoinGroup: o.JoinGroup}
+	for _, text := range o.NodeNetworks {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("--node-networks %q: want a network such as 192.0.2.0/24", text)
+		}
+		p.Networks = append(p.Networks, network.Masked())
+	}
+	return p, nil
+}
+
+// reserve keeps the API server's address from nodes, as far as it is known by number.
+func reserve(p *approver.Policy, server string) {
+	if p == nil {
+		return
+	}
+	if u, err := url.Parse(server); err == nil {
+		if address, err := netip.ParseAddr(u.Hostname()); err == nil {
+			p.Reserved = append(p.Reserved, address.Unmap())
+		}
+	}
 }
 
 // runController runs the controller until ctx ends or its lease is lost.
@@ -120,13 +167,14 @@ func runController(ctx context.Context, o controllerOptions, logger *slog.Logger
 	// A pass over a changed fleet writes an object for each node.
 	config.QPS, config.Burst = 100, 300
 	config.UserAgent = rest.DefaultKubernetesUserAgent() + " vk-firkin-controller/" + version
+	reserve(o.policy, config.Host)
 	err = controller.Run(ctx, controller.RunOptions{
 		Options: controller.Options{
 			GracePeriod: o.GracePeriod, ReturnPeriod: o.ReturnPeriod, CrowdedPeriod: o.CrowdedPeriod, FillLimit: o.FillLimit,
 			Logger: logger.With("component", "controller"),
 		},
 		Config: config, LeaderElection: o.LeaderElect, LeaderElectionNamespace: o.LeaseNamespace, LeaseDuration: o.LeaseDuration,
-		HealthAddress: o.HealthAddress, MetricsAddress: o.MetricsAddress,
+		HealthAddress: o.HealthAddress, MetricsAddress: o.MetricsAddress, Certificates: o.policy,
 	})
 	if err != nil {
 		return err

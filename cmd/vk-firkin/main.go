@@ -53,7 +53,8 @@ that is restored from a snapshot instead of booted.
 
 Next steps:
   vk-firkin doctor     what this host can do, and what to install
-  vk-firkin node       join a cluster (needs a kubeconfig and a guest kit)
+  vk-firkin join       get this host the credentials of a node, with a token
+  vk-firkin node       run this host as that node (needs a guest kit)
   vk-firkin controller spread warm pools over the nodes of a cluster
   vk-firkin snapshot   look at this host's snapshots
   vk-firkin gc         remove what this host keeps and nobody needs
@@ -62,7 +63,7 @@ Next steps:
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newGCCommand(), newQuarantineCommand(), newImageCommand(), newDoctorCommand(), newVersionCommand(), newShimCommand())
+	cmd.AddCommand(newJoinCommand(), newNodeCommand(), newControllerCommand(), newSnapshotsCommand(), newGCCommand(), newQuarantineCommand(), newImageCommand(), newDoctorCommand(), newVersionCommand(), newShimCommand())
 	return cmd
 }
 

@@ -18,12 +18,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/garbage"
@@ -68,23 +68,27 @@ told a second time, it stops at once.`,
 type node struct {
 	*nodeSettings
 	config    *rest.Config
-	client    kubernetes.Interface
-	ip        string
-	kit       vm.Kit
-	kernel    string // the guests' kernel
-	driver    vm.Driver
-	ladder    []vm.Shape
-	snapshots *snapshot.Store
-	supply    *warmpool.Supply
-	ledger    *nodeledger.Keeper
-	images    *image.Store
-	pinned    *nodeImages
-	logs      *podlog.Store
-	metrics   *metrics.Metrics
-	provider  *provider.Provider
-	garbage   *garbage.Collector
-	relief    *pressure.Manager
-	closers   []func() error
+	authority []byte // the cluster's
+	// keepers renew certificates until they are told to stop.
+	keepers      []func(context.Context) error
+	certificates []prometheus.Collector
+	client       kubernetes.Interface
+	ip           string
+	kit          vm.Kit
+	kernel       string // the guests' kernel
+	driver       vm.Driver
+	ladder       []vm.Shape
+	snapshots    *snapshot.Store
+	supply       *warmpool.Supply
+	ledger       *nodeledger.Keeper
+	images       *image.Store
+	pinned       *nodeImages
+	logs         *podlog.Store
+	metrics      *metrics.Metrics
+	provider     *provider.Provider
+	garbage      *garbage.Collector
+	relief       *pressure.Manager
+	closers      []func() error
 }
 
 // runNode makes the node and runs it until ctx ends.
@@ -133,11 +137,11 @@ func (n *node) makeDirectories(context.Context) error {
 	return n.lock()
 }
 
-// makeClient reads the kubeconfig and finds the node's address.
-func (n *node) makeClient(context.Context) error {
-	config, err := clientcmd.BuildConfigFromFlags("", n.Kubeconfig)
+// makeClient finds the cluster, as whom this node is known there, and the node's address.
+func (n *node) makeClient(ctx context.Context) error {
+	config, err := n.clusterConfig(ctx)
 	if err != nil {
-		return fmt.Errorf("read kubeconfig: %w", err)
+		return err
 	}
 	// The kubelet's defaults are 50 and 100; each pod start needs about ten requests.
 	config.QPS, config.Burst = 50, 100
@@ -245,8 +249,11 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 
 // run serves until ctx ends, or a part fails.
 func (n *node) run(ctx context.Context) error {
-	certificates, err := kubeletapi.OpenCertificates(n.TLSCert, n.TLSKey, n.ClientCA)
+	certificates, err := n.servingCertificates()
 	if err != nil {
+		return err
+	}
+	if err := n.showCertificates(); err != nil {
 		return err
 	}
 	access, err := kubeletapi.NewDelegated(n.NodeName, n.client, certificates)
@@ -284,6 +291,9 @@ func (n *node) run(ctx context.Context) error {
 		return nil
 	})
 	group.Go(func() error { return server.Serve(ctx, listener) })
+	for _, keep := range n.keepers {
+		group.Go(func() error { return keep(ctx) })
+	}
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
 	group.Go(func() error { n.collectGarbage(ctx); return nil })

@@ -34,6 +34,7 @@ type nodeOptions struct {
 	logOptions
 
 	Kubeconfig     string
+	Bootstrap      string
 	NodeName       string
 	NodeIP         string
 	KubeletAddress string
@@ -41,6 +42,7 @@ type nodeOptions struct {
 	TLSCert        string
 	TLSKey         string
 	ClientCA       string
+	SelfSigned     bool
 	MetricsAddress string
 
 	GuestKit    string
@@ -154,15 +156,16 @@ func (l *logOptions) logger() (*slog.Logger, error) {
 func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 	o.directories.addFlags(flags)
 	o.logOptions.addFlags(flags)
-	hostname, _ := os.Hostname()
-	flags.StringVar(&o.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "how to reach the cluster, with a node's identity (KUBECONFIG)")
-	flags.StringVar(&o.NodeName, "node-name", strings.ToLower(hostname), "name of the node; the identity must be system:node:NAME")
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "how to reach the cluster, with a node's identity, which is not renewed (default: what vk-firkin join has got, else KUBECONFIG)")
+	flags.StringVar(&o.Bootstrap, "bootstrap-kubeconfig", "", "kubeconfig whose user may ask for a certificate as a node: used when this host has none that is good")
+	flags.StringVar(&o.NodeName, "node-name", "", "name of the node; the identity must be system:node:NAME (default: the name that it joined as, else the host's)")
 	flags.StringVar(&o.NodeIP, "node-ip", "", "address that the API server reaches this host at, where host ports are listened on; with a second one, of the other family, after a comma (default: the host's primary address)")
 	flags.StringVar(&o.KubeletAddress, "kubelet-address", "", "address to serve the kubelet API on (default: --node-ip)")
 	flags.IntVar(&o.KubeletPort, "kubelet-port", 10250, "port of the kubelet API: logs and exec")
-	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "serving certificate of the kubelet API")
+	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "serving certificate of the kubelet API (default: one that the cluster issues, when its request is approved)")
 	flags.StringVar(&o.TLSKey, "tls-private-key-file", "", "its key")
-	flags.StringVar(&o.ClientCA, "client-ca-file", "", "authority of the API server's client certificate")
+	flags.BoolVar(&o.SelfSigned, "self-signed-serving-certificate", false, "serve the kubelet API with a certificate that this node signs itself: for clusters that issue none, and whose API server does not verify those of nodes")
+	flags.StringVar(&o.ClientCA, "client-ca-file", "", "authority of the API server's client certificate (default: the cluster's, as the kubeconfig has it)")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", "127.0.0.1:10255", "where Prometheus metrics are served in plain HTTP; loopback only, empty for nowhere")
 	flags.StringVar(&o.GuestKit, "guest-kit", filepath.Join("bin", "guest", runtime.GOARCH), "folder of the guest kit, built by make guest")
 	flags.StringVar(&o.Driver, "driver", defaultDriver(), "hypervisor: vz (Virtualization.framework, on a Mac) or qemu")
@@ -202,6 +205,7 @@ func (o *nodeOptions) addFlags(flags *pflag.FlagSet) {
 type nodeSettings struct {
 	nodeOptions
 	logger         *slog.Logger
+	joined         bool       // or about to: the identity is in the state folder
 	ladder         []vm.Shape // empty: the default one
 	prepare        []vm.Shape
 	prepareNone    bool
@@ -230,12 +234,7 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	var err error
 	s.logger, err = s.logOptions.logger()
 	note(err)
-	if o.Kubeconfig == "" {
-		fault("--kubeconfig is missing: the cluster's administrator gives each node one")
-	}
-	if problems := validation.IsDNS1123Subdomain(o.NodeName); len(problems) > 0 {
-		fault("--node-name %q: %s", o.NodeName, strings.Join(problems, ", "))
-	}
+	s.completeIdentity(fault)
 	note(checkNodeIP(o.NodeIP))
 	for _, server := range o.ClusterDNS {
 		if net.ParseIP(server) == nil {
@@ -254,11 +253,6 @@ func (o nodeOptions) complete() (*nodeSettings, error) {
 	s.completeEviction(note, fault)
 	if o.ShutdownCritical < 0 || o.ShutdownGrace < o.ShutdownCritical || o.ShutdownGrace > maxShutdownGrace {
 		fault("--shutdown-grace-period %s with %s for critical pods: want at most %s, and no less than the latter", o.ShutdownGrace, o.ShutdownCritical, maxShutdownGrace)
-	}
-	for flag, path := range map[string]string{"--tls-cert-file": o.TLSCert, "--tls-private-key-file": o.TLSKey, "--client-ca-file": o.ClientCA} {
-		if path == "" {
-			fault("%s is missing: without it the API server cannot fetch logs or run commands", flag)
-		}
 	}
 	note(checkDriver(o.Driver))
 	if o.KubeletPort < 1 || o.KubeletPort > 65535 {

@@ -181,7 +181,7 @@ func newServer(t *testing.T, change ...func(*kubeletapi.Options)) *server {
 		}
 	}
 	client := s.apiServer(t)
-	certs, err := kubeletapi.OpenCertificates(s.certFile, s.keyFile, caFile)
+	certs, err := kubeletapi.OpenCertificates(s.certFile, s.keyFile, caFile, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

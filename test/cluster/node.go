@@ -34,6 +34,8 @@ type NodeOptions struct {
 	StateDir string
 	// InsecureRegistries are registries on loopback that speak plain HTTP.
 	InsecureRegistries []string
+	// Joined is a node whose state folder has credentials already: it is given none.
+	Joined bool
 	// IP is the node's address, 127.0.0.1 by default. The API server's proxy wants another one.
 	IP string
 	// Args are further flags, Env further environment of the process and of what it starts.
@@ -71,8 +73,18 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 	if o.IP == "" {
 		o.IP = "127.0.0.1"
 	}
-	if err := c.credentials(ctx, o.Name, o.IP, base); err != nil {
-		return nil, err
+	var identity []string
+	if !o.Joined {
+		if err := c.credentials(ctx, o.Name, o.IP, base); err != nil {
+			return nil, err
+		}
+		identity = []string{
+			"--kubeconfig", filepath.Join(base, "kubeconfig"),
+			"--node-name", o.Name,
+			"--tls-cert-file", filepath.Join(base, "kubelet.crt"),
+			"--tls-private-key-file", filepath.Join(base, "kubelet.key"),
+			"--client-ca-file", filepath.Join(base, "client-ca.crt"),
+		}
 	}
 	kubelet, err := freePort()
 	if err != nil {
@@ -83,20 +95,15 @@ func (c *ControlPlane) StartNode(ctx context.Context, o NodeOptions) (*Node, err
 		return nil, err
 	}
 	n.MetricsAddress = "127.0.0.1:" + strconv.Itoa(metrics)
-	n.args = append([]string{
+	n.args = slices.Concat([]string{
 		"node",
-		"--kubeconfig", filepath.Join(base, "kubeconfig"),
-		"--node-name", o.Name,
 		"--node-ip", o.IP,
 		"--kubelet-port", strconv.Itoa(kubelet),
-		"--tls-cert-file", filepath.Join(base, "kubelet.crt"),
-		"--tls-private-key-file", filepath.Join(base, "kubelet.key"),
-		"--client-ca-file", filepath.Join(base, "client-ca.crt"),
 		"--guest-kit", filepath.Join(o.Kits, runtime.GOARCH),
 		"--state-dir", n.StateDir,
 		"--cache-dir", n.CacheDir,
 		"--metrics-address", n.MetricsAddress,
-	}, o.Args...)
+	}, identity, o.Args)
 	for _, r := range o.InsecureRegistries {
 		n.args = append(n.args, "--insecure-registry", r)
 	}

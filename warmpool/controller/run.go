@@ -32,6 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
+	"github.com/vk-firkin/vk-firkin/warmpool/controller/approver"
 )
 
 // LeaseName is the Lease that the leading controller holds.
@@ -50,6 +51,8 @@ type RunOptions struct {
 	LeaseDuration time.Duration
 	// HealthAddress serves /healthz and /readyz, MetricsAddress /metrics, in plain HTTP. "0" is nowhere.
 	HealthAddress, MetricsAddress string
+	// Certificates says which certificates of nodes are approved; nil leaves all to others.
+	Certificates *approver.Policy
 }
 
 // Run runs the controller until ctx ends, or the lease is lost: then it returns an error,
@@ -92,6 +95,11 @@ func Run(ctx context.Context, o RunOptions) error {
 	r := NewReconciler(&kube{cached: m.GetClient(), live: m.GetAPIReader(), events: events}, o.Options, metrics)
 	if err := watch(m, &loop{reconciler: r, log: o.Logger}); err != nil {
 		return fmt.Errorf("set up watches: %w", err)
+	}
+	if o.Certificates != nil {
+		if err := approver.Add(m, *o.Certificates, o.Logger); err != nil {
+			return fmt.Errorf("set up approval of certificates: %w", err)
+		}
 	}
 	for name, add := range map[string]func(string, healthz.Checker) error{"healthz": m.AddHealthzCheck, "readyz": m.AddReadyzCheck} {
 		if err := add(name, healthz.Ping); err != nil {

@@ -65,6 +65,8 @@ func apiServer(l Layout, port int) component {
 		"--client-ca-file=" + l.PKI("ca.crt"),
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
+		// Off by default, on in every cluster that kubeadm makes: nodes join by a token.
+		"--enable-bootstrap-token-auth=true",
 		"--allow-privileged=true",
 		"--service-account-issuer=" + issuer,
 		"--service-account-key-file=" + l.PKI("service-account.pub"),
@@ -101,10 +103,11 @@ func controllerManager(l Layout) component {
 		// With the default of 20 a second its start takes twice as long as the rest together.
 		"--kube-api-qps=300",
 		"--kube-api-burst=600",
-		// No cloud and no pod network: each would only log its complaints. Kubernetes 1.37 no longer knows
-		// the last three, and exits on an unknown name.
+		// The first two are off by default: they sign cluster-info for the tokens, and remove tokens that have
+		// expired. No cloud and no pod network: each of the others would only log its complaints. Kubernetes 1.37
+		// no longer knows the last three, and exits on an unknown name.
 		"--controllers=" + strings.Join([]string{
-			"*", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller", "-cloud-node-lifecycle-controller",
+			"*", "bootstrap-signer-controller", "token-cleaner-controller", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller", "-cloud-node-lifecycle-controller",
 		}, ","),
 		"--profiling=false",
 	}}

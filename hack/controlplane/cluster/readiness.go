@@ -89,13 +89,16 @@ const kubeletAPIAdmin = `{
 // bindKubeletClient creates the binding; one that exists is left as it is.
 func (a *apiClient) bindKubeletClient(ctx context.Context) error {
 	const path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
-	return poll(ctx, path, func() error {
-		status, answer, err := a.do(ctx, http.MethodPost, path, []byte(kubeletAPIAdmin))
-		if err == nil && status != http.StatusCreated && status != http.StatusConflict {
-			err = fmt.Errorf("%d %s: %s", status, http.StatusText(status), answer)
-		}
-		return err
-	})
+	return poll(ctx, path, func() error { return a.create(ctx, path, []byte(kubeletAPIAdmin)) })
+}
+
+// create creates an object; one that exists is left as it is.
+func (a *apiClient) create(ctx context.Context, path string, object []byte) error {
+	status, answer, err := a.do(ctx, http.MethodPost, path, object)
+	if err == nil && status != http.StatusCreated && status != http.StatusConflict {
+		err = fmt.Errorf("%d %s: %s", status, http.StatusText(status), answer)
+	}
+	return err
 }
 
 // waitSocket waits until somebody listens on a unix socket.

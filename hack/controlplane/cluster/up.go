@@ -80,7 +80,7 @@ func Up(ctx context.Context, o Options, ready func(Ready) error) error {
 	starting, stopTimer := context.WithTimeoutCause(ctx, o.Timeout,
 		fmt.Errorf("control plane not ready within %s: see the logs in %s", o.Timeout, l.path("logs")))
 	defer stopTimer()
-	if err := run.bringUp(starting, api, port); err != nil {
+	if err := run.bringUp(starting, api, port, ids.ca.certPEM); err != nil {
 		return err
 	}
 	if err := writeFile(l.AdminKubeconfig(), kubeconfig(server, userAdmin, ids.ca.certPEM, ids.admin.certPEM, ids.admin.keyPEM), 0o600); err != nil {
@@ -179,7 +179,7 @@ type running struct {
 }
 
 // bringUp starts the components, and returns when all serve and the cluster has what its users expect.
-func (r *running) bringUp(ctx context.Context, api *apiClient, port int) error {
+func (r *running) bringUp(ctx context.Context, api *apiClient, port int, caPEM []byte) error {
 	for _, step := range []func() error{
 		func() error { return r.start(etcd(r.layout)) },
 		// The API server looks for etcd once a second: waiting here is quicker.
@@ -191,6 +191,7 @@ func (r *running) bringUp(ctx context.Context, api *apiClient, port int) error {
 		// Not before: a scheduler that is refused, since its role does not exist yet, waits for seconds to ask again.
 		func() error { return r.start(scheduler(r.layout)) },
 		func() error { return api.bindKubeletClient(ctx) },
+		func() error { return api.publishClusterInfo(ctx, caPEM) },
 		func() error { return api.waitOK(ctx, "/api/v1/namespaces/default/serviceaccounts/default") },
 	} {
 		if err := step(); err != nil {
