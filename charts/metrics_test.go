@@ -52,6 +52,12 @@ func known(t *testing.T) map[string][]string {
 	}
 	d.metrics["firkin_controller_pass_seconds_bucket"] = []string{"le"}
 	d.metrics["firkin_controller_pass_seconds_count"] = nil
+	// Those of a node's certificates are made with an identity, so they are read in the source.
+	source := read(t, "../provider/identity/metrics.go")
+	label := regexp.MustCompile(`Labels\{"(\w+)"`).FindStringSubmatch(source)
+	for _, name := range regexp.MustCompile(`NewDesc\("(\w+)"`).FindAllStringSubmatch(source, -1) {
+		d.metrics[name[1]] = label[1:]
+	}
 	for line := range strings.Lines(read(t, "../provider/metrics/testdata/names.golden")) {
 		fields := strings.Fields(line)
 		if len(fields) != 3 {

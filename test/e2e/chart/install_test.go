@@ -79,7 +79,7 @@ func (c *clusterUnderTest) policiesAreIn(t *testing.T) {
 	for _, probe := range []struct{ object, says string }{
 		{pod("probe", "runtimeClassName: firkin, hostNetwork: true"), "vk-firkin-pods-selecting"},
 		{pool("probe", "replicas: 100000"), "vk-firkin-warmpools"},
-		{template("probe", "cpu: 100, memory: 1Gi"), "vk-firkin-snapshottemplates"},
+		{template("probe", "cpu: 33, memory: 1Gi"), "vk-firkin-snapshottemplates"},
 	} {
 		eventually(t, 30*time.Second, probe.says, func() error {
 			if out, err := c.kubectl(t, probe.object, "create", "--dry-run=server", "-f", "-"); err == nil || !strings.Contains(out, probe.says) {
@@ -146,7 +146,7 @@ func testController(t *testing.T, c *clusterUnderTest) {
 	c.must(t, template("python", "cpu: 100m, memory: 512Mi"), "apply", "-f", "-")
 	c.must(t, template("firkin", "cpu: 100m, memory: 512Mi"), "apply", "-f", "-") // has the name of the plain class
 	c.must(t, pool("python", "replicas: 2"), "apply", "-f", "-")
-	c.must(t, "", "wait", "--for=jsonpath={.handler}=firkin", "--timeout=30s", "runtimeclass/python")
+	c.must(t, "", "wait", "--for=create", "--timeout=60s", "runtimeclass/python")
 	c.must(t, "", "wait", "--for=jsonpath={.status.runtimeClassName}=python", "--timeout=30s", "snapshottemplate/python")
 	c.must(t, "", "wait", `--for=jsonpath={.status.conditions[?(@.type=="Ready")].status}=False`, "--timeout=30s", "warmpool/python")
 	if out := c.must(t, "", "get", "snapshottemplate", "firkin", "-o", "jsonpath={.status.conditions}"); !strings.Contains(out, "pods of no template") {
@@ -210,7 +210,7 @@ func testLedgers(t *testing.T, c *clusterUnderTest) {
 func testPods(t *testing.T, c *clusterUnderTest) {
 	create := []string{"create", "--dry-run=server", "-f", "-"}
 	many := `{apiVersion: v1, kind: Pod, metadata: {name: many}, spec: {runtimeClassName: firkin, hostNetwork: true, volumes: [{name: a, emptyDir: {}}, {name: b, persistentVolumeClaim: {claimName: c}}, {name: h, hostPath: {path: /etc}}],
-  containers: [{name: one, image: x}, {name: two, image: x, resources: {limits: {nvidia.com/gpu: 1}}, securityContext: {seLinuxOptions: {level: s0}}, volumeMounts: [{name: a, mountPath: /a, mountPropagation: Bidirectional}]}]}}`
+  containers: [{name: one, image: x}, {name: two, image: x, resources: {limits: {nvidia.com/gpu: 1}}, securityContext: {privileged: true, seLinuxOptions: {level: s0}}, volumeMounts: [{name: a, mountPath: /a, mountPropagation: Bidirectional}]}]}}`
 	c.refused(t, many, []string{
 		"vk-firkin-pods-selecting",
 		"spec.hostNetwork: not supported yet (a pod has the network of its own machine)",
@@ -252,9 +252,9 @@ func testSupply(t *testing.T, c *clusterUnderTest) {
 	c.refused(t, pool("many", "replicas: 1001"), []string{"spec.replicas: 1001 is more than the 1000 that a pool of namespace default may have"}, create...)
 	c.refused(t, "", []string{"spec.replicas: 5000 is more than the 1000"}, "scale", "warmpool/python", "--replicas=5000")
 	c.refused(t, "", []string{"spec.replicas: 5000 is more than the 1000"}, "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"replicas":5000}}`)
-	c.refused(t, template("large", "cpu: 64001m, memory: 1Gi"), []string{"spec.shape.cpu: 64001m is more than the 64"}, create...)
-	c.refused(t, template("large", "cpu: 1, memory: 257Gi"), []string{"spec.shape.memory: 257Gi is more than the 256Gi"}, create...)
-	c.must(t, template("right", "cpu: 64, memory: 256Gi"), create...)
+	c.refused(t, template("large", "cpu: 32001m, memory: 1Gi"), []string{"spec.shape.cpu: 32001m is more than the 32"}, create...)
+	c.refused(t, template("large", "cpu: 1, memory: 129Gi"), []string{"spec.shape.memory: 129Gi is more than the 128Gi"}, create...)
+	c.must(t, template("right", "cpu: 32, memory: 128Gi"), create...)
 	c.must(t, pool("right", "replicas: 1000, reclaimPolicy: Never, priority: 7"), create...)
 
 	c.must(t, "", "annotate", "namespace", "default", "firkin.dev/max-pool-replicas=1", "firkin.dev/max-pool-priority=5", "firkin.dev/allow-reclaim-never=false",
@@ -268,7 +268,7 @@ func testSupply(t *testing.T, c *clusterUnderTest) {
 	c.refused(t, pool("urgent", "replicas: 1, priority: 6"), []string{"spec.priority: 6 is more than the 5"}, create...)
 	c.refused(t, pool("greedy", "replicas: 1, reclaimPolicy: Never"), []string{"spec.reclaimPolicy: pools of namespace default may not keep room"}, create...)
 	c.refused(t, template("large", "cpu: 501m, memory: 1Gi"), []string{"spec.shape.cpu: 501m is more than the 500m"}, create...)
-	c.refused(t, template("large", "cpu: 1m, memory: 1025Mi"), []string{"spec.shape.memory: 1025Mi is more than the 1Gi"}, create...)
+	c.refused(t, template("large", "cpu: 1m, memory: 2Gi"), []string{"spec.shape.memory: 2Gi is more than the 1Gi"}, create...)
 	// The pool has two, from before: it may be labelled and scaled down, not up.
 	c.must(t, "", "label", "warmpool", "python", "a=b")
 	c.refused(t, "", []string{"spec.replicas: 3 is more than the 1"}, "scale", "warmpool/python", "--replicas=3")
@@ -405,13 +405,16 @@ func testUninstall(t *testing.T, c *clusterUnderTest) {
 	kinds = slices.DeleteFunc(kinds, func(kind string) bool { return strings.HasPrefix(kind, "events") || strings.HasPrefix(kind, "componentstatuses") })
 	eventually(t, 60*time.Second, "the end of what the chart made", func() error {
 		var left []string
-		for line := range strings.Lines(c.must(t, "", "get", strings.Join(kinds, ","), "-A", "-l", "app.kubernetes.io/instance="+release, "-o", "name")) {
+		out, err := c.Output(t.Context(), "get", strings.Join(kinds, ","), "-A", "-l", "app.kubernetes.io/instance="+release, "-o", "name")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
 			if line = strings.TrimSpace(line); !strings.HasPrefix(line, "customresourcedefinition.") {
 				left = append(left, line)
 			}
 		}
-		out := c.must(t, "", "get", "leases,serviceaccounts,secrets,configmaps", "-n", namespace, "-o", "name")
-		for line := range strings.Lines(out) {
+		for line := range strings.Lines(c.must(t, "", "get", "leases,serviceaccounts,secrets,configmaps", "-n", namespace, "-o", "name")) {
 			if line = strings.TrimSpace(line); line != "serviceaccount/default" && line != "configmap/kube-root-ca.crt" {
 				left = append(left, line)
 			}
