@@ -42,11 +42,12 @@ func TestRelease(t *testing.T) {
 	}
 	c.must(t, "", "wait", "--for=condition=Established", "--timeout=60s", "crd", "snapshottemplates.firkin.dev", "warmpools.firkin.dev", "nodeledgers.firkin.dev")
 	token := c.token(t)
-	if !regexp.MustCompile(`\n  vk-firkin join https://\S+ --token ` + regexp.QuoteMeta(token) + ` --discovery-token-ca-cert-hash sha256:[0-9a-f]{64}\n`).MatchString(notes) {
-		t.Errorf("the notes do not tell how to join with the token %s:\n%s", token, notes)
+	command := regexp.MustCompile(`\n  vk-firkin (join https://\S+ --token ` + regexp.QuoteMeta(token) + ` --discovery-token-ca-cert-hash sha256:[0-9a-f]{64})\n`).FindStringSubmatch(notes)
+	if command == nil {
+		t.Fatalf("the notes do not tell how to join with the token %s:\n%s", token, notes)
 	}
 	c.policiesAreIn(t)
-	t.Run("controller", func(t *testing.T) { testController(t, c) })
+	t.Run("controller", func(t *testing.T) { testController(t, c, strings.Fields(command[1])) })
 	t.Run("ledgers", func(t *testing.T) { testLedgers(t, c) })
 	t.Run("pods", func(t *testing.T) { testPods(t, c) })
 	t.Run("supply", func(t *testing.T) { testSupply(t, c) })
@@ -103,8 +104,9 @@ func template(name, shape string) string {
 }
 
 // testController: the pods are admitted under the "restricted" standard; a controller with the account and the
-// arguments of the Deployment works, and helm test's command, as that account, finds it at work.
-func testController(t *testing.T, c *clusterUnderTest) {
+// arguments of the Deployment works; helm test's command, as that account, finds it at work; and a host joins by the
+// command of the notes.
+func testController(t *testing.T, c *clusterUnderTest, join []string) {
 	var deployment appsv1.Deployment
 	if err := json.Unmarshal([]byte(c.must(t, "", "get", "-n", namespace, "deployment", "vk-firkin-controller", "-o", "json")), &deployment); err != nil {
 		t.Fatal(err)
@@ -142,6 +144,12 @@ func testController(t *testing.T, c *clusterUnderTest) {
 	}
 	if check.Spec.ServiceAccountName != deployment.Spec.Template.Spec.ServiceAccountName || check.Spec.Containers[0].Image != deployment.Spec.Template.Spec.Containers[0].Image {
 		t.Errorf("helm test runs as %s with %s", check.Spec.ServiceAccountName, check.Spec.Containers[0].Image)
+	}
+	state := filepath.Join(c.dir, "mac-9")
+	if out, err := exec.CommandContext(ctx, binary(t, "vk-firkin"), append(join, "--state-dir", state, "--cache-dir", state, "--node-name", "mac-9", "--timeout", "60s")...).CombinedOutput(); err != nil {
+		t.Errorf("the notes' command for joining: %v: %s", err, out)
+	} else if out := c.must(t, "", "auth", "whoami", "--kubeconfig="+filepath.Join(state, "credentials", "kubeconfig")); !strings.Contains(out, "system:node:mac-9") {
+		t.Errorf("who has joined is %s", out)
 	}
 	c.must(t, template("python", "cpu: 100m, memory: 512Mi"), "apply", "-f", "-")
 	c.must(t, template("firkin", "cpu: 100m, memory: 512Mi"), "apply", "-f", "-") // has the name of the plain class
@@ -336,7 +344,8 @@ func testJoining(t *testing.T, c *clusterUnderTest) {
 	}
 }
 
-// testTypes: kube-controller-manager checks expressions against the API's types, and warns of none.
+// testTypes: kube-controller-manager checks the validations' expressions against the API's types, and warns of none.
+// (It does not look into variables.)
 func testTypes(t *testing.T, c *clusterUnderTest) {
 	eventually(t, 60*time.Second, "type checking", func() error {
 		out := c.must(t, "", "get", "validatingadmissionpolicies", "-l", "app.kubernetes.io/instance="+release, "-o",
