@@ -126,13 +126,16 @@ func (o *controllerOptions) complete() (*slog.Logger, error) {
 	return logger, errors.Join(errs...)
 }
 
+// bootstrapGroups begins the groups that a bootstrap token may have.
+const bootstrapGroups = "system:bootstrappers:"
+
 // certificates is what the controller approves; nil: nothing.
 func (o *controllerOptions) certificates() (*approver.Policy, error) {
 	if !o.Approve {
 		return nil, nil //nolint:nilnil // nothing is a policy too
 	}
-	if !strings.HasPrefix(o.JoinGroup, "system:bootstrappers:") {
-		return nil, fmt.Errorf("--join-group %q: groups of bootstrap tokens begin with system:bootstrappers:", o.JoinGroup)
+	if !strings.HasPrefix(o.JoinGroup, bootstrapGroups) {
+		return nil, fmt.Errorf("--join-group %q: want a group of bootstrap tokens, which begins with %q", o.JoinGroup, bootstrapGroups)
 	}
 	p := &approver.Policy{JoinGroup: o.JoinGroup}
 	for _, text := range o.NodeNetworks {

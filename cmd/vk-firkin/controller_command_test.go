@@ -4,8 +4,11 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/vk-firkin/vk-firkin/warmpool/controller/approver"
 )
 
 func TestControllerOptions(t *testing.T) {
@@ -18,6 +21,10 @@ func TestControllerOptions(t *testing.T) {
 		{[]string{"--health-probe-address=", "--metrics-address="}, nil},
 		{[]string{"--leader-elect-namespace=A B", "--node-fill-limit=0", "--node-grace-period=-1s"}, []string{"--leader-elect-namespace", "--node-fill-limit", "--node-grace-period"}},
 		{[]string{"--metrics-address=8080", "--log-level=loud"}, []string{"--metrics-address", "--log-level"}},
+		{[]string{"--node-networks=192.0.2.0/24,2001:db8::/32", "--join-group=system:bootstrappers:mine"}, nil},
+		{[]string{"--approve-certificates=false", "--join-group=x"}, nil},
+		{[]string{"--node-networks=192.0.2.1"}, []string{"--node-networks"}},
+		{[]string{"--join-group=system:masters"}, []string{"--join-group"}},
 		{[]string{"--leader-elect-lease-duration=1s"}, []string{"--leader-elect-lease-duration"}},
 	} {
 		var o controllerOptions
@@ -37,4 +44,18 @@ func TestControllerOptions(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The address that the controller itself reaches the API server at is no node's.
+func TestReserve(t *testing.T) {
+	for server, want := range map[string]string{
+		"https://10.96.0.1:443": "[10.96.0.1]", "https://[2001:db8::1]:6443": "[2001:db8::1]", "https://api.example.test": "[]", "": "[]",
+	} {
+		p := &approver.Policy{}
+		reserve(p, server)
+		if got := fmt.Sprint(p.Reserved); got != want {
+			t.Errorf("%s: reserved %s, want %s", server, got, want)
+		}
+	}
+	reserve(nil, "https://10.96.0.1") // nothing is approved, nothing is reserved
 }

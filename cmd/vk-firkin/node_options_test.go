@@ -106,7 +106,10 @@ func TestNodeOptionFaults(t *testing.T) {
 		args []string
 		want []string
 	}{
-		{"nothing given", []string{"--kubeconfig=", "--node-name", "mac"}, []string{"--kubeconfig", "--tls-cert-file", "--tls-private-key-file", "--client-ca-file"}},
+		{"nothing given", []string{"--node-name", "mac", "--state-dir", "s"}, []string{"vk-firkin join", "--kubeconfig"}},
+		{"two identities", append(complete, "--bootstrap-kubeconfig", "b"), []string{"--kubeconfig and --bootstrap-kubeconfig"}},
+		{"half a serving certificate", []string{"--kubeconfig", "k", "--node-name", "mac", "--tls-cert-file", "c", "--state-dir", "s"}, []string{"--tls-private-key-file"}},
+		{"two serving certificates", append(complete, "--self-signed-serving-certificate"), []string{"--self-signed-serving-certificate"}},
 		{"names and addresses", append(complete, "--node-name", "Not_a_name", "--node-ip", "here", "--kubelet-port", "0"), []string{"--node-name", "--node-ip", "--kubelet-port"}},
 		{"metrics on the network", append(complete, "--metrics-address", "0.0.0.0:1"), []string{"--metrics-address"}},
 		{"shapes", append(complete, "--shapes", "big,1x1Mi"), []string{`"big"`, `"1x1Mi"`}},
@@ -123,6 +126,7 @@ func TestNodeOptionFaults(t *testing.T) {
 		{"logs", append(complete, "--log-level", "loud"), []string{"--log-level"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv("KUBECONFIG", "")
 			_, err := parseNode(t, tt.args...).complete()
 			if err == nil {
 				t.Fatal("accepted")

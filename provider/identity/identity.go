@@ -80,7 +80,10 @@ func Open(dir string, o Options) (*Identity, error) {
 		return nil, remedy(ErrDamaged, "%s: %w: run `vk-firkin join` again", path, err)
 	}
 	i.counters.expires(current.Leaf)
-	return i, i.dial(server, trust)
+	if err := i.dial(server, trust); err != nil {
+		return nil, err
+	}
+	return i, nil
 }
 
 // clusterOf is where the cluster of a kubeconfig is. Its user is in a file beside it, which is

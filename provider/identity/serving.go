@@ -24,7 +24,7 @@ import (
 	"github.com/vk-firkin/vk-firkin/vm/durable"
 )
 
-// ErrNoServing: the kubelet API has no certificate yet.
+// ErrNoServing says that the kubelet API has no certificate yet.
 var ErrNoServing = errors.New("this node has no serving certificate yet: look at `kubectl get csr`; `vk-firkin controller` approves the request when its names and addresses are the Node's")
 
 // ServingOptions say what a serving certificate is for.

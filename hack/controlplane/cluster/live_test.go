@@ -182,6 +182,9 @@ func TestLiveControlPlane(t *testing.T) {
 	if u.Server != first.Server || readFile(t, filepath.Join(dir, "ca.crt")) != ca {
 		t.Errorf("reuse moved the server from %s to %s, or changed the authority", first.Server, u.Server)
 	}
+	if out := mustKubectl(t, u.Kubeconfig, "", "get", "configmap", "cluster-info", "-n", "kube-public", "-o", "jsonpath={.data.kubeconfig}", "--as", "system:anonymous"); !strings.Contains(out, u.Server) {
+		t.Errorf("cluster-info, which anybody may read, is %q, want the server %s", out, u.Server)
+	}
 	t.Run("node", func(t *testing.T) { testNode(t, dir, u.Kubeconfig) })
 	signal(t, u.cmd.Process.Pid, syscall.SIGKILL)
 	_ = u.cmd.Wait()

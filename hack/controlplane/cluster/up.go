@@ -185,9 +185,9 @@ func (r *running) bringUp(ctx context.Context, api *apiClient, port int, caPEM [
 		// The API server looks for etcd once a second: waiting here is quicker.
 		func() error { return waitSocket(ctx, r.layout.EtcdSocket()) },
 		func() error { return r.start(apiServer(r.layout, port)) },
-		// It waits for the API server by itself.
-		func() error { return r.start(controllerManager(r.layout)) },
 		func() error { return api.waitOK(ctx, "/readyz") },
+		// Not before: it gives up when its role does not exist after ten seconds, as on a busy host.
+		func() error { return r.start(controllerManager(r.layout)) },
 		// Not before: a scheduler that is refused, since its role does not exist yet, waits for seconds to ask again.
 		func() error { return r.start(scheduler(r.layout)) },
 		func() error { return api.bindKubeletClient(ctx) },

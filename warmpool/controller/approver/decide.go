@@ -173,7 +173,7 @@ func (p Policy) address(ip net.IP, node *corev1.Node, nodes []corev1.Node) (neti
 	}
 	for i := range nodes {
 		if nodes[i].Name != node.Name && has(&nodes[i], address) {
-			return address, fmt.Errorf("Node %s has it too: delete the one of them that is gone", nodes[i].Name)
+			return address, fmt.Errorf("also an address of Node %s: delete the one of them that is gone", nodes[i].Name)
 		}
 	}
 	return address, nil

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,7 +117,7 @@ func TestDecide(t *testing.T) {
 		node("mac-1", ours, "192.0.2.10", "2001:db8::10"), node("mac-2", ours, "192.0.2.20"), node("shared", ours, "192.0.2.10", "127.0.0.1"),
 		node("kubelet", "containerd://2.1", "192.0.2.30"), node("fresh", ""), node("kubernetes.default.svc", ours, "192.0.2.40"),
 	}
-	alone := append(fleet[:2:2], fleet[3:]...) // without the one that has mac-1's address
+	alone := slices.Concat(fleet[:2], fleet[3:]) // without the one that has mac-1's address
 	for name, tt := range map[string]struct {
 		request func(*request)
 		join    bool
@@ -156,7 +157,7 @@ func TestDecide(t *testing.T) {
 		"an address it does not have yet":    {request: func(r *request) { r.ips = []string{"192.0.2.99"} }, want: Wait, why: "192.0.2.99"},
 		"an address it does not have at all": {request: func(r *request) { r.ips, r.age = []string{"192.0.2.99"}, 2*time.Minute }, want: Deny, why: "192.0.2.99"},
 		"another node's address":             {request: func(r *request) { r.ips, r.age = []string{"192.0.2.20"}, 2*time.Minute }, want: Deny, why: "does not have"},
-		"an address that two have":           {nodes: fleet, want: Deny, why: "Node shared has it too"},
+		"an address that two have":           {nodes: fleet, want: Deny, why: "also an address of Node shared"},
 		"loopback, which all have": {nodes: fleet, request: func(r *request) {
 			r.user, r.subject.CommonName, r.dns, r.ips = "system:node:shared", "system:node:shared", []string{"shared"}, []string{"127.0.0.1"}
 		}, want: Approve},
