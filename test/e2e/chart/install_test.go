@@ -316,8 +316,8 @@ func testPreferReady(t *testing.T, c *clusterUnderTest) {
 		return err
 	})
 	for spec, want := range map[string][]string{
-		"runtimeClassName: firkin":                           nil,
-		"hostNetwork: true":                                  nil,
+		"runtimeClassName: firkin":                               nil,
+		"hostNetwork: true":                                      nil,
 		"runtimeClassName: python, affinity: {podAffinity: {}}":  want,
 		"runtimeClassName: python, affinity: {nodeAffinity: {}}": want,
 		"runtimeClassName: python, affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 1, preference: {matchExpressions: [{key: mine, operator: Exists}]}}]}}": append([]string{"mine"}, want...),
@@ -333,7 +333,7 @@ func testPreferReady(t *testing.T, c *clusterUnderTest) {
 func testJoining(t *testing.T, c *clusterUnderTest) {
 	as := []string{"--as=system:bootstrap:abcdef", "--as-group=system:bootstrappers", "--as-group=system:bootstrappers:vk-firkin"}
 	for question, want := range map[string]string{
-		"create certificatesigningrequests.certificates.k8s.io":                         "yes",
+		"create certificatesigningrequests.certificates.k8s.io":                          "yes",
 		"create certificatesigningrequests.certificates.k8s.io --subresource=nodeclient": "no",
 		"get secrets": "no", "list nodes": "no", "create nodeledgers.firkin.dev": "no",
 	} {
@@ -411,7 +411,9 @@ func testUninstall(t *testing.T, c *clusterUnderTest) {
 		t.Fatal(err)
 	}
 	kinds := strings.Fields(c.must(t, "", "api-resources", "--verbs=list", "-o", "name"))
-	kinds = slices.DeleteFunc(kinds, func(kind string) bool { return strings.HasPrefix(kind, "events") || strings.HasPrefix(kind, "componentstatuses") })
+	kinds = slices.DeleteFunc(kinds, func(kind string) bool {
+		return strings.HasPrefix(kind, "events") || strings.HasPrefix(kind, "componentstatuses")
+	})
 	eventually(t, 60*time.Second, "the end of what the chart made", func() error {
 		var left []string
 		out, err := c.Output(t.Context(), "get", strings.Join(kinds, ","), "-A", "-l", "app.kubernetes.io/instance="+release, "-o", "name")
