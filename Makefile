@@ -55,6 +55,10 @@ guest: ## Build the guest kits for amd64 and arm64 (kernel, initramfs with the a
 controlplane: ## Build the embedded control plane (about 8 minutes the first time).
 	@hack/controlplane/build.sh
 
+.PHONY: helm
+helm: ## Build bin/helm, its version pinned in hack/helm (a minute or two the first time).
+	cd hack/helm && CGO_ENABLED=0 GOWORK=off $(GO) build -o ../../$(BIN)/helm helm.sh/helm/v4/cmd/helm
+
 ##@ Test
 
 .PHONY: test
@@ -84,9 +88,9 @@ build-simulated:
 	CGO_ENABLED=0 $(GO) build -tags vzsim -ldflags '$(LDFLAGS)' -o $(BIN)/vk-firkin-vzsim ./cmd/vk-firkin
 
 .PHONY: test-e2e
-test-e2e: build build-simulated ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
+test-e2e: build build-simulated helm ## User stories on a real control plane and real machines. KUBECONFIG chooses another cluster.
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane \
-		CHAOS_SEED=$${CHAOS_SEED:-1078} $(GO) test -tags e2e -count 1 -p 1 -v -timeout 50m ./test/e2e/... ./test/chaos
+		CHAOS_SEED=$${CHAOS_SEED:-1078} $(GO) test -tags e2e -count 1 -p 1 -v -timeout 60m ./test/e2e/... ./test/chaos
 
 # CHAOS_SEED, in the environment, repeats the decisions of a run that printed it.
 .PHONY: chaos
@@ -150,6 +154,15 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 30s).
 
 ##@ Verify
 
+.PHONY: chart-lint
+chart-lint: helm ## Lint the Helm chart, and check what it renders for each release of Kubernetes that it supports. Needs no cluster.
+	FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count 1 ./charts
+	FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -tags e2e -count 1 -skip TestRelease ./test/e2e/chart
+
+.PHONY: test-chart
+test-chart: build helm controlplane ## Install, use, upgrade, roll back and uninstall the chart on the embedded control plane. Needs no machines.
+	FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane $(GO) test -tags e2e -count 1 -v -timeout 10m ./test/e2e/chart
+
 .PHONY: fmt
 fmt: ## Format the code.
 	gofmt -l -w $$(git ls-files '*.go')
@@ -172,7 +185,7 @@ generate-reference: ## Generate docs/reference: commands and flags, fields of re
 	$(GO) test -count 1 -run TestReference ./cmd/vk-firkin ./crds -update
 
 .PHONY: verify
-verify: verify-darwin typecheck-darwin verify-generate licences lint ## Check that generated code is current, darwin builds, linters are silent.
+verify: verify-darwin typecheck-darwin verify-generate licences lint chart-lint ## Check that generated code is current, darwin builds, linters are silent.
 
 .PHONY: verify-darwin
 verify-darwin: ## Build and vet everything for the product's platform, darwin/arm64, but for what needs cgo.
@@ -188,7 +201,7 @@ typecheck-darwin: ## Type-check everything, tests too, for darwin/arm64 with cgo
 
 .PHONY: verify-generate
 verify-generate: generate ## Fail when generated code is stale.
-	git diff --exit-code -- '*.pb.go' '*.connect.go' 'crds/*.yaml' '*/zz_generated.deepcopy.go' docs/reference
+	git diff --exit-code -- '*.pb.go' '*.connect.go' 'crds/*.yaml' 'charts/vk-firkin/files/crds/*.yaml' '*/zz_generated.deepcopy.go' docs/reference
 
 .PHONY: licences
 licences: ## Fail when something is linked whose licence nobody has agreed to. Needs no network.

@@ -8,3 +8,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 generator=${CONTROLLER_GEN:-go tool -modfile=hack/tools/go.mod controller-gen}
 $generator object:headerFile=hack/boilerplate.go.txt crd paths=./crds/v1alpha1 output:crd:dir=crds
+cp crds/firkin.dev_*.yaml charts/vk-firkin/files/crds/ # Helm reads nothing outside of the chart

@@ -89,7 +89,7 @@ func templateName(pod *corev1.Pod) string {
 	if name := pod.Annotations[v1alpha1.AnnotationTemplate]; name != "" {
 		return name
 	}
-	if name := pod.Spec.RuntimeClassName; name != nil {
+	if name := pod.Spec.RuntimeClassName; name != nil && *name != v1alpha1.PlainRuntimeClass {
 		return *name
 	}
 	return ""

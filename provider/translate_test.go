@@ -311,12 +311,12 @@ func TestImageID(t *testing.T) {
 }
 
 func TestTemplateName(t *testing.T) {
-	class, empty := "class", ""
+	class, empty, plain := "class", "", "firkin"
 	for _, tt := range []struct {
 		annotation string
 		class      *string
 		want       string
-	}{{"", nil, ""}, {"a", nil, "a"}, {"", &class, "class"}, {"a", &class, "a"}, {"", &empty, ""}} {
+	}{{"", nil, ""}, {"a", nil, "a"}, {"", &class, "class"}, {"a", &class, "a"}, {"", &empty, ""}, {"", &plain, ""}, {"a", &plain, "a"}, {"firkin", nil, "firkin"}} {
 		pod := &corev1.Pod{}
 		pod.Annotations = map[string]string{"firkin.dev/template": tt.annotation}
 		pod.Spec.RuntimeClassName = tt.class

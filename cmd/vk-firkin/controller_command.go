@@ -48,6 +48,7 @@ told while none runs. The cluster must know the resources: apply crds/ first.`,
 		},
 	}
 	o.addFlags(cmd.Flags())
+	cmd.AddCommand(newControllerCheckCommand())
 	return cmd
 }
 

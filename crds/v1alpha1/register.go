@@ -42,4 +42,7 @@ const (
 	LabelMacOSGuests = "firkin.dev/macos-guests"
 	// RuntimeHandler of the RuntimeClasses of templates.
 	RuntimeHandler = "firkin"
+	// PlainRuntimeClass is the RuntimeClass of pods of no template: it leads them to nodes
+	// whose pods run in machines, and is no template's name.
+	PlainRuntimeClass = "firkin"
 )

@@ -57,6 +57,10 @@ func planClasses(templates map[Key]*managedTemplate, existing []*nodev1.RuntimeC
 	for _, t := range sorted {
 		name := t.key.Name
 		have := classes[name]
+		if name == v1alpha1.PlainRuntimeClass {
+			c.conflicts[t.key] = fmt.Sprintf("RuntimeClass %s is that of pods of no template: let pods say %s: %s instead, or give the template another name", name, v1alpha1.AnnotationTemplate, name)
+			continue
+		}
 		if have != nil && !ours(have) {
 			c.conflicts[t.key] = fmt.Sprintf("RuntimeClass %s exists and is not made by vk-firkin: let pods say %s: %s instead, or give the template another name", name, v1alpha1.AnnotationTemplate, name)
 			continue

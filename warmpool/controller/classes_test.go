@@ -70,6 +70,7 @@ func TestPlanClasses(t *testing.T) {
 		{"removed with the last template", nil, []*nodev1.RuntimeClass{runtimeClass("go", shape("1Gi"), false)}, "delete go", ""},
 		{"another's is left alone", nil, []*nodev1.RuntimeClass{foreign("gvisor")}, "", ""},
 		{"another's is a conflict", []template{{"a", "gvisor", "1Gi", 1}}, []*nodev1.RuntimeClass{foreign("gvisor")}, "", "a/gvisor"},
+		{"the plain one is no template's", []template{{"a", "firkin", "1Gi", 1}}, nil, "", "a/firkin"},
 		{"shared", []template{{"a", "go", "1Gi", 1}, {"b", "go", "1Gi", 2}}, nil, "create go", ""},
 		{"the older decides", []template{{"a", "go", "1Gi", 2}, {"b", "go", "2Gi", 1}}, []*nodev1.RuntimeClass{runtimeClass("go", shape("2Gi"), false)}, "", "a/go"},
 		{"the older goes", []template{{"a", "go", "1Gi", 2}}, []*nodev1.RuntimeClass{runtimeClass("go", shape("2Gi"), false)}, "update go", ""},
