@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 
 	"github.com/vk-firkin/vk-firkin/provider/identity"
 	"github.com/vk-firkin/vk-firkin/vm/durable"
@@ -164,6 +166,8 @@ func (o *joinOptions) readToken(stdin io.Reader) (err error) {
 
 // run joins and says what it does.
 func (o *joinOptions) run(ctx context.Context, out io.Writer) error {
+	// What client-go tries again by itself is nothing to look at; what is left comes back as an error.
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return err
 	}

@@ -69,8 +69,10 @@ func Open(dir string, o Options) (*Identity, error) {
 	}
 	current, err := i.store.read()
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, ErrDamaged):
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, remedy(ErrDamaged, "%w: run `vk-firkin join` again", err)
+	case errors.Is(err, ErrDamaged):
+		return nil, fmt.Errorf("%w: run `vk-firkin join` again", err)
 	case err != nil:
 		return nil, err
 	case time.Now().After(current.Leaf.NotAfter):
