@@ -115,11 +115,11 @@ func TestUnreadableMachine(t *testing.T) {
 		t.Errorf("quarantine remove: %v: %s", err, out)
 	}
 	ended("kept")
-	eventually(t, waitShort, "the pod begins anew", func() error {
-		if len(node.Machines()) != 1 {
-			return fmt.Errorf("machines are %v", node.Machines())
+	// By its policy, which is Never, the pod has failed with its machine.
+	eventually(t, waitShort, "the pod has failed", func() error {
+		if out := kubectl(t, "get", "pod", "-n", ns, "kept", "-o", "jsonpath={.status.phase} {.status.containerStatuses[0].state.terminated.reason}"); out != "Failed MachineDied" {
+			return fmt.Errorf("it is %q", out)
 		}
 		return nil
 	})
-	waitRunning(t, ns, "kept")
 }
