@@ -82,7 +82,6 @@ func TestErrorsNameTheRemedy(t *testing.T) {
 		"snapshot ls -o xml":                    {`"xml"`, "want table, name or json"},
 		"gc -o xml":                             {`"xml"`, "want table or json"},
 		"gc --grace -1s":                        {"--grace -1s", "want 0 or more"},
-		"snapshot gc --grace -1s":               {"--grace -1s", "want 0 or more"},
 		"status -o xml":                         {`"xml"`, "want table or json"},
 		"controller":                            {"--kubeconfig is missing", "pod of a cluster"},
 		"controller --kubeconfig /none":         {"/none", "--kubeconfig"},
