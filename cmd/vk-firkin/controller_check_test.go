@@ -35,7 +35,7 @@ func (c checkedCluster) List(_ context.Context, list client.ObjectList, _ ...cli
 }
 
 func (c checkedCluster) Get(_ context.Context, key client.ObjectKey, object client.Object, _ ...client.GetOption) (err error) {
-	l := object.(*coordinationv1.Lease) //nolint:errcheck // nothing else is asked for
+	l := object.(*coordinationv1.Lease)
 	l.Namespace, l.Name = key.Namespace, key.Name
 	l.Spec, err = c.lease()
 	return err

@@ -78,22 +78,27 @@ func answer(ctx context.Context, listener net.Listener, controls map[string]http
 		mux.HandleFunc(pattern, serve)
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: controlTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(listener) }()
-	var err error
+	var err error // of the server; read when it has ended
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if serr := server.Serve(listener); !errors.Is(serr, http.ErrServerClosed) {
+			err = serr
+		}
+	}()
 	select {
 	case <-ctx.Done():
-	case err = <-ended:
-		ended <- nil
+	case <-ended:
 	}
 	cancel() // which collections under way see
 	sctx, done := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer done()
-	if serr := server.Shutdown(sctx); serr != nil {
-		err = errors.Join(err, serr, server.Close())
+	down := server.Shutdown(sctx)
+	if down != nil {
+		down = errors.Join(down, server.Close())
 	}
-	<-ended // how it ended is in err already
-	return err
+	<-ended
+	return errors.Join(err, down)
 }
 
 // listenControl makes the socket, in the place of one that a dead node has left: the state

@@ -67,7 +67,7 @@ func TestUnreadableMachine(t *testing.T) {
 		eventually(t, waitShort, fmt.Sprintf("%q are in quarantine", want), func() error {
 			out, err := vkFirkin(t, "quarantine", "list", "--state-dir", node.StateDir, "-o", "name")
 			if got := strings.Fields(out); err != nil || !slices.Equal(got, want) {
-				return fmt.Errorf("%q, %v", got, err)
+				return fmt.Errorf("it lists %q: %w", got, err)
 			}
 			return nil
 		})
