@@ -52,17 +52,17 @@ func (p *Provider) recover(ctx context.Context) error {
 	if !p.tell(findings) {
 		p.Reconcile() // soon: one that could not be asked may be what a pod waits for
 	}
-	for _, f := range findings {
-		// No worker runs yet, so that none has a machine in the making: once is enough.
-		if f.Verdict == warmpool.VerdictCleanup {
-			p.wg.Go(func() { p.reapOrphan(ctx, f.Machine) })
-		}
-	}
 	p.mu.Lock()
 	p.runCtx = ctx
 	p.mu.Unlock()
 	for _, b := range broken {
 		p.takeUpBroken(b, unclear[b.uid], findings)
+	}
+	for _, f := range findings { // after the pods that may be held for them, see reap
+		// No worker runs yet, so that none has a machine in the making: once is enough.
+		if f.Verdict == warmpool.VerdictCleanup {
+			p.wg.Go(func() { p.reapOrphan(ctx, f.Machine) })
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -43,8 +43,9 @@ func TestFleet(t *testing.T) {
 			t.Errorf("%s: more writes than %d ledgers and %d statuses", name, ledgers, statuses)
 		}
 	}
-	// Each node is given at most 10 at a time and needs 25: four writes, and some for the lag.
-	phase("fill", 200*7, 50*15, 60)
+	// Each node is given at most 10 at a time and needs 25: three writes, or one for every second that
+	// its report lags (14 to 20 s over eleven seeds, with 730 to 1,460 writes).
+	phase("fill", 200*10, 50*15, 60)
 
 	quiet := s.targets()
 	for range 20 {
