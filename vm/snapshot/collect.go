@@ -139,6 +139,9 @@ func (s *Store) sweep(ctx context.Context, opts GCOptions) ([]Leftover, error) {
 		path := filepath.Join(s.dir, e.Name())
 		l := Leftover{Name: e.Name()}
 		l.Bytes, _ = allocatedBytes(path)
+		if building && errors.Is(s.builderIsGone(ctx, e.Name()), errBuilderMayExist) {
+			continue
+		}
 		if !opts.DryRun {
 			remove := func() error { return s.opts.FS.RemoveAll(path) }
 			if building {

@@ -4,9 +4,11 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -259,4 +261,33 @@ func TestCollectionOfLeftovers(t *testing.T) {
 		t.Errorf("left: %v, machines %v", left, d.Machines())
 	}
 	s.setBuilder(builderIDPrefix+"c", false)
+}
+
+// Who collects without a driver leaves the directory of a build whose machine may exist to the
+// node, which can delete that, and calls it no fault.
+func TestCollectionWithoutADriver(t *testing.T) {
+	dir := t.TempDir()
+	machines := []string{builderIDPrefix + "a", builderIDPrefix + "b"}
+	opts := Options{Machines: func(context.Context) ([]string, error) { return machines, nil }}
+	for _, name := range []string{"a", "b"} {
+		if err := os.MkdirAll(filepath.Join(dir, buildingPrefix+name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openTest(t, dir, opts)
+	collect := func(dryRun bool, want ...string) {
+		t.Helper()
+		report, err := s.GC(t.Context(), GCOptions{DryRun: dryRun})
+		if err != nil || len(report.Leftovers) != len(want) {
+			t.Errorf("dry run %v: %+v, %v, want %v", dryRun, report.Leftovers, err, want)
+		}
+	}
+	collect(true)
+	collect(false)
+	machines = machines[1:]
+	collect(true, "a")
+	collect(false, "a")
+	if left := visible(t, dir); !slices.Equal(left, []string{buildingPrefix + "b"}) {
+		t.Errorf("left: %v", left)
+	}
 }

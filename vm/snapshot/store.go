@@ -199,8 +199,11 @@ func (s *Store) recover(ctx context.Context) error {
 		name := e.Name()
 		switch {
 		case strings.HasPrefix(name, buildingPrefix):
-			if err := s.removeBuilding(ctx, name); err != nil {
-				// Kept, and tried again at the next start: the machine may exist.
+			switch err := s.removeBuilding(ctx, name); {
+			case err == nil:
+			case errors.Is(err, errBuilderMayExist):
+				s.opts.Logger.Info("Leaving an unfinished snapshot to the node", "name", name, "reason", err)
+			default: // kept, and tried again at the next start
 				s.opts.Logger.Error("Leaving an unfinished snapshot behind", "name", name, "error", err)
 			}
 		case strings.HasPrefix(name, removingPrefix), strings.HasPrefix(name, durable.TempPrefix):
@@ -216,19 +219,17 @@ func (s *Store) recover(ctx context.Context) error {
 	return s.sweepReferenceDirs()
 }
 
-// removeBuilding deletes a build directory and the machine that filled it.
+// errBuilderMayExist: the directory of a build stays, since it is the only record of a machine
+// that only a node can delete. Nothing is wrong with that.
+var errBuilderMayExist = errors.New("its machine may exist, which the node deletes")
+
+// removeBuilding deletes a build directory and the machine that filled it. errBuilderMayExist:
+// nobody here can delete that.
 func (s *Store) removeBuilding(ctx context.Context, name string) error {
-	id := builderIDPrefix + strings.TrimPrefix(name, buildingPrefix)
-	if s.driver == nil {
-		// The directory is the only record of the machine.
-		known, asked, err := s.machines(ctx)
-		if err == nil && asked && slices.Contains(known, id) || !asked {
-			err = fmt.Errorf("machine %q may exist: the node deletes it", id)
-		}
-		if err != nil {
-			return err
-		}
+	if err := s.builderIsGone(ctx, name); err != nil {
+		return err
 	}
+	id := builderIDPrefix + strings.TrimPrefix(name, buildingPrefix)
 	if s.driver != nil && vm.ValidateID(id) == nil {
 		ctx, cancel := context.WithTimeout(ctx, s.opts.Timeouts.Delete)
 		defer cancel()
@@ -244,6 +245,19 @@ func (s *Store) removeBuilding(ctx context.Context, name string) error {
 		}
 	}
 	return s.opts.FS.RemoveAll(filepath.Join(s.dir, name))
+}
+
+// builderIsGone is nil unless the machine of a build may exist and nobody here can delete it.
+func (s *Store) builderIsGone(ctx context.Context, name string) error {
+	if s.driver != nil {
+		return nil
+	}
+	id := builderIDPrefix + strings.TrimPrefix(name, buildingPrefix)
+	known, asked, err := s.machines(ctx)
+	if err == nil && asked && slices.Contains(known, id) || !asked {
+		return fmt.Errorf("%w: %s", errBuilderMayExist, id)
+	}
+	return err
 }
 
 // machines lists the machines of the host; asked is false when there is nobody to ask.
