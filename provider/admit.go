@@ -129,7 +129,7 @@ func newContainer(pod *corev1.Pod, p containerPlan, now time.Time) *containerSta
 		case s.State.Running != nil:
 			last.StartedAt = s.State.Running.StartedAt.Time
 		}
-		if p.kind == kindEphemeral {
+		if p.kind == kindEphemeral || p.kind == kindMain && s.State.Terminated != nil && !restarts(pod.Spec.RestartPolicy, &p, last) {
 			c.attempt, c.step, c.exit, c.drained, c.everStarted = last.Attempt, containerExited, last, true, true
 			return c
 		}

@@ -116,6 +116,7 @@ type Provider struct {
 
 	mu      sync.Mutex
 	held    map[types.UID]*heldPod // guarded by mu
+	reaping map[string]bool        // guarded by mu; machines of nobody that are being ended since the start
 	workers map[types.UID]*worker  // guarded by mu
 	// buried are UIDs whose pods ended here, and when: a late call must not start them again.
 	buried  map[types.UID]time.Time              // guarded by mu
@@ -143,7 +144,7 @@ func New(opts Options) (*Provider, error) {
 		opts: opts, log: opts.Logger,
 		workers: map[types.UID]*worker{}, buried: map[types.UID]time.Time{},
 		pending: map[types.NamespacedName]*corev1.Pod{}, bell: make(chan struct{}, 1), nodeChanged: make(chan struct{}, 1),
-		look: make(chan struct{}, 1), held: map[types.UID]*heldPod{},
+		look: make(chan struct{}, 1), held: map[types.UID]*heldPod{}, reaping: map[string]bool{},
 	}
 	p.kube = newKube(opts)
 	obj := newObjects(opts.Client)

@@ -84,9 +84,13 @@ func judgePod(readable, gone, deleting, kept bool) podVerdict {
 	return podAnew
 }
 
-// hasRun tells whether containers of a pod may have run that must not run twice. Pure.
+// hasRun tells whether containers of a pod may have run that must not run twice. The phase alone
+// does not say: it is Pending while one container waits, although another runs or is over. Pure.
 func hasRun(pod *corev1.Pod) bool {
-	return pod.Spec.RestartPolicy == corev1.RestartPolicyNever && pod.Status.Phase == corev1.PodRunning
+	return pod.Spec.RestartPolicy == corev1.RestartPolicyNever &&
+		(pod.Status.Phase == corev1.PodRunning || slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+			return s.ContainerID != "" || s.State.Running != nil || s.State.Terminated != nil
+		}))
 }
 
 // reasonRecordLost is why a pod failed that may have run, and nobody knows how far.
@@ -274,6 +278,10 @@ func (p *Provider) letGo(findings []warmpool.Finding, reaping sightings) (all bo
 			_, unconfirmed := reaping[id]
 			return unconfirmed || !slices.ContainsFunc(findings, func(f warmpool.Finding) bool { return f.Machine == id && f.Verdict == warmpool.VerdictCleanup })
 		}) {
+			continue
+		}
+		if slices.ContainsFunc(before, func(id string) bool { return p.reaping[id] }) {
+			h.machines = before // it is being ended, which is not found any more, and may live yet
 			continue
 		}
 		p.log.Info("Letting go of pod whose machine is gone", "podUID", uid, "machines", before)

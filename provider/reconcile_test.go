@@ -44,6 +44,10 @@ func TestJudgePod(t *testing.T) {
 		if hasRun(p) != want {
 			t.Errorf("%s: %v, want %v", policy, hasRun(p), want)
 		}
+		p.Status = corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{Name: "waits"}, {Name: "runs", ContainerID: "firkin://runs-0"}}}
+		if hasRun(p) != want {
+			t.Errorf("%s, with one container that waits and one that runs: %v, want %v", policy, hasRun(p), want)
+		}
 	}
 }
 

@@ -61,6 +61,9 @@ func (p *Provider) recover(ctx context.Context) error {
 	for _, f := range findings { // after the pods that may be held for them, see reap
 		// No worker runs yet, so that none has a machine in the making: once is enough.
 		if f.Verdict == warmpool.VerdictCleanup {
+			p.mu.Lock()
+			p.reaping[f.Machine] = true
+			p.mu.Unlock()
 			p.wg.Go(func() { p.reapOrphan(ctx, f.Machine) })
 		}
 	}
@@ -215,6 +218,7 @@ func (p *Provider) reap(ctx context.Context, id string) bool {
 		cancel()
 		if err == nil {
 			p.mu.Lock()
+			delete(p.reaping, id)
 			held := len(p.held)
 			p.mu.Unlock()
 			if held > 0 {

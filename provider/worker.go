@@ -243,7 +243,7 @@ func (w *worker) run(ctx context.Context) {
 		if !d.wake.IsZero() {
 			wake = max(0, time.Until(d.wake))
 		}
-		if u := w.s.unrecorded; u != nil {
+		if u := w.s.unrecorded; u != nil && (w.s.deletion == nil || !w.s.deletion.cleaning) { // else there is nothing to write again
 			wake = min(wake, max(0, time.Until(u.retryAt)))
 		}
 		timer.Reset(wake)

@@ -69,6 +69,7 @@ type controllerOptions struct {
 	Approve        bool
 	JoinGroup      string
 	NodeNetworks   []string
+	ReservedNames  []string
 
 	policy *approver.Policy
 }
@@ -87,6 +88,7 @@ func (o *controllerOptions) addFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&o.FillLimit, "node-fill-limit", 32, "how many replicas a node is told to restore at a time")
 	flags.BoolVar(&o.Approve, "approve-certificates", true, "approve the certificates that vk-firkin's nodes ask for, each for its own name and addresses")
 	flags.StringVar(&o.JoinGroup, "join-group", approver.DefaultJoinGroup, "group of the bootstrap tokens that nodes join with: a first certificate is approved for a name that no Node has")
+	flags.StringSliceVar(&o.ReservedNames, "reserved-names", nil, "DNS names that no node may be called: those by which clients reach the API server from outside, and others that the cluster's authority vouches for")
 	flags.StringSliceVar(&o.NodeNetworks, "node-networks", nil, "networks in which nodes may have addresses, such as 192.0.2.0/24: serving certificates are approved for no others (default: any)")
 }
 
@@ -137,7 +139,7 @@ func (o *controllerOptions) certificates() (*approver.Policy, error) {
 	if !strings.HasPrefix(o.JoinGroup, bootstrapGroups) {
 		return nil, fmt.Errorf("--join-group %q: want a group of bootstrap tokens, which begins with %q", o.JoinGroup, bootstrapGroups)
 	}
-	p := &approver.Policy{JoinGroup: o.JoinGroup}
+	p := &approver.Policy{JoinGroup: o.JoinGroup, ReservedNames: o.ReservedNames}
 	for _, text := range o.NodeNetworks {
 		network, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -148,14 +150,17 @@ func (o *controllerOptions) certificates() (*approver.Policy, error) {
 	return p, nil
 }
 
-// reserve keeps the API server's address from nodes, as far as it is known by number.
+// reserve keeps the API server's address and name from nodes, as far as this process knows them.
 func reserve(p *approver.Policy, server string) {
 	if p == nil {
 		return
 	}
 	if u, err := url.Parse(server); err == nil {
-		if address, err := netip.ParseAddr(u.Hostname()); err == nil {
+		switch address, err := netip.ParseAddr(u.Hostname()); {
+		case err == nil:
 			p.Reserved = append(p.Reserved, address.Unmap())
+		case u.Hostname() != "":
+			p.ReservedNames = append(p.ReservedNames, u.Hostname())
 		}
 	}
 }

@@ -53,11 +53,11 @@ func TestControllerOptions(t *testing.T) {
 // The address that the controller itself reaches the API server at is no node's.
 func TestReserve(t *testing.T) {
 	for server, want := range map[string]string{
-		"https://10.96.0.1:443": "[10.96.0.1]", "https://[2001:db8::1]:6443": "[2001:db8::1]", "https://api.example.test": "[]", "": "[]",
+		"https://10.96.0.1:443": "[10.96.0.1] []", "https://[2001:db8::1]:6443": "[2001:db8::1] []", "https://api.example.test": "[] [api.example.test]", "": "[] []",
 	} {
 		p := &approver.Policy{}
 		reserve(p, server)
-		if got := fmt.Sprint(p.Reserved); got != want {
+		if got := fmt.Sprint(p.Reserved, p.ReservedNames); got != want {
 			t.Errorf("%s: reserved %s, want %s", server, got, want)
 		}
 	}

@@ -77,7 +77,7 @@ func answer(ctx context.Context, listener net.Listener, controls map[string]http
 	for pattern, serve := range controls {
 		mux.HandleFunc(pattern, serve)
 	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: controlTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	var err error // of the server; read when it has ended
 	ended := make(chan struct{})
 	go func() {

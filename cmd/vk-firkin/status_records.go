@@ -10,8 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/status"
@@ -100,7 +98,7 @@ func works(dir string) bool {
 // absence is why no node answers, and what to do. installed is the command that starts the
 // service and the one that shows what it says; both empty when there is none.
 func absence(d directories, failure error, start, logs string) (problem, remedy string) {
-	pid := lastHolder(d.StateDir)
+	pid := durable.Holder(d.StateDir)
 	_, err := os.Stat(d.StateDir)
 	switch {
 	case failure != nil && !errors.Is(failure, errNoNode):
@@ -117,24 +115,4 @@ func absence(d directories, failure error, start, logs string) (problem, remedy 
 		return "No node ever ran with " + d.StateDir, "vk-firkin without arguments tells what to do next; --state-dir names another state folder"
 	}
 	return "No node runs with " + d.StateDir, "Start one by vk-firkin node, or let vk-firkin install make it a service; --state-dir names another state folder"
-}
-
-// lastHolder is the process that took the state directory last, if there is still one of
-// that number; 0 for none. Nothing is locked: that would keep a node from starting. It is
-// told people and nothing is done by it, for the number may be somebody else's by now.
-func lastHolder(stateDir string) int {
-	data, err := durable.ReadFile(durable.Host, filepath.Join(stateDir, ".lock"), 64)
-	if err != nil {
-		return 0
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil || pid < 1 {
-		return 0
-	}
-	holder, err := process.Open(pid)
-	if err != nil {
-		return 0
-	}
-	holder.Close()
-	return pid
 }

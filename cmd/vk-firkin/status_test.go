@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vk-firkin/vk-firkin/cmd/vk-firkin/status"
+	"github.com/vk-firkin/vk-firkin/vm/durable"
 	"github.com/vk-firkin/vk-firkin/warmpool"
 )
 
@@ -228,7 +229,11 @@ func TestStatusWithoutANode(t *testing.T) {
 		t.Errorf("%v:\n%s", err, out)
 	}
 	// Somebody has the directory and does not answer.
-	put(".lock", fmt.Sprintln(os.Getpid()))
+	lock, err := durable.LockDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
 	if problem, remedy := absence(directories{StateDir: root}, errNoNode, "", ""); !strings.Contains(problem, fmt.Sprintf("process %d has", os.Getpid())) || remedy == "" {
 		t.Errorf("%s; %s", problem, remedy)
 	}

@@ -100,6 +100,9 @@ func clusterOf(kubeconfig []byte) (server string, trust rest.TLSClientConfig, er
 		return "", trust, errors.New("it names no cluster")
 	}
 	c := config.Clusters[current.Cluster]
+	if len(c.CertificateAuthorityData) == 0 {
+		return "", trust, errors.New("it has no certificate-authority-data, which vk-firkin join writes there")
+	}
 	return c.Server, rest.TLSClientConfig{CAData: c.CertificateAuthorityData, ServerName: c.TLSServerName}, CheckServer(c.Server)
 }
 

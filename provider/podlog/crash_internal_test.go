@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -156,4 +157,29 @@ func TestLogGoesOnAfterFault(t *testing.T) {
 			t.Fatalf("followed\n%s", got)
 		}
 	})
+}
+
+// What is written of a log and cannot be read does not get better by waiting: nobody keeps a
+// machine for it, as for a disk that is full.
+func TestDamagedPositionKeepsNobody(t *testing.T) {
+	for _, damaged := range []string{`{"base":`, `{"rotated":"../other"}`} {
+		s := New(t.TempDir(), Options{})
+		path, err := s.path(testRef)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := s.newLogFile(path)
+		if err := s.begin(path, l); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(l.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(l.positionPath(), []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.open(); !errors.Is(err, errDamaged) || s.Blocked(testRef) {
+			t.Errorf("%s: %v, blocked %v", damaged, err, s.Blocked(testRef))
+		}
+	}
 }

@@ -89,9 +89,12 @@ func (l *logFile) open() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.reopen()
-	l.blocked = l.blocked || err != nil
+	l.blocked = (l.blocked || err != nil) && !errors.Is(err, errDamaged)
 	return err
 }
+
+// errDamaged: what is written of a log cannot be read, which does not get better by waiting.
+var errDamaged = errors.New("it is damaged: what was copied before stays, and nothing is added")
 
 func (l *logFile) reopen() error { // l.mu is held
 	if l.file != nil {
@@ -360,10 +363,10 @@ func (l *logFile) readPosition() (position, error) {
 	}
 	var pos position
 	if err := json.Unmarshal(data, &pos); err != nil {
-		return position{}, fmt.Errorf("read log position %q: %w", l.positionPath(), err)
+		return position{}, fmt.Errorf("read log position %q: %w: %w", l.positionPath(), errDamaged, err)
 	}
 	if pos.Rotated != "" && !isRotatedName(l.name, pos.Rotated) {
-		return position{}, fmt.Errorf("read log position %q: %q is no rotated file of this log", l.positionPath(), pos.Rotated)
+		return position{}, fmt.Errorf("read log position %q: %w: %q is no rotated file of this log", l.positionPath(), errDamaged, pos.Rotated)
 	}
 	return pos, nil
 }

@@ -55,7 +55,7 @@ func LockDir(dir string) (*Lock, error) {
 	path := filepath.Join(dir, lockName)
 	lock, err := LockFile(path, LockOptions{Create: true})
 	if errors.Is(err, ErrLocked) {
-		return nil, &LockedError{Dir: dir, PID: holderOf(path)}
+		return nil, &LockedError{Dir: dir, PID: Holder(dir)}
 	}
 	if err != nil {
 		return nil, err
@@ -69,11 +69,11 @@ func LockDir(dir string) (*Lock, error) {
 	return lock, nil
 }
 
-// holderOf is the process that a lock's file speaks of, 0 when that has ended: the holder
+// Holder is the process that took a directory last by LockDir, 0 when that has ended: the holder
 // may not have written itself down yet, and nobody is to be told to kill whoever has got
-// the number of the one before.
-func holderOf(path string) int {
-	data, err := ReadFile(Host, path, maxHolderBytes)
+// the number of the one before. It takes no lock, so that it keeps nobody from one.
+func Holder(dir string) int {
+	data, err := ReadFile(Host, filepath.Join(dir, lockName), maxHolderBytes)
 	if err != nil {
 		return 0
 	}

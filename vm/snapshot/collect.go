@@ -203,11 +203,13 @@ func (s *Store) Delete(ctx context.Context, name string) (Info, error) {
 // now: first under its name in one step, then its content, so that a crash leaves no half
 // set.
 func (s *Store) remove(ctx context.Context, info Info, may func(Info) bool) error {
-	f, err := s.claim(ctx, info.Key)
-	if err != nil {
-		return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
+	if info.Status != StatusQuarantined { // one of those has a name of its own, and its key may be built anew for long
+		f, err := s.claim(ctx, info.Key)
+		if err != nil {
+			return fmt.Errorf("remove snapshot %s: %w", shortKey(info.Name), err)
+		}
+		defer s.land(info.Key, f, false, nil)
 	}
-	defer s.land(info.Key, f, false, nil)
 	// It was listed some time ago, and whoever changed the key meanwhile was waited for.
 	now, err := s.again(info)
 	if err != nil {

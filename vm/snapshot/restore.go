@@ -110,7 +110,8 @@ func (s *Store) Restore(ctx context.Context, ref *Ref, id string, cfg vm.Config,
 		return nil, err
 	}
 	running, machine, err := s.restore(ctx, ref.set, id, cfg, opts)
-	if err == nil {
+	restored := err == nil
+	if restored {
 		record.Proven = true
 		if err = s.refer(record); err == nil {
 			s.keepSealKey(m.Instance, ref.set.sealKey)
@@ -127,6 +128,9 @@ func (s *Store) Restore(ctx context.Context, ref *Ref, id string, cfg vm.Config,
 	}
 	if leftover == nil {
 		leftover = s.Forget(id)
+	}
+	if restored { // what failed is the host's disk, which says nothing about the snapshot
+		return nil, errors.Join(err, leftover)
 	}
 	return nil, errors.Join(s.failed(ctx, ref.set, err), leftover)
 }

@@ -74,6 +74,9 @@ type Policy struct {
 	Networks []netip.Prefix
 	// Reserved are addresses that no node may have a certificate for: the API server's.
 	Reserved []netip.Addr
+	// ReservedNames are DNS names that no node may have, in any case: those by which the API
+	// server, or anything else that clients trust the cluster's authority for, is reached.
+	ReservedNames []string
 }
 
 func deny(format string, args ...any) Decision {
@@ -132,7 +135,7 @@ func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, nodes []c
 		if dns != name {
 			return deny("node %s may have a certificate for its own name, not for %q", name, dns)
 		}
-		if reserved(dns) {
+		if p.reserved(dns) {
 			return deny("%q is a name of the cluster's own", dns)
 		}
 	}
@@ -202,7 +205,7 @@ func (p Policy) client(csr *certificatesv1.CertificateSigningRequest, nodes []co
 	if len(request.DNSNames)+len(request.IPAddresses)+len(request.EmailAddresses)+len(request.URIs) > 0 {
 		return deny("a client certificate of a node has no further names")
 	}
-	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 || reserved(name) {
+	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 || p.reserved(name) {
 		return deny("%q cannot be a node's name", name)
 	}
 	if find(nodes, name) != nil {
@@ -251,9 +254,18 @@ func checkUsages(usages []certificatesv1.KeyUsage, end certificatesv1.KeyUsage) 
 	return nil
 }
 
-// reserved tells names by which clients look for the API server or for a service. A certificate for
-// one would be believed by whoever trusts the cluster's authority.
-func reserved(name string) bool {
+// reserved tells names by which clients look for the API server or for a service, and those that
+// are addresses. A certificate for one would be believed by whoever trusts the cluster's authority.
+func (p Policy) reserved(name string) bool {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if _, err := netip.ParseAddr(name); err == nil {
+		return true
+	}
+	for _, r := range p.ReservedNames {
+		if name == strings.ToLower(strings.TrimSuffix(r, ".")) {
+			return true
+		}
+	}
 	switch name {
 	case "localhost", "kubernetes", "kubernetes.default":
 		return true
