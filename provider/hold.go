@@ -377,10 +377,10 @@ func (w *worker) lose(reason, message string) {
 	w.env.events.pod(s.pod, true, reason, "Machine "+m.id+": "+message)
 	for _, c := range s.containers {
 		switch {
-		case c.step == containerRunning, c.step == containerUnknown && c.everStarted:
+		case c.step == containerRunning, c.step == containerUnknown:
+			// One of an earlier process that was begun may have run, whatever was written of it
+			// afterwards: on a full disk nothing was. It counts, or it would run twice.
 			w.ended(c, reason, message)
-		case c.step == containerUnknown:
-			c.step = containerWaiting
 		case c.step == containerExited:
 			c.drained = true
 		}

@@ -160,14 +160,12 @@ func (w *worker) leftBehind(c *containerState, lost *loss) {
 	switch {
 	case c.step == containerExited:
 		c.drained = true
-	case c.step == containerRunning, c.step == containerUnknown && c.everStarted:
+	case c.step == containerRunning, c.step == containerUnknown:
 		reason, message := reasonStatusUnknown, "The container did not end before its machine was deleted"
 		if lost != nil {
 			reason, message = lost.reason, lost.message
 		}
 		w.ended(c, reason, message)
-	case c.step == containerUnknown:
-		c.step = containerWaiting
 	}
 }
 

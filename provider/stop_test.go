@@ -37,13 +37,10 @@ func TestNothingRunsWithoutItsMachine(t *testing.T) {
 	for _, f := range w.take() {
 		f(&w.s)
 	}
-	for _, c := range w.s.containers[:2] {
+	for _, c := range w.s.containers { // the last was begun by an earlier process, and may have run
 		if c.step != containerExited || c.exit.ExitCode != 137 || c.exit.Reason != reasonMachineDied {
 			t.Errorf("container %s is at step %d, exit %+v", c.name, c.step, c.exit)
 		}
-	}
-	if c := w.s.containers[2]; c.step != containerWaiting {
-		t.Errorf("container %s, which never ran, is at step %d", c.name, c.step)
 	}
 }
 
