@@ -27,9 +27,12 @@ images=(
   "debootstrap=debootstrap"
 )
 
+services=("/lib/systemd/systemd=systemd") # what the unit is tried under
+
 case "${1:-}" in
   guest) want=("${guest[@]}") ;;
-  test | demo) want=("${guest[@]}" "${machines[@]}" "${images[@]}") ;;
+  demo) want=("${guest[@]}" "${machines[@]}" "${images[@]}") ;;
+  test) want=("${guest[@]}" "${machines[@]}" "${images[@]}" "${services[@]}") ;;
   *) echo "usage: $0 guest|test|demo" >&2; exit 2 ;;
 esac
 
