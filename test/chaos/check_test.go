@@ -63,10 +63,10 @@ func (w *world) rest(t *testing.T) {
 	err := w.node.WaitReady(ctx)
 	cancel()
 	if err != nil {
-		t.Errorf("quiet point: %v", err)
+		w.fail(t, "quiet point: %v", err)
 		return
 	}
-	for {
+	for told := began; ; {
 		w.watch(t)
 		broken := w.broken(t.Context())
 		if len(broken) == 0 {
@@ -74,8 +74,12 @@ func (w *world) rest(t *testing.T) {
 			return
 		}
 		if time.Since(began) > settleTime || t.Failed() {
-			t.Errorf("not settled after %v:\n%s", time.Since(began).Round(time.Second), strings.Join(broken, "\n"))
+			w.fail(t, "not settled after %v:\n%s", time.Since(began).Round(time.Second), strings.Join(broken, "\n"))
 			return
+		}
+		if time.Since(told) > tellTime {
+			told = time.Now()
+			w.note("   not settled yet:\n%s", strings.Join(broken, "\n"))
 		}
 		w.pause(t, time.Second)
 	}
@@ -448,7 +452,7 @@ func (w *world) empty(t *testing.T) {
 		w.replicas[name] = 0
 	}
 	if err := errors.Join(errs...); err != nil {
-		t.Error(err)
+		w.fail(t, "%v", err)
 		return
 	}
 	for {
@@ -465,7 +469,7 @@ func (w *world) empty(t *testing.T) {
 			return
 		}
 		if ctx.Err() != nil {
-			t.Errorf("after all was deleted there are left:\n%s", strings.Join(left, "\n"))
+			w.fail(t, "after all was deleted there are left:\n%s", strings.Join(left, "\n"))
 			return
 		}
 		w.pause(t, time.Second)

@@ -92,7 +92,7 @@ func (w *world) act(t *testing.T, a Action) {
 	case Rest: // the caller's
 	}
 	if err != nil {
-		t.Errorf("%v: %v", a, err)
+		w.fail(t, "%v: %v", a, err)
 	}
 }
 
@@ -184,7 +184,7 @@ func (w *world) watch(t *testing.T) {
 	if w.nodeUp {
 		select {
 		case <-w.node.Exited():
-			t.Errorf("the node process has ended by itself:\n%s", tail(w.node.LogPath, 15))
+			w.fail(t, "the node process has ended by itself:\n%s", tail(w.node.LogPath, 15))
 		default:
 		}
 	}
@@ -195,7 +195,7 @@ func (w *world) watch(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), upTime)
 			defer cancel()
 			if err := w.controller.Start(ctx); err != nil {
-				t.Error(err)
+				w.fail(t, "%v", err)
 			}
 		default:
 		}

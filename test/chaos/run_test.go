@@ -39,6 +39,8 @@ const (
 	// settleTime is how long everything may take at a quiet point: a template may have to be
 	// built, after a pause for the machine that was killed while it was built before.
 	settleTime = 5 * time.Minute
+	// tellTime is how often a quiet point that lasts says what it waits for.
+	tellTime = 30 * time.Second
 	// upTime is how long a part may take to come up.
 	upTime = 2 * time.Minute
 	// stuckTime is how long a machine may be silent: not the minute that nodes give, so that
@@ -74,8 +76,9 @@ func TestChaos(t *testing.T) {
 		if t.Failed() {
 			_, faults := w.statuses.Stop()
 			t.Logf("Statuses that cannot be: %q", faults)
-			t.Logf("The decisions again: CHAOS_SEED=%d make chaos", seed)
 			w.explain(t)
+			// Last, where a reader of a log that was cut looks first.
+			t.Logf("What failed:\n%s\nThe decisions again: CHAOS_SEED=%d make chaos", strings.Join(w.faults, "\n"), seed)
 		}
 	})
 	planner := NewPlanner(seed)
@@ -91,7 +94,7 @@ func TestChaos(t *testing.T) {
 		w.pause(t, a.Pause)
 		if w.filled() {
 			if err := w.fill(); err != nil {
-				t.Error(err)
+				w.fail(t, "fill the disk: %v", err)
 			}
 		}
 		w.watch(t)
@@ -106,11 +109,11 @@ func TestChaos(t *testing.T) {
 		w.empty(t)
 	}
 	if len(w.born) > 0 && w.witness.total() == 0 && !t.Failed() {
-		t.Error("no program reached the witness: nothing was proven about starts")
+		w.fail(t, "no program reached the witness: nothing was proven about starts")
 	}
 	seen, faults := w.statuses.Stop()
 	for _, fault := range faults {
-		t.Error(fault)
+		w.fail(t, "%s", fault)
 	}
 	t.Logf("%d actions, %d pods, %d starts seen, %d statuses, %d machines harmed, %d snapshots damaged, %d quiet points", planner.number, len(w.born), w.witness.total(), seen, len(w.killed), len(w.damaged), w.rests)
 	for _, k := range Kinds() {
@@ -152,6 +155,8 @@ type world struct {
 	// did and idle are how often something was done, and how often there was nothing to do it to.
 	did, idle map[Kind]int
 	history   []string
+	// faults are what failed.
+	faults []string
 }
 
 func newWorld(t *testing.T) *world {
@@ -258,6 +263,15 @@ func (w *world) note(format string, args ...any) {
 	}
 }
 
+// fail fails the test, and remembers why for the end of what it prints.
+func (w *world) fail(t *testing.T, format string, args ...any) {
+	t.Helper()
+	why := fmt.Sprintf(format, args...)
+	w.faults = append(w.faults, why)
+	w.note("FAILED: %s", why)
+	t.Error(why)
+}
+
 // explain tells what a person needs to find out why.
 func (w *world) explain(t *testing.T) {
 	t.Logf("The last actions:\n%s", strings.Join(w.history[max(0, len(w.history)-shown):], "\n"))
@@ -270,6 +284,7 @@ func (w *world) explain(t *testing.T) {
 			t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
 		}
 	}
+	t.Logf("The node's log ends with\n%s", tail(w.node.LogPath, 25))
 	t.Logf("Logs and state are kept in %s: node %s, controller %s", w.dir, w.node.LogPath, w.controller.LogPath)
 }
 
