@@ -392,7 +392,7 @@ func (w *world) logsWhole(ctx context.Context) error {
 			}
 			log, err := w.kube.CoreV1().Pods(namespace).GetLogs(p.Name, &corev1.PodLogOptions{Previous: previous}).DoRaw(ctx)
 			if err != nil {
-				if previous || w.lostMachine(ctx, &p) {
+				if previous || b.program == Crashing || w.lostMachine(ctx, &p) {
 					continue // its machine died before it had said anything
 				}
 				errs = append(errs, fmt.Errorf("logs of pod %s: %w", p.Name, err))
