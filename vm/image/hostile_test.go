@@ -7,6 +7,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -326,4 +327,45 @@ func pushHostile(t *testing.T, r *images.Registry, tag, config string, layers []
 		t.Fatal(err)
 	}
 	return ref.Name()
+}
+
+// TestRedirectCarriesNoCredentials: a registry that sends the node elsewhere for a blob, as many
+// do, does not send the pull secret along.
+func TestRedirectCarriesNoCredentials(t *testing.T) {
+	r := testRegistry(t, images.RegistryOptions{User: "u", Password: "p"})
+	push(t, r, "app", small(t, "amd64"))
+	var asked, told atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		asked.Add(1)
+		if req.Header.Get("Authorization") != "" {
+			told.Add(1)
+		}
+		req.SetBasicAuth("u", "p") // the blob is good
+		r.ServeHTTP(w, req)
+	}))
+	defer other.Close()
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if _, _, ok := req.BasicAuth(); ok && images.IsBlob(req.URL.Path) {
+			http.Redirect(w, req, other.URL+req.URL.Path, http.StatusTemporaryRedirect)
+			return
+		}
+		r.ServeHTTP(w, req)
+	}))
+	defer front.Close()
+	addr, elsewhere := front.Listener.Addr().String(), other.Listener.Addr().String()
+	opts := testOptions(r)
+	opts.InsecureRegistries = []string{addr, elsewhere}
+	auth := base64.StdEncoding.EncodeToString([]byte("u:p"))
+	k, err := KeychainFromSecrets(Secret{Type: SecretTypeDockerConfigJSON, Data: fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, addr, auth)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := openStore(t, t.TempDir(), opts).Pull(t.Context(), addr+"/app", PullOptions{Auth: k})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.Release()
+	if asked.Load() == 0 || told.Load() != 0 {
+		t.Errorf("of %d requests elsewhere %d had the credentials", asked.Load(), told.Load())
+	}
 }
