@@ -221,3 +221,34 @@ func TestOnDemandDoesNotQueueBehindRefills(t *testing.T) {
 		p.stop()
 	})
 }
+
+// TestNoMachineIsGivenTwice: a machine that a pod has had is deleted, whatever became of the pod; what
+// the pool gives to the next one was restored anew from its template's snapshot.
+func TestNoMachineIsGivenTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooled(t, nil)
+		tmpl := template("a", "r1")
+		p.run(target("a", tmpl, 1, 0))
+		given := map[string]bool{}
+		for i := range 5 {
+			pass(time.Minute)
+			l, err := p.supply.Acquire(t.Context(), templateRequest(fmt.Sprint("pod-", i), tmpl))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l.Path() != PathWarm || given[l.MachineID()] {
+				t.Errorf("pod %d has %s by path %s, given before: %t", i, l.MachineID(), l.Path(), given[l.MachineID()])
+			}
+			given[l.MachineID()] = true
+			if err := l.Release(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range p.supply.ledger.shelves.pools["ns/a"].ready {
+				if given[e.id()] {
+					t.Errorf("%s is warm again", e.id())
+				}
+			}
+		}
+		p.stop()
+	})
+}

@@ -105,6 +105,7 @@ func runNode(ctx context.Context, s *nodeSettings) (err error) {
 		return err
 	}
 	klog.SetSlogLogger(s.logger.With("component", "kubernetes")) // client-go and apiserver log through klog
+	n.warnWeakened(s.logger)
 	for _, step := range []struct {
 		name string
 		make func(context.Context) error

@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -35,6 +36,9 @@ func (n *node) report(ctx context.Context) status.Report {
 	r.Node = &status.Node{
 		Name: n.NodeName, Version: version, PID: os.Getpid(), Began: began, Server: n.config.Host,
 		Driver: n.driver.Name(), Accelerator: n.driver.Features().Accelerator, Arch: n.driver.Features().Arch, GuestKit: n.kit.Digest,
+	}
+	for _, flag := range slices.Sorted(maps.Keys(n.weakened())) {
+		r.Node.WeakenedBy = append(r.Node.WeakenedBy, "--"+flag)
 	}
 	r.Conditions = n.conditions(ctx)
 	return r

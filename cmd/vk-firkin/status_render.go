@@ -98,6 +98,9 @@ func writeHead(b *bytes.Buffer, r status.Report) {
 	fmt.Fprintf(b, "Node %s runs: vk-firkin %s, process %d, for %s\n", plain(n.Name), plain(n.Version), n.PID, span(r.Time.Sub(n.Began)))
 	fmt.Fprintf(b, "  cluster %s, machines by %s (%s), guest kit %.12s\n", plain(n.Server), plain(how), plain(n.Arch), plain(n.GuestKit))
 	fmt.Fprintf(b, "  state in %s, images in %s\n", plain(r.StateDir), plain(r.CacheDir))
+	if len(n.WeakenedBy) > 0 {
+		fmt.Fprintf(b, "  weakened by %s (docs/security.md)\n", plain(strings.Join(n.WeakenedBy, ", ")))
+	}
 	for _, c := range r.Conditions {
 		switch {
 		case c.Type == conditionReady && c.OK:

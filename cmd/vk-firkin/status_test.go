@@ -72,7 +72,8 @@ func busyReport() status.Report {
 		Quarantined: []warmpool.Quarantined{{Machine: "pod-lost", Reason: "it runs, and no record speaks of it"}},
 	}, map[string]string{"uid-1": "default/web", "uid-2": "team/job-1"})
 	r.Time, r.StateDir, r.CacheDir = statusTime, "/home/ci/.firkin/state", "/home/ci/.firkin/cache"
-	r.Node = &status.Node{Name: "mac-1", Version: "v0.4.0", PID: 4711, Began: ago(26 * time.Hour), Server: "https://10.0.0.1:6443", Driver: "vz", Arch: "arm64", GuestKit: "0123456789abcdef0123"}
+	r.Node = &status.Node{Name: "mac-1", Version: "v0.4.0", PID: 4711, Began: ago(26 * time.Hour), Server: "https://10.0.0.1:6443", Driver: "vz", Arch: "arm64", GuestKit: "0123456789abcdef0123",
+		WeakenedBy: []string{"--insecure-registry", "--no-taint"}}
 	r.Conditions = []status.Condition{{Type: "Ready", OK: true}, {Type: "DiskPressure", Message: "8 GiB are free, 10 GiB must be"}, {Type: "MemoryPressure", OK: true, Message: "fine"}}
 	r.Refusals = []status.Refusal{
 		{Pod: "team/big", PodUID: "u", Reason: "Oversized", Message: "the pod wants 64 GiB of memory, this node has 15 GiB in all", First: ago(time.Minute), Last: ago(time.Minute), Count: 1},

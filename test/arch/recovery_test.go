@@ -13,38 +13,52 @@ import (
 	"testing"
 )
 
-// crashMatrix is the document whose tables tell what proves them.
-const crashMatrix = "../../docs/recovery.md"
+// matrix is a kind of table, in a document, that tells what proves it.
+type matrix struct {
+	document string
+	// head is how its first line begins.
+	head string
+	// last: only the last column is proof, else all but the first.
+	last bool
+}
 
 var (
-	testName     = regexp.MustCompile("`(Test[A-Za-z0-9_]+)`")
-	testFunction = regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9_]+)\(`)
+	crashMatrix  = matrix{document: "docs/recovery.md", head: "| Who dies |"}
+	threatMatrix = matrix{document: "docs/security.md", head: "| What it may try |", last: true}
+)
+
+var (
+	testName     = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9_]+)`")
+	testFunction = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Za-z0-9_]+)\(`)
 )
 
 // notProven is what a cell says that no test proves.
 const notProven = "not proven"
 
-// matrixFaults finds what is wrong with the crash matrix: a cell that names no test, and does not
-// admit it, and a test that there is not. Tables whose last column is no proof are none of it.
-// Pure.
-func matrixFaults(document string, tests map[string]bool) (faults []string, cells int) {
-	matrix := false
+// faults finds what is wrong with such tables: a cell that names no test, and does not admit it, and
+// a test that there is not, also in the rest of the document. Other tables are none of it. Pure.
+func (m matrix) faults(document string, tests map[string]bool) (faults []string, cells int) {
+	inside := false
 	for line := range strings.Lines(document) {
 		line = strings.TrimSpace(line)
 		if !strings.HasPrefix(line, "|") {
-			matrix = false
+			inside = false
 			continue
 		}
 		columns := strings.Split(strings.Trim(line, "|"), "|")
 		switch {
-		case strings.HasPrefix(line, "| Who dies |"):
-			matrix = true
+		case strings.HasPrefix(line, m.head):
+			inside = true
 			continue
-		case !matrix || strings.HasPrefix(line, "|---"):
+		case !inside || strings.HasPrefix(line, "|---"):
 			continue
 		}
 		who := strings.TrimSpace(columns[0])
-		for _, c := range columns[1:] {
+		proof := columns[1:]
+		if m.last && len(proof) > 0 {
+			proof = proof[len(proof)-1:]
+		}
+		for _, c := range proof {
 			cells++
 			if !testName.MatchString(c) && !strings.Contains(c, notProven) {
 				faults = append(faults, who+": no test is named in \""+strings.TrimSpace(c)+"\"")
@@ -62,8 +76,15 @@ func matrixFaults(document string, tests map[string]bool) (faults []string, cell
 }
 
 // TestCrashMatrix keeps docs/recovery.md from rotting: each cell names a test that exists.
-func TestCrashMatrix(t *testing.T) {
-	document, err := os.ReadFile(crashMatrix)
+func TestCrashMatrix(t *testing.T) { crashMatrix.check(t) }
+
+// TestThreatMatrix keeps docs/security.md from it: whatever stops an adversary, a test shows it, or
+// the page says that none does.
+func TestThreatMatrix(t *testing.T) { threatMatrix.check(t) }
+
+func (m matrix) check(t *testing.T) {
+	t.Helper()
+	document, err := os.ReadFile(filepath.Join("../..", m.document))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,12 +114,20 @@ func TestCrashMatrix(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	faults, cells := matrixFaults(string(document), tests)
+	faults, cells := m.faults(string(document), tests)
 	for _, f := range faults {
-		t.Errorf("docs/recovery.md: %s", f)
+		t.Errorf("%s: %s", m.document, f)
 	}
 	if cells == 0 {
-		t.Error("docs/recovery.md has no crash matrix: a table that begins with \"| Who dies |\"")
+		t.Errorf("%s has no table that begins with %q", m.document, m.head)
+	}
+}
+
+func TestThreatMatrixFaults(t *testing.T) {
+	const head = "| What it may try | What stops it | Shown by |\n|---|---|---|\n"
+	faults, cells := threatMatrix.faults(head+"| a | b | `TestThere`, `FuzzGone` |\n| c | d | not proven: needs a Mac |\n| e | `TestThere` | f |\n", map[string]bool{"TestThere": true})
+	if want := []string{`e: no test is named in "f"`, "FuzzGone: there is no such test"}; cells != 3 || !slices.Equal(faults, want) {
+		t.Errorf("found %q in %d cells, want %q in 3", faults, cells, want)
 	}
 }
 
@@ -118,7 +147,7 @@ func TestCrashMatrixFaults(t *testing.T) {
 		"gone, in prose": {document: "See `TestGone`.", want: []string{"TestGone: there is no such test"}, cells: 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, cells := matrixFaults(tc.document, tests)
+			got, cells := crashMatrix.faults(tc.document, tests)
 			if !slices.Equal(got, tc.want) || cells != tc.cells {
 				t.Errorf("found %q in %d cells, want %q in %d", got, cells, tc.want, tc.cells)
 			}

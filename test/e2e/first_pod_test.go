@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-firkin/vk-firkin/test/privacy"
 )
 
 // A user applies an ordinary pod; it runs in a restored machine, prints, is read,
@@ -43,6 +45,15 @@ func TestFirstPod(t *testing.T) {
 	})
 	if out := kubectl(t, "exec", "-n", ns, "hello", "--", "cat", "/proc/version"); !strings.HasPrefix(out, "Linux version") {
 		t.Errorf("the guest's kernel says %q", out)
+	}
+
+	// While it runs, its machine's memory, disks and sockets are its owner's alone, as is everything
+	// else that the node keeps.
+	for _, dir := range []string{node.StateDir, node.CacheDir} {
+		open, files, err := privacy.Open(dir)
+		if err != nil || len(open) > 0 || files < 5 {
+			t.Errorf("of %d files in %s others can use %q, %v", files, dir, open, err)
+		}
 	}
 
 	kubectl(t, "delete", "pod", "-n", ns, "hello")

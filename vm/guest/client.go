@@ -172,6 +172,7 @@ func newClient(conn net.Conn, opts Options) (*Client, error) {
 		return nil, fmt.Errorf("begin HTTP/2: %w", err)
 	}
 	options := []connect.ClientOption{
+		connect.WithCodec(codec{}),
 		connect.WithReadMaxBytes(MaxMessageBytes),
 		// A compressed answer from the guest would only be another thing to bound.
 		connect.WithAcceptCompression("gzip", nil, nil),
@@ -244,7 +245,8 @@ var errClosed = errors.New("closed by the host")
 // watchedConn notices the end of the connection, whoever causes it.
 type watchedConn struct {
 	net.Conn
-	heard func() // called when the guest sent something
+	heard  func()     // called when the guest sent something
+	frames frameWatch // of the one goroutine that reads
 
 	once  sync.Once
 	done  chan struct{}
@@ -262,6 +264,9 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
 		c.heard()
+		if ferr := c.frames.look(p[:n]); ferr != nil {
+			n, err = 0, ferr
+		}
 	}
 	if err != nil {
 		c.fail(err)
@@ -303,6 +308,7 @@ func (t roundTripper) Do(req *http.Request) (*http.Response, error) {
 		body := resp.Body
 		stop := context.AfterFunc(req.Context(), func() { _ = body.Close() })
 		resp.Body = &stoppingBody{ReadCloser: body, stop: stop}
+		boundErrors(resp)
 	}
 	return resp, err
 }

@@ -164,7 +164,7 @@ func TestHostileGuests(t *testing.T) {
 
 // TestLyingAgent: an agent's own errors keep their code, bounded and printable.
 func TestLyingAgent(t *testing.T) {
-	text := strings.Repeat("x", 1<<20) + "\x1b[2J"
+	text := strings.Repeat("x", maxErrorBody/2) + "\x1b[2J"
 	c := serveMux(t, func(mux *http.ServeMux) {
 		mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/json")

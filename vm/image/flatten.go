@@ -25,8 +25,9 @@ const maxZstdWindow = 128 << 20
 // index reads all layers and gives the tree they make.
 func index(ctx context.Context, layers []opener, limits Limits) (*tree, error) {
 	t := newTree(limits)
+	left := limits.stream()
 	for i, open := range layers {
-		err := readLayer(ctx, open, limits, func(entry int, h *tar.Header, _ io.Reader) error {
+		err := readLayer(ctx, open, &left, func(entry int, h *tar.Header, _ io.Reader) error {
 			return t.add(h, i, entry)
 		})
 		if err != nil {
@@ -53,12 +54,13 @@ func flatten(ctx context.Context, t *tree, layers []opener, w io.Writer) error {
 	if err := f.dirs(t.root.inode, ""); err != nil {
 		return err
 	}
+	budget := t.limits.stream()
 	for i, open := range layers {
 		if len(f.files[i]) == 0 {
 			continue
 		}
 		left := len(f.files[i])
-		err := readLayer(ctx, open, t.limits, func(entry int, h *tar.Header, r io.Reader) error {
+		err := readLayer(ctx, open, &budget, func(entry int, h *tar.Header, r io.Reader) error {
 			n, ok := f.files[i][entry]
 			if !ok {
 				return nil
@@ -156,8 +158,9 @@ func (f *flattener) header(n *inode, name string) error {
 }
 
 // readLayer calls do for each entry of a layer, in order, and reads the layer to
-// its very end so that the checksums of its compression are checked.
-func readLayer(ctx context.Context, open opener, limits Limits, do func(entry int, h *tar.Header, r io.Reader) error) error {
+// its very end so that the checksums of its compression are checked. left is how many
+// bytes this layer and those after it may unpack to.
+func readLayer(ctx context.Context, open opener, left *int64, do func(entry int, h *tar.Header, r io.Reader) error) error {
 	raw, err := open()
 	if err != nil {
 		return err
@@ -168,9 +171,7 @@ func readLayer(ctx context.Context, open opener, limits Limits, do func(entry in
 		return err
 	}
 	defer plain.Close()
-	// Headers and padding of the archive come on top of the files; what is more
-	// than that is a bomb that hides behind the end of the archive.
-	bounded := &boundedReader{r: plain, left: limits.Bytes + limits.NameBytes + 4096*int64(limits.Entries)}
+	bounded := &boundedReader{r: plain, left: left}
 	tr := tar.NewReader(bounded)
 	for entry := 0; ; entry++ {
 		h, err := tr.Next()
@@ -255,14 +256,14 @@ func (c *contextReader) Read(p []byte) (int, error) {
 // boundedReader refuses to read on after its bound.
 type boundedReader struct {
 	r    io.Reader
-	left int64
+	left *int64
 }
 
 func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
-	b.left -= int64(n)
-	if b.left < 0 {
-		return 0, corrupt("layer unpacks to more than allowed")
+	*b.left -= int64(n)
+	if *b.left < 0 {
+		return 0, corrupt("layers unpack to more than allowed")
 	}
 	return n, err
 }

@@ -19,12 +19,13 @@ type Limits struct {
 	// Bytes of all files unpacked, and of all layers compressed. 32 GiB, and never
 	// more than an eighth less than the slot.
 	Bytes int64
-	// Entries in all layers together. 2^20: large machine-learning images have 300,000.
+	// Entries in all layers together, and directories that are only named in the paths of
+	// others. 2^20: large machine-learning images have 300,000.
 	Entries int
 	// NameBytes of all names, link targets and attributes together, which are held
 	// in memory. 256 MiB.
 	NameBytes int64
-	// PathBytes of one name. 4096, Linux's PATH_MAX.
+	// PathBytes of one name, as it is written and as links make it. 4096, Linux's PATH_MAX.
 	PathBytes int
 }
 
@@ -48,6 +49,11 @@ func (l Limits) withDefaults(slotBytes int64) Limits {
 	}
 	return l
 }
+
+// stream bounds what all layers together unpack to: headers and padding come on top of the
+// files, and what is more than that is a bomb that hides behind the end of an archive. It is one
+// bound for all of them, or an image would cost as many times that as it has layers.
+func (l Limits) stream() int64 { return l.Bytes + l.NameBytes + 4096*int64(l.Entries) }
 
 const (
 	maxComponentBytes = 255 // NAME_MAX
@@ -127,7 +133,7 @@ func (t *tree) add(h *tar.Header, layer, entry int) error {
 		return nil
 	}
 	base := parts[len(parts)-1]
-	parent, err := t.parent(parts[:len(parts)-1], layer)
+	parent, err := t.parent(parts[:len(parts)-1], len(base), layer)
 	if err != nil {
 		return err
 	}
@@ -247,8 +253,8 @@ func (t *tree) split(name string) ([]string, error) {
 
 // parent finds or makes the directory an entry of a layer goes into. A symbolic
 // link of the same layer is followed, as unpacking the layer would; one of a lower
-// layer is hidden by the directory, as overlayfs does.
-func (t *tree) parent(parts []string, layer int) (*inode, error) {
+// layer is hidden by the directory, as overlayfs does. The entry's own name has base bytes.
+func (t *tree) parent(parts []string, base, layer int) (*inode, error) {
 	dir := t.root.inode
 	done := make([]string, 0, len(parts)) // where dir is
 	todo := append([]string(nil), parts...)
@@ -272,10 +278,28 @@ func (t *tree) parent(parts []string, layer int) (*inode, error) {
 		case ok && d.layer == layer:
 			return nil, corrupt("name %.256q leads through a file", strings.Join(parts, "/"))
 		default:
+			// A path of 4096 bytes may name 2048 directories: they cost as much as entries.
+			if t.entries++; t.entries > t.limits.Entries {
+				return nil, corrupt("more than %d entries and directories", t.limits.Entries)
+			}
 			d = dirent{newDir(), layer}
 			dir.children[name] = d
 		}
 		dir, done = d.inode, append(done, name)
+	}
+	if hops == 0 {
+		return dir, nil
+	}
+	// A short name behind a long link is a long name, which flatten holds in memory.
+	n := base
+	for _, p := range done {
+		n += len(p) + 1
+	}
+	if n > t.limits.PathBytes {
+		return nil, corrupt("name %.256q leads through symbolic links to one of %d bytes, want at most %d", strings.Join(parts, "/"), n, t.limits.PathBytes)
+	}
+	if t.nameBytes += int64(n); t.nameBytes > t.limits.NameBytes {
+		return nil, corrupt("more than %d bytes of names and attributes", t.limits.NameBytes)
 	}
 	return dir, nil
 }
@@ -308,7 +332,7 @@ func (t *tree) lookup(name string, layer int) (*inode, error) {
 		}
 		if !d.isDir() && d.layer == layer && d.header.Typeflag == tar.TypeSymlink {
 			// Rare enough for the long way: make the path again from the start.
-			if dir, err = t.parent(parts[:len(parts)-1], layer); err != nil {
+			if dir, err = t.parent(parts[:len(parts)-1], len(parts[len(parts)-1]), layer); err != nil {
 				return nil, err
 			}
 			break

@@ -23,6 +23,11 @@ func ListenUnix(dir, name string) (*os.File, error) {
 		}
 		defer l.Close()
 		l.SetUnlinkOnClose(false)
+		// Whoever connects commands the machine. Its folder keeps others out, and the process's
+		// umask; the socket does not rely on either.
+		if err := os.Chmod(path, 0o600); err != nil {
+			return err
+		}
 		file, err = l.File()
 		return err
 	})

@@ -40,6 +40,8 @@ type Node struct {
 	Accelerator string    `json:"accelerator,omitempty"`
 	Arch        string    `json:"arch"`
 	GuestKit    string    `json:"guestKit"`
+	// WeakenedBy are the flags of the process that give up a protection.
+	WeakenedBy []string `json:"weakenedBy,omitempty"`
 }
 
 // Condition is one condition.
