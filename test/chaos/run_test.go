@@ -37,8 +37,9 @@ const (
 	namespace = "chaos"
 	nodeName  = "chaos"
 	// settleTime is how long everything may take at a quiet point: a template may have to be
-	// built, after a pause for the machine that was killed while it was built before.
-	settleTime = 5 * time.Minute
+	// built, after a pause for the machine that was killed while it was built before, and a pod
+	// whose machines were killed again and again is started up to five minutes later.
+	settleTime = 7 * time.Minute
 	// tellTime is how often a quiet point that lasts says what it waits for.
 	tellTime = 30 * time.Second
 	// upTime is how long a part may take to come up.
