@@ -64,7 +64,7 @@ helm: ## Build bin/helm, its version pinned in hack/helm (a minute or two the fi
 .PHONY: test
 test: ## Everything: unit, conformance on fake and QEMU, guest, e2e. Needs Go and the right to install Debian packages.
 	@hack/prerequisites.sh test
-	@$(MAKE) --no-print-directory test-unit verify-darwin typecheck-darwin guest test-machines controlplane test-controlplane test-e2e
+	@$(MAKE) --no-print-directory test-unit shellcheck verify-darwin typecheck-darwin guest test-machines controlplane test-controlplane test-e2e
 
 .PHONY: test-unit
 test-unit: ## Unit tests: no root, no network, no QEMU, two to three minutes on 2 cores.
@@ -171,6 +171,11 @@ fmt: ## Format the code.
 lint: ## Run golangci-lint, its version pinned in hack/tools.
 	$(GO) tool -modfile=hack/tools/go.mod golangci-lint run ./...
 
+.PHONY: shellcheck
+shellcheck: ## Lint every shell script; installs shellcheck on Debian.
+	@hack/prerequisites.sh shell
+	shellcheck $$(git ls-files '*.sh' .ci/run)
+
 .PHONY: generate
 generate: generate-crds generate-reference ## Generate the CRDs, the reference pages and the guest protocol's Go code (needs protoc).
 	hack/generate.sh
@@ -185,7 +190,7 @@ generate-reference: ## Generate docs/reference: commands and flags, fields of re
 	$(GO) test -count 1 -run TestReference ./cmd/vk-firkin ./crds -update
 
 .PHONY: verify
-verify: verify-darwin typecheck-darwin verify-generate licences lint chart-lint ## Check that generated code is current, darwin builds, linters are silent.
+verify: verify-darwin typecheck-darwin verify-generate licences lint shellcheck chart-lint ## Check that generated code is current, darwin builds, linters are silent.
 
 .PHONY: verify-darwin
 verify-darwin: ## Build and vet everything for the product's platform, darwin/arm64, but for what needs cgo.
