@@ -105,6 +105,14 @@ churn: build build-simulated guest controlplane ## 200 pods deleted at random mo
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane FIRKIN_DELETES=200 \
 		$(GO) test -tags e2e -count 1 -v -timeout 30m -run TestDeletedInAnyPhase ./test/e2e
 
+.PHONY: e2e-kind
+e2e-kind: ## The stories in a cluster of kind with this host as its node: a signed node over VZ on a Mac, QEMU on Linux. Needs Docker. KEEP=1, RUN=regexp.
+	@hack/e2e-kind.sh
+
+.PHONY: kind
+kind: ## Build bin/kind, its version pinned in hack/kind.
+	cd hack/kind && CGO_ENABLED=0 GOWORK=off $(GO) build -o ../../$(BIN)/kind sigs.k8s.io/kind
+
 .PHONY: test-top
 test-top: build build-simulated guest controlplane ## The real metrics-server scrapes a node for `kubectl top`: a build of some minutes the first time.
 	cd hack/metricsserver && CGO_ENABLED=0 GOWORK=off $(GO) build -trimpath -o bin/metrics-server sigs.k8s.io/metrics-server/cmd/metrics-server
