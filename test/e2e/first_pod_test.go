@@ -17,6 +17,7 @@ import (
 // is entered, and goes.
 func TestFirstPod(t *testing.T) {
 	ns := namespace(t)
+	waitPrepared(t, node) // before that it would be a boot, for a reason
 	builds := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="build"`)
 	restores := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="restore"`)
 
