@@ -228,7 +228,7 @@ vulncheck: ## Look for known vulnerabilities in what is called (needs the networ
 ##@ Release
 
 .PHONY: release
-release: guest ## Archives, guest kits, licences, bills of materials and checksums, in bin/release. Run it on a Mac for the Mac's.
+release: $(if $(filter Linux,$(HOST_OS)),guest) ## Archives with guest kits and licences, bills of materials, checksums, all checked, in bin/release. On a Mac, which makes the Mac's, with kits from Debian.
 	VERSION=$(VERSION) KIT=$(KIT) CODESIGN_IDENTITY="$(CODESIGN_IDENTITY)" hack/release/release.sh
 
 .PHONY: clean
