@@ -45,6 +45,7 @@ func readArchive(archive, root string, limit int64, want map[string]string) (fil
 		return nil, err
 	}
 	bounded := &io.LimitedReader{R: unzipped, N: limit}
+	tooMuch := fmt.Errorf("it holds more than %d bytes: does it keep the holes of the scratch disk?", limit)
 	reader := tar.NewReader(bounded)
 	files = map[string]file{}
 	for {
@@ -53,7 +54,7 @@ func readArchive(archive, root string, limit int64, want map[string]string) (fil
 			return files, nil
 		}
 		if bounded.N <= 0 {
-			return nil, fmt.Errorf("it holds more than %d bytes: does it keep the holes of the scratch disk?", limit)
+			return nil, tooMuch
 		}
 		if err != nil {
 			return nil, err
@@ -82,7 +83,10 @@ func readArchive(archive, root string, limit int64, want map[string]string) (fil
 				to = out
 			}
 			sum := sha256.New()
-			if _, err := io.Copy(io.MultiWriter(sum, to), io.LimitReader(reader, limit)); err != nil {
+			if _, err := io.Copy(io.MultiWriter(sum, to), reader); err != nil {
+				if bounded.N <= 0 {
+					err = tooMuch
+				}
 				return nil, fmt.Errorf("read %q: %w", h.Name, err)
 			}
 			entry.digest = hex.EncodeToString(sum.Sum(nil))
