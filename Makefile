@@ -45,6 +45,17 @@ else
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/vk-firkin ./cmd/vk-firkin
 endif
 
+# For whom the controller's image is, and what it is called; with a registry in front, PUSH=1 pushes it there.
+ARCH  ?= amd64 arm64
+IMAGE ?= vk-firkin:$(VERSION)
+.PHONY: image
+image: ## The controller's image without Docker: IMAGE=REGISTRY/NAME:TAG, ARCH="amd64 arm64", PUSH=1. The archive is bin/image/vk-firkin.tar.
+	for arch in $(ARCH); do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -trimpath -buildvcs=false -ldflags '-s -w $(LDFLAGS)' -o $(BIN)/image/$$arch/vk-firkin ./cmd/vk-firkin; \
+	done
+	$(GO) run ./hack/controllerimage --name $(IMAGE) --version $(VERSION) --archive $(BIN)/image/vk-firkin.tar $(if $(PUSH),--push) \
+		$(foreach arch,$(ARCH),--binary $(arch)=$(BIN)/image/$(arch)/vk-firkin)
+
 .PHONY: guest
 guest: ## Build the guest kits for amd64 and arm64 (kernel, initramfs with the agent).
 	@hack/prerequisites.sh guest
