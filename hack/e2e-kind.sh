@@ -207,9 +207,10 @@ elif [ "${NO_IMAGE:-}" = 1 ]; then
 elif ! grep -q '^image:' Makefile; then
   not "the controller in a pod: there is no make image"
 else
-  image=vk-firkin:e2e
+  # Not one of docker.io, whose names programs write in two ways.
+  image=localhost/vk-firkin:e2e
   step "The controller's image, without a registry"
-  run make --no-print-directory image ARCH="$arch" IMAGE="docker.io/library/$image"
+  run make --no-print-directory image ARCH="$arch" IMAGE="$image"
   run "$kind" load image-archive bin/image/vk-firkin.tar --name "$cluster"
 fi
 
@@ -217,7 +218,7 @@ step "The chart"
 set -- --set controller.enabled=false
 if [ -n "$image" ]; then
   # The image's platform is that of kind's node; the periods are those of the stories.
-  set -- --set controller.image.registry=docker.io --set controller.image.repository=library/vk-firkin --set controller.image.tag=e2e \
+  set -- --set controller.image.registry=localhost --set controller.image.repository=vk-firkin --set controller.image.tag=e2e \
     --set controller.image.pullPolicy=Never --set controller.replicas=1 \
     --set 'controller.tolerations[0].key=node-role.kubernetes.io/control-plane' --set 'controller.tolerations[0].operator=Exists' \
     --set 'controller.extraArgs={--node-grace-period=5s,--node-return-period=20s}'

@@ -229,7 +229,7 @@ func TestE2EKindOtherways(t *testing.T) {
 		},
 		"the controller in a pod": {
 			fakes: linux, image: true, says: []string{"the controller ran in a pod"},
-			calls: []string{"make --no-print-directory image ARCH=amd64 IMAGE=docker.io/library/vk-firkin:e2e", "kind load image-archive bin/image/vk-firkin.tar --name vk-firkin-e2e", "helm install"},
+			calls: []string{"make --no-print-directory image ARCH=amd64 IMAGE=localhost/vk-firkin:e2e", "kind load image-archive bin/image/vk-firkin.tar --name vk-firkin-e2e", "helm install"},
 			never: []string{"vk-firkin controller"},
 		},
 		"another cluster": {
