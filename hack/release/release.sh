@@ -53,7 +53,7 @@ rm -rf "$out"
 mkdir -p "$out"
 umask 022
 export CGO_ENABLED=0
-bill() { (cd hack/release && GOWORK=off go tool cyclonedx-gomod bin -json -version "$1" -output "../../$2" "../../$3"); }
+bill() { (cd hack/release && GOWORK=off go tool cyclonedx-gomod bin -json -version "$1" -output "$2" "$3"); }
 go run ./hack/licences -notices "$out/THIRD-PARTY-LICENCES.txt" ./cmd/vk-firkin ./cmd/firkin-agent >/dev/null
 
 for target in $targets; do
@@ -66,7 +66,7 @@ for target in $targets; do
   [ "$os" != darwin ] || codesign --force --sign "${CODESIGN_IDENTITY:--}" --entitlements hack/vz.entitlements "$out/$name/bin/vk-firkin"
   cp LICENSE "$out/THIRD-PARTY-LICENCES.txt" "$out/$name/"
   cp -R charts/vk-firkin "$out/$name/charts/"
-  bill "$version" "$out/$name.cdx.json" "$out/$name/bin/vk-firkin"
+  bill "$version" "$PWD/$out/$name.cdx.json" "$PWD/$out/$name/bin/vk-firkin"
   # A link, which tar follows: the kit is large.
   ln -s "$kits/$arch" "$out/$name/bin/guest/$arch"
   tar -C "$out" $sparse --dereference -czf "$out/$name.tar.gz" "$name"
@@ -77,7 +77,7 @@ for arch in amd64 arm64; do
   # What the kit's agent was built from is read from the agent itself, which the kit's builder keeps.
   agent=$kits/.cache/$arch/firkin-agent
   if [ -f "$agent" ]; then
-    bill "$version" "$out/guest-kit-$version-$arch.cdx.json" "$agent"
+    bill "$version" "$PWD/$out/guest-kit-$version-$arch.cdx.json" "$agent"
   else
     left="$left
   the bill of materials of the guest kit for $arch: make guest builds the kit here, and keeps what it is read from"
