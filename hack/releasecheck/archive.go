@@ -73,26 +73,30 @@ func readArchive(archive, root string, limit int64, want map[string]string) (fil
 		}
 		entry := file{mode: h.FileInfo().Mode().Perm(), size: h.Size}
 		if path.Base(below) != kit.ScratchName {
-			var to io.Writer = io.Discard
-			if target, ok := want[below]; ok {
-				out, err := os.OpenFile(target, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o700)
-				if err != nil {
-					return nil, err
-				}
-				defer out.Close()
-				to = out
-			}
-			sum := sha256.New()
-			if _, err := io.Copy(io.MultiWriter(sum, to), reader); err != nil {
+			if entry.digest, err = readFile(reader, want[below]); err != nil {
 				if bounded.N <= 0 {
 					err = tooMuch
 				}
 				return nil, fmt.Errorf("read %q: %w", h.Name, err)
 			}
-			entry.digest = hex.EncodeToString(sum.Sum(nil))
 		}
 		files[below] = entry
 	}
+}
+
+// readFile reads a file to its end, and writes it to path unless that is empty.
+func readFile(r io.Reader, path string) (sum string, err error) {
+	h := sha256.New()
+	if path == "" {
+		_, err = io.Copy(h, r)
+		return hex.EncodeToString(h.Sum(nil)), err
+	}
+	out, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o700)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(io.MultiWriter(h, out), r)
+	return hex.EncodeToString(h.Sum(nil)), errors.Join(err, out.Close())
 }
 
 // complete tells what an archive lacks.
