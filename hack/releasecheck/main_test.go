@@ -210,9 +210,9 @@ func TestBill(t *testing.T) {
 
 func TestDoctor(t *testing.T) {
 	for says, out := range map[string]string{
-		"":                            `[{"name":"host","status":"fail","found":"no QEMU"},{"name":"guest kit","status":"ok","found":"/x is complete"}]`,
-		"no such file":                `[{"name":"guest kit","status":"fail","found":"kit.json: no such file"}]`,
-		"says nothing of the guest k": `[]`,
+		"":                            `{"findings":[{"name":"host","status":"fail","found":"no QEMU"},{"name":"guest kit","status":"ok","found":"/x is complete"}]}`,
+		"no such file":                `{"findings":[{"name":"guest kit","status":"fail","found":"kit.json: no such file"}]}`,
+		"says nothing of the guest k": `{"findings":[]}`,
 		"says no JSON":                `oops`,
 	} {
 		wants(t, judgeDoctor([]byte(out)), says)

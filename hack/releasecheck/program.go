@@ -183,11 +183,13 @@ func (r release) tryOut(ctx context.Context, archive string) error {
 
 // judgeDoctor reads what `vk-firkin doctor -o json` says of the guest kit.
 func judgeDoctor(out []byte) error {
-	var findings []struct{ Name, Status, Found string }
-	if err := json.Unmarshal(out, &findings); err != nil {
+	var report struct {
+		Findings []struct{ Name, Status, Found string }
+	}
+	if err := json.Unmarshal(out, &report); err != nil {
 		return fmt.Errorf("vk-firkin doctor says no JSON: %w: %.200s", err, out)
 	}
-	for _, f := range findings {
+	for _, f := range report.Findings {
 		if f.Name == "guest kit" {
 			if !strings.EqualFold(f.Status, "ok") {
 				return fmt.Errorf("vk-firkin doctor says of the guest kit: %s: %s", f.Status, f.Found)
