@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -27,6 +28,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/keyutil"
+	"k8s.io/client-go/util/retry"
 )
 
 // requestCredentials writes what the embedded control plane's node-credentials writes, but asks the cluster for the
@@ -113,10 +115,7 @@ func request(ctx context.Context, requester, approver kubernetes.Interface, sign
 		defer cancel()
 		_ = approver.CertificatesV1().CertificateSigningRequests().Delete(cleanup, csr.Name, metav1.DeleteOptions{})
 	}()
-	csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "EndToEndTests", Message: "asked for by who approves it",
-	})
-	if _, err := approver.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{}); err != nil {
+	if err := approve(ctx, approver, csr.Name); err != nil {
 		return nil, nil, fmt.Errorf("approve %s: %w", csr.Name, err)
 	}
 	for {
@@ -138,4 +137,26 @@ func request(ctx context.Context, requester, approver kubernetes.Interface, sign
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// approve approves a request, at which others look as well: kube-controller-manager approves by itself what an
+// administrator asks for as a node.
+func approve(ctx context.Context, approver kubernetes.Interface, name string) error {
+	requests := approver.CertificatesV1().CertificateSigningRequests()
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		csr, err := requests.Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(csr.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
+			return c.Type == certificatesv1.CertificateApproved
+		}) {
+			return nil
+		}
+		csr.Status.Conditions = append(csr.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
+			Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "EndToEndTests", Message: "asked for by who approves it",
+		})
+		_, err = requests.UpdateApproval(ctx, name, csr, metav1.UpdateOptions{})
+		return err
+	})
 }
