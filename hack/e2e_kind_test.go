@@ -36,7 +36,7 @@ func TestE2EKind(t *testing.T) {
 	if i := slices.IndexFunc(calls, func(c string) bool { return strings.HasPrefix(c, "go test") }); !strings.HasSuffix(calls[i], "[172.18.0.1]") {
 		t.Errorf("the stories know this host by another address than that of kind's network: %s", calls[i])
 	}
-	for _, want := range []string{"stories: 1 passed, 0 failed, 1 skipped", "skipped: TestOther: KUBECONFIG chose another cluster: no key", "the controller in a pod: there is no make image"} {
+	for _, want := range []string{"stories: 1 passed, 0 failed, 1 skipped", "\n  skipped: TestOther: KUBECONFIG chose another cluster: no key", "the controller in a pod: there is no make image"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the summary does not say %q: %s", want, out)
 		}
