@@ -131,7 +131,7 @@ func newQuickstart(t *testing.T) *quickstart {
 	}
 	q.env = []string{
 		"PATH=" + filepath.Join(q.plane.Dir, "bin") + string(os.PathListSeparator) + os.Getenv("PATH"),
-		"HOME=" + home, "KUBECONFIG=" + q.plane.Kubeconfig, "IMAGE=vk-firkin",
+		"HOME=" + home, "KUBECONFIG=" + q.plane.Kubeconfig, "REGISTRY=" + served.Address,
 	}
 	return q
 }
@@ -202,8 +202,8 @@ func (q *quickstart) runController(t *testing.T) {
 		t.Fatalf("deployments: %v in %s", err, out)
 	}
 	spec := deployments.Items[0].Spec.Template.Spec
-	if image := spec.Containers[0].Image; !strings.HasPrefix(image, "vk-firkin:") {
-		t.Errorf("the controller's image is %s, want $IMAGE", image)
+	if image := spec.Containers[0].Image; !strings.HasPrefix(image, served.Address+"/vk-firkin:") {
+		t.Errorf("the controller's image is %s, want one of $REGISTRY", image)
 	}
 	kubeconfig, err := q.plane.AccountKubeconfig(t.Context(), "vk-firkin", spec.ServiceAccountName, filepath.Join(q.dir, "controller.kubeconfig"))
 	if err != nil {
