@@ -286,7 +286,9 @@ func testSupply(t *testing.T, c *clusterUnderTest) {
 	c.must(t, "", "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"priority":6}}`)
 	c.must(t, "", "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"reclaimPolicy":"OnDemand"}}`)
 	c.refused(t, "", []string{"spec.reclaimPolicy: pools of namespace default may not keep room"}, "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"reclaimPolicy":"Never"}}`)
-	change := func(shape string) string { return strings.Replace(template("python", shape), "image: example", "image: other", 1) }
+	change := func(shape string) string {
+		return strings.Replace(template("python", shape), "image: example", "image: other", 1)
+	}
 	c.must(t, change("cpu: 100m, memory: 512Mi"), "apply", "-f", "-")
 	c.refused(t, change("cpu: 101m, memory: 512Mi"), []string{"spec.shape.cpu: 101m is more than the 50m"}, "apply", "-f", "-")
 	c.must(t, "", "annotate", "namespace", "default", "firkin.dev/max-pool-replicas-", "firkin.dev/max-pool-priority-", "firkin.dev/allow-reclaim-never-",

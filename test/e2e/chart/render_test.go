@@ -90,14 +90,14 @@ func TestNamesWithDots(t *testing.T) {
 		t.Fatal(err)
 	}
 	group := regexp.MustCompile(`(?m)^  auth-extra-groups: "(.*)"$`).FindStringSubmatch(out)
-	if group == nil || !regexp.MustCompile(`\Asystem:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]\z`).MatchString(group[1]) {
+	if len(group) != 2 || !regexp.MustCompile(`\Asystem:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]\z`).MatchString(group[1]) {
 		t.Fatalf("the token's group is %q", group)
 	}
 	if n := strings.Count(out, "name: \""+group[1]+"\"") + strings.Count(out, "--join-group="+group[1]+"\n"); n != 2 {
 		t.Errorf("%d of binding and controller have the token's group", n)
 	}
 	service := regexp.MustCompile(`(?m)^kind: Service\nmetadata:\n  name: (.*)$`).FindStringSubmatch(out)
-	if service == nil || !regexp.MustCompile(`^[a-z]([-a-z0-9]*[a-z0-9])?$`).MatchString(service[1]) {
+	if len(service) != 2 || !regexp.MustCompile(`^[a-z]([-a-z0-9]*[a-z0-9])?$`).MatchString(service[1]) {
 		t.Errorf("the Service is %q", service)
 	}
 }

@@ -7,9 +7,16 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/vk-firkin/vk-firkin/test/cluster"
 )
@@ -113,7 +121,7 @@ func newQuickstart(t *testing.T) *quickstart {
 	}
 	for link, to := range map[string]string{
 		"bin/vk-firkin": filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin"), "bin/helm": filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "helm"),
-		"bin/guest": os.Getenv("FIRKIN_KIT_DIR"), "charts": "../../charts",
+		"bin/guest": os.Getenv("FIRKIN_KIT_DIR"), "charts": "../../charts", "examples": "../../examples",
 	} {
 		to, err := filepath.Abs(to)
 		if err == nil {
@@ -123,17 +131,70 @@ func newQuickstart(t *testing.T) *quickstart {
 			t.Fatal(err)
 		}
 	}
-	for _, file := range []string{"agent-sandbox/sandbox.yaml"} {
-		path := filepath.Join(q.checkout, "examples", file)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(example(t, file)), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	q.env = []string{
 		"PATH=" + filepath.Join(q.plane.Dir, "bin") + string(os.PathListSeparator) + os.Getenv("PATH"),
 		"HOME=" + home, "KUBECONFIG=" + q.plane.Kubeconfig, "REGISTRY=" + served.Address,
 	}
+	proxy, authority := dockerHub(t)
+	q.env = append(q.env, "HTTPS_PROXY="+proxy, "SSL_CERT_FILE="+authority)
 	return q
+}
+
+// dockerHub is a proxy behind which the image of the examples is where everybody has it from, and the file of the
+// authority that vouches for that. Commands and examples need not be changed for a host without the internet.
+func dockerHub(t *testing.T) (proxy, authority string) {
+	t.Helper()
+	const host = "index.docker.io"
+	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKey(host, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(authority, certPEM, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hub := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(&url.URL{Scheme: "http", Host: served.Address})
+		r.Out.URL.Path = strings.Replace(r.Out.URL.Path, "/v2/library/", "/v2/", 1)
+	}})
+	hub.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	hub.StartTLS()
+	t.Cleanup(hub.Close)
+	tunnel := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect || r.Host != host+":443" {
+			http.Error(w, "only "+host+" is here", http.StatusBadGateway)
+			return
+		}
+		there, err := net.DialTimeout("tcp", hub.Listener.Addr().String(), 10*time.Second)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer there.Close()
+		here, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer here.Close()
+		if _, err := io.WriteString(here, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
+			return
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = io.Copy(there, buffered)
+			_ = there.Close()
+		}()
+		_, _ = io.Copy(here, there)
+		_ = here.Close()
+		<-done
+	}))
+	t.Cleanup(tunnel.Close)
+	return tunnel.URL, authority
 }
 
 func (q *quickstart) command(ctx context.Context, line string) *exec.Cmd {
@@ -226,7 +287,7 @@ func (q *quickstart) floors(t *testing.T) string {
 	if err := unix.Statfs(q.dir, &fs); err != nil {
 		t.Fatal(err)
 	}
-	if free := uint64(fs.Bavail) * uint64(fs.Bsize); free < 22<<30 {
+	if free := fs.Bavail * uint64(fs.Bsize); free < 22<<30 {
 		t.Logf("%d MiB of disk are free, less than nodes want: with lower floors", free>>20)
 		return " -- --min-free-disk 2Gi --refill-min-free-disk 3Gi"
 	}
