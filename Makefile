@@ -45,6 +45,17 @@ else
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/vk-firkin ./cmd/vk-firkin
 endif
 
+# For whom the controller's image is, and what it is called; with a registry in front, PUSH=1 pushes it there.
+ARCH  ?= amd64 arm64
+IMAGE ?= vk-firkin:$(VERSION)
+.PHONY: image
+image: ## The controller's image without Docker: IMAGE=REGISTRY/NAME:TAG, ARCH="amd64 arm64", PUSH=1. The archive is bin/image/vk-firkin.tar.
+	for arch in $(ARCH); do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -trimpath -buildvcs=false -ldflags '-s -w $(LDFLAGS)' -o $(BIN)/image/$$arch/vk-firkin ./cmd/vk-firkin; \
+	done
+	$(GO) run ./hack/controllerimage --name $(IMAGE) --version $(VERSION) --archive $(BIN)/image/vk-firkin.tar $(if $(PUSH),--push) \
+		$(foreach arch,$(ARCH),--binary $(arch)=$(BIN)/image/$(arch)/vk-firkin)
+
 .PHONY: guest
 guest: ## Build the guest kits for amd64 and arm64 (kernel, initramfs with the agent).
 	@hack/prerequisites.sh guest
@@ -64,7 +75,7 @@ helm: ## Build bin/helm, its version pinned in hack/helm (a minute or two the fi
 .PHONY: test
 test: ## Everything: unit, conformance on fake and QEMU, guest, e2e. Needs Go and the right to install Debian packages.
 	@hack/prerequisites.sh test
-	@$(MAKE) --no-print-directory test-unit verify-darwin typecheck-darwin guest test-machines controlplane test-controlplane test-e2e
+	@$(MAKE) --no-print-directory test-unit shellcheck verify-darwin typecheck-darwin guest test-machines controlplane test-controlplane test-e2e
 
 .PHONY: test-unit
 test-unit: ## Unit tests: no root, no network, no QEMU, two to three minutes on 2 cores.
@@ -104,6 +115,14 @@ chaos: build guest controlplane ## Kill, stop, fill and damage what a node has a
 churn: build build-simulated guest controlplane ## 200 pods deleted at random moments of their lives on real machines. FIRKIN_SEED repeats a run.
 	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane FIRKIN_DELETES=200 \
 		$(GO) test -tags e2e -count 1 -v -timeout 30m -run TestDeletedInAnyPhase ./test/e2e
+
+.PHONY: e2e-kind
+e2e-kind: ## The stories in a cluster of kind with this host as its node: a signed node over VZ on a Mac, QEMU on Linux. Needs Docker. KEEP=1, RUN=regexp.
+	@hack/e2e-kind.sh
+
+.PHONY: kind
+kind: ## Build bin/kind, its version pinned in hack/kind.
+	cd hack/kind && CGO_ENABLED=0 GOWORK=off $(GO) build -o ../../$(BIN)/kind sigs.k8s.io/kind
 
 .PHONY: test-top
 test-top: build build-simulated guest controlplane ## The real metrics-server scrapes a node for `kubectl top`: a build of some minutes the first time.
@@ -171,6 +190,11 @@ fmt: ## Format the code.
 lint: ## Run golangci-lint, its version pinned in hack/tools.
 	$(GO) tool -modfile=hack/tools/go.mod golangci-lint run ./...
 
+.PHONY: shellcheck
+shellcheck: ## Lint every shell script; installs shellcheck on Debian.
+	@hack/prerequisites.sh shell
+	shellcheck $$(git ls-files '*.sh' .ci/run)
+
 .PHONY: generate
 generate: generate-crds generate-reference ## Generate the CRDs, the reference pages and the guest protocol's Go code (needs protoc).
 	hack/generate.sh
@@ -185,7 +209,7 @@ generate-reference: ## Generate docs/reference: commands and flags, fields of re
 	$(GO) test -count 1 -run TestReference ./cmd/vk-firkin ./crds -update
 
 .PHONY: verify
-verify: verify-darwin typecheck-darwin verify-generate licences lint chart-lint ## Check that generated code is current, darwin builds, linters are silent.
+verify: verify-darwin typecheck-darwin verify-generate licences lint shellcheck chart-lint ## Check that generated code is current, darwin builds, linters are silent.
 
 .PHONY: verify-darwin
 verify-darwin: ## Build and vet everything for the product's platform, darwin/arm64, but for what needs cgo.
@@ -215,7 +239,7 @@ vulncheck: ## Look for known vulnerabilities in what is called (needs the networ
 ##@ Release
 
 .PHONY: release
-release: guest ## Archives, guest kits, licences, bills of materials and checksums, in bin/release. Run it on a Mac for the Mac's.
+release: $(if $(filter Linux,$(HOST_OS)),guest) ## Archives with guest kits and licences, bills of materials, checksums, all checked, in bin/release. On a Mac, which makes the Mac's, with kits from Debian.
 	VERSION=$(VERSION) KIT=$(KIT) CODESIGN_IDENTITY="$(CODESIGN_IDENTITY)" hack/release/release.sh
 
 .PHONY: clean

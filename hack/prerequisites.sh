@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Installs the Debian packages that a target needs and this host lacks.
-# Usage: prerequisites.sh guest | test | demo
+# Usage: prerequisites.sh guest | test | demo | shell
 set -euo pipefail
 
 command -v go >/dev/null || { echo "Go 1.26 or newer is missing: install it first" >&2; exit 1; }
@@ -27,13 +27,16 @@ images=(
   "debootstrap=debootstrap"
 )
 
+shell=("shellcheck=shellcheck")
+
 services=("/lib/systemd/systemd=systemd") # what the unit is tried under
 
 case "${1:-}" in
   guest) want=("${guest[@]}") ;;
+  shell) want=("${shell[@]}") ;;
   demo) want=("${guest[@]}" "${machines[@]}" "${images[@]}") ;;
-  test) want=("${guest[@]}" "${machines[@]}" "${images[@]}" "${services[@]}") ;;
-  *) echo "usage: $0 guest|test|demo" >&2; exit 2 ;;
+  test) want=("${guest[@]}" "${machines[@]}" "${images[@]}" "${services[@]}" "${shell[@]}") ;;
+  *) echo "usage: $0 guest|test|demo|shell" >&2; exit 2 ;;
 esac
 
 missing=()

@@ -8,6 +8,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vk-firkin/vk-firkin/vm/guest/kit"
@@ -41,6 +42,15 @@ func TestReproducible(t *testing.T) {
 					t.Fatal(err)
 				}
 				digests[i] = m.Digest
+				notices, err := os.ReadFile(filepath.Join(out, kit.NoticesName))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, text := range []string{"linux-image-" + m.KernelRelease, "GNU GENERAL PUBLIC LICENSE", "GNU LESSER GENERAL PUBLIC LICENSE", "==== The GNU C library", "libseccomp-dev_"} {
+					if !strings.Contains(string(notices), text) {
+						t.Errorf("the notices have no %q", text)
+					}
+				}
 				// The second agent is built anew, elsewhere in the file system.
 				cache = filepath.Join(t.TempDir(), "cache")
 				if err := os.MkdirAll(filepath.Join(cache, arch), 0o755); err != nil {

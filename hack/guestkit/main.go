@@ -121,11 +121,14 @@ func build(ctx context.Context, o options) error {
 	}
 	if old, err := kit.ReadManifest(o.out); err == nil && old.Inputs == inputs && !o.force {
 		if _, err := kit.Load(o.out); err == nil {
+			if err := notices(ctx, o, pkg, seccompPackageFile(cache)); err != nil {
+				return err
+			}
 			fmt.Printf("guest kit %s is up to date: %s\n", o.arch, o.out)
 			return nil
 		}
 	}
-	m, err := assemble(ctx, o, pkg, agent, inputs)
+	m, err := assemble(ctx, o, pkg, seccompPackageFile(cache), agent, inputs)
 	if err != nil {
 		return err
 	}
@@ -136,7 +139,7 @@ func build(ctx context.Context, o options) error {
 // assemble writes the kit's files, the manifest last, into a directory beside the
 // output directory, and then puts it in the output's place: whoever reads the output
 // sees a whole kit or none.
-func assemble(ctx context.Context, o options, pkg string, agent []byte, inputs string) (kit.Manifest, error) {
+func assemble(ctx context.Context, o options, pkg, seccomp string, agent []byte, inputs string) (kit.Manifest, error) {
 	sum := sha256.Sum256(agent)
 	m := kit.Manifest{
 		Version:      kit.Version,
@@ -182,6 +185,9 @@ func assemble(ctx context.Context, o options, pkg string, agent []byte, inputs s
 			return m, err
 		}
 		m.Files = append(m.Files, f)
+	}
+	if err := writeNotices(ctx, filepath.Join(dir, kit.NoticesName), o.arch, pkg, seccomp); err != nil {
+		return m, err
 	}
 	m.Digest = m.ComputeDigest()
 	b, err := m.Encode()

@@ -34,6 +34,14 @@ func seccompLibrary(ctx context.Context, arch, cache string, update bool) (strin
 	return dir, writePkgConfig(dir)
 }
 
+// seccompPackageFile is the package that seccompLibrary has unpacked.
+func seccompPackageFile(cache string) string {
+	if found := packages(cache, seccompPackageName); len(found) == 1 {
+		return found[0]
+	}
+	return ""
+}
+
 func seccompPackage(ctx context.Context, arch, cache string, update bool) (string, error) {
 	if have := packages(cache, seccompPackageName); len(have) == 1 && !update {
 		return have[0], nil

@@ -15,8 +15,11 @@ import (
 )
 
 // InstallAPI makes the cluster know vk-firkin's resources and rights, and returns when
-// the server serves them. Idempotent.
+// the server serves them. Idempotent. Of a cluster that has them by the chart it changes nothing.
 func (c *ControlPlane) InstallAPI(ctx context.Context) error {
+	if c.attached != nil && c.attached.own {
+		return c.controllerRights(ctx)
+	}
 	apply := c.Kubectl(ctx, "apply", "--server-side", "--force-conflicts", "-f", "-")
 	apply.Stdin = bytes.NewReader(crds.YAML())
 	if out, err := apply.CombinedOutput(); err != nil {
@@ -28,6 +31,8 @@ func (c *ControlPlane) InstallAPI(ctx context.Context) error {
 	}
 	return nil
 }
+
+const controllerName = "vk-firkin-controller"
 
 // controllerAccount is who the controller is in the cluster: a service account that
 // has the controller's rights and no more.

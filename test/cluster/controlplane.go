@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,15 +23,16 @@ import (
 	"time"
 )
 
-// ControlPlane is the embedded control plane, as a process of its own.
+// ControlPlane is the embedded control plane, as a process of its own, or a cluster that somebody else runs.
 type ControlPlane struct {
 	Dir string
 	// Kubeconfig is the path of the administrator's kubeconfig.
 	Kubeconfig string
 
-	binary  string
-	process *exec.Cmd
-	exited  chan struct{}
+	binary   string
+	process  *exec.Cmd
+	exited   chan struct{}
+	attached *attached // instead of a process of ours
 }
 
 // StartControlPlane starts the multi-call binary (hack/controlplane) with its data
@@ -50,6 +52,9 @@ func StartControlPlane(ctx context.Context, binary, dir string) (*ControlPlane, 
 // Start starts the processes, again after Kill, with the data and the port they had, and
 // returns when they are ready.
 func (c *ControlPlane) Start(ctx context.Context) error {
+	if c.attached != nil {
+		return fmt.Errorf("start the processes of a cluster that somebody else runs: %w", errors.ErrUnsupported)
+	}
 	c.exited = make(chan struct{})
 	c.process = exec.Command(c.binary, "up", "--dir", c.Dir)
 	c.process.SysProcAttr = childAttributes()
@@ -102,8 +107,17 @@ func (c *ControlPlane) Kill() {
 	<-c.exited
 }
 
-// Stop ends the control plane and waits for it.
+// Stop ends the control plane and waits for it. Of a cluster that somebody else runs it removes the nodes that
+// were made.
 func (c *ControlPlane) Stop() {
+	if c != nil && c.attached != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := c.detach(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "nodes are left in the cluster:", err)
+		}
+		return
+	}
 	if c == nil || c.process == nil || c.process.Process == nil {
 		return
 	}
@@ -130,10 +144,16 @@ func (c *ControlPlane) Components() []int {
 
 // Credentials writes what a node with this name needs to join, to out.
 func (c *ControlPlane) Credentials(ctx context.Context, name, out string) error {
-	return c.credentials(ctx, name, "127.0.0.1", out)
+	return c.credentials(ctx, name, c.NodeIP(), out)
 }
 
 func (c *ControlPlane) credentials(ctx context.Context, name, ip, out string) error {
+	if c.attached != nil {
+		if err := c.requestCredentials(ctx, name, ip, out); err != nil {
+			return fmt.Errorf("credentials for node %q: %w", name, err)
+		}
+		return nil
+	}
 	cmd := exec.CommandContext(ctx, c.binary, "node-credentials", "--dir", c.Dir, "--name", name, "--ip", ip, "--out", out)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("credentials for node %q: %w: %s", name, err, b)
@@ -141,8 +161,12 @@ func (c *ControlPlane) credentials(ctx context.Context, name, ip, out string) er
 	return nil
 }
 
-// Kubectl prepares a kubectl of the embedded release with the administrator's rights.
+// Kubectl prepares a kubectl with the administrator's rights: of the embedded release, or the user's own.
 func (c *ControlPlane) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
+	if c.attached != nil {
+		command := c.attached.kubectl
+		return exec.CommandContext(ctx, command[0], slices.Concat(command[1:], []string{"--kubeconfig", c.Kubeconfig}, args)...)
+	}
 	return exec.CommandContext(ctx, c.binary, append([]string{"kubectl", "--kubeconfig", c.Kubeconfig}, args...)...)
 }
 

@@ -36,7 +36,8 @@ type NodeOptions struct {
 	InsecureRegistries []string
 	// Joined is a node whose state folder has credentials already: it is given none.
 	Joined bool
-	// IP is the node's address, 127.0.0.1 by default. The API server's proxy wants another one.
+	// IP is the node's address, by default where the cluster reaches this host, which is 127.0.0.1 for the embedded
+	// control plane. The API server's proxy wants another one.
 	IP string
 	// Args are further flags, Env further environment of the process and of what it starts.
 	Args, Env []string
@@ -50,6 +51,8 @@ type Node struct {
 	LogPath  string
 	// MetricsAddress is where it serves Prometheus metrics in plain HTTP.
 	MetricsAddress string
+	// IP is where the API server reaches it.
+	IP string
 
 	binary  string
 	args    []string
@@ -86,7 +89,11 @@ func (c *ControlPlane) PrepareNode(ctx context.Context, o NodeOptions) (*Node, e
 		return nil, err
 	}
 	if o.IP == "" {
-		o.IP = "127.0.0.1"
+		o.IP = c.NodeIP()
+	}
+	n.IP = o.IP
+	if err := c.claim(ctx, o.Name); err != nil {
+		return nil, err
 	}
 	var identity []string
 	if !o.Joined {

@@ -12,4 +12,7 @@
 //	FIRKIN_KIT_DIR       folder with the guest kits, one subfolder an architecture
 //	FIRKIN_CONTROLPLANE  the control plane's multi-call binary
 //	FIRKIN_E2E_DIR       optional: keep everything here instead of a temporary folder
+//
+// KUBECONFIG, when it is set, chooses another cluster, whose kubectl is KUBECTL or that of the PATH. Then
+// FIRKIN_NODE_IP is where its API server reaches this host (default 127.0.0.1).
 package e2e

@@ -17,6 +17,7 @@ import (
 // is entered, and goes.
 func TestFirstPod(t *testing.T) {
 	ns := namespace(t)
+	waitPrepared(t, node) // before that it would be a boot, for a reason
 	builds := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="build"`)
 	restores := metric(t, node, "vk_firkin_pod_start_phase_seconds_count", `phase="restore"`, `path="restore"`)
 
@@ -30,7 +31,7 @@ func TestFirstPod(t *testing.T) {
 	if !strings.HasPrefix(status.ContainerID, "firkin://") || !strings.Contains(status.ImageID, "sha256:") {
 		t.Errorf("container id %q, image id %q: want firkin:// and a digest", status.ContainerID, status.ImageID)
 	}
-	if pod.Status.HostIP != "127.0.0.1" || pod.Status.QOSClass != corev1.PodQOSBestEffort {
+	if pod.Status.HostIP != node.IP || pod.Status.QOSClass != corev1.PodQOSBestEffort {
 		t.Errorf("hostIP %q, qosClass %q", pod.Status.HostIP, pod.Status.QOSClass)
 	}
 

@@ -46,6 +46,7 @@ import (
 // over the certificate that the cluster issued for it, may do what a node needs and nothing beyond, and renews its
 // certificate while it runs.
 func TestJoin(t *testing.T) {
+	needsEmbedded(t, "the story issues a short certificate with the key of the cluster's authority")
 	const name = "joined"
 	ns := namespace(t)
 	dir := nodeDir(t)

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -223,7 +224,7 @@ func kubeletGet(t *testing.T, token, path string) (int, string) {
 	port := kubectl(t, "get", "node", node.Name, "-o", "jsonpath={.status.daemonEndpoints.kubeletEndpoint.Port}")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://127.0.0.1:"+port+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+net.JoinHostPort(node.IP, port)+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -65,10 +66,16 @@ func run(m *testing.M) (code int) {
 	}{
 		{"image registry", func(ctx context.Context, dir string) (err error) { served, err = startImages(ctx, dir); return }},
 		{"control plane", func(ctx context.Context, dir string) (err error) {
-			plane, err = cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
+			plane, err = startPlane(ctx, dir)
 			return
 		}},
 		{"controller", func(ctx context.Context, dir string) (err error) {
+			if plane.Attached() {
+				if there, err := plane.HasController(ctx); there || err != nil {
+					fmt.Fprintln(os.Stderr, "e2e: the cluster has a controller, of which the stories make use")
+					return err
+				}
+			}
 			controller, err = plane.StartController(ctx, filepath.Join(os.Getenv("FIRKIN_BIN_DIR"), "vk-firkin"), filepath.Join(dir, "controller"), "--node-grace-period", "5s", "--node-return-period", "20s")
 			return
 		}},
@@ -105,6 +112,26 @@ func run(m *testing.M) (code int) {
 		code = max(code, 1)
 	}
 	return code
+}
+
+// startPlane starts the embedded control plane, or uses the cluster of KUBECONFIG where that is set.
+func startPlane(ctx context.Context, dir string) (*cluster.ControlPlane, error) {
+	kubeconfig := os.Getenv("KUBECONFIG")
+	if kubeconfig == "" {
+		return cluster.StartControlPlane(ctx, os.Getenv("FIRKIN_CONTROLPLANE"), dir)
+	}
+	fmt.Fprintf(os.Stderr, "e2e: KUBECONFIG is set: the stories run in the cluster of %s\n", kubeconfig)
+	return cluster.Attach(ctx, cluster.AttachOptions{
+		Kubeconfig: kubeconfig, Kubectl: strings.Fields(os.Getenv("KUBECTL")), NodeIP: os.Getenv("FIRKIN_NODE_IP"), Dir: dir,
+	})
+}
+
+// needsEmbedded skips a story in a cluster that somebody else runs.
+func needsEmbedded(t *testing.T, why string) {
+	t.Helper()
+	if plane.Attached() {
+		t.Skipf("KUBECONFIG chose another cluster: %s", why)
+	}
 }
 
 // watchStatuses puts every status that a pod of the stories gets before podhistory.

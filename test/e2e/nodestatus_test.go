@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -115,18 +116,18 @@ spec:
     ports: [{containerPort: 5353, hostPort: %[5]d, hostIP: 127.0.0.1, protocol: UDP}]
 `, ns, node.Name, image, tcp, udp))
 	pod := waitRunning(t, ns, "server")
-	if pod.Status.PodIP != "127.0.0.1" || len(pod.Status.PodIPs) != 1 || pod.Status.HostIP != "127.0.0.1" || len(pod.Status.HostIPs) != 1 {
+	if pod.Status.PodIP != node.IP || len(pod.Status.PodIPs) != 1 || pod.Status.HostIP != node.IP || len(pod.Status.HostIPs) != 1 {
 		t.Errorf("addresses are %+v %+v", pod.Status.PodIPs, pod.Status.HostIPs)
 	}
 	eventually(t, waitShort, "the web server at the host's port", func() error {
 		client := http.Client{Timeout: 5 * time.Second}
-		resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", tcp))
+		resp, err := client.Get(fmt.Sprintf("http://%s/", net.JoinHostPort(node.IP, strconv.Itoa(tcp))))
 		if err != nil {
 			return err
 		}
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
-		if err == nil && string(body) != "on 127.0.0.1 of 127.0.0.1\n" {
+		if err == nil && string(body) != "on "+node.IP+" of "+node.IP+"\n" {
 			err = fmt.Errorf("it served %q", body)
 		}
 		return err
@@ -164,7 +165,7 @@ spec:
 		t.Errorf("status is %s: %s", second.Status.Reason, second.Status.Message)
 	}
 	kubectl(t, "delete", "pod", "-n", ns, "server", "second")
-	if c, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", tcp)); err == nil {
+	if c, err := net.Dial("tcp4", net.JoinHostPort(node.IP, strconv.Itoa(tcp))); err == nil {
 		_ = c.Close()
 		t.Error("the port is open after its pod")
 	}

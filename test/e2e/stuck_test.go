@@ -33,6 +33,7 @@ type standstill struct {
 // do not answer for longer than they may are replaced or fail, with a reason, and nothing else
 // changes.
 func TestStandstills(t *testing.T) {
+	needsEmbedded(t, "the story stops the API server, of a control plane of its own")
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	dir := nodeDir(t)

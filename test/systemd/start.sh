@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Starts systemd in namespaces of its own. Arguments: a folder, and the control groups that
 # it is put in, one of each hierarchy. It is run twice: outside, then inside.
 set -euo pipefail

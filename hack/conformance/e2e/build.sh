@@ -49,7 +49,7 @@ go build -trimpath -ldflags "-s -w" -o "$new/nonewprivs" k8s.io/kubernetes/test/
 gcc -static -Os -s -o "$new/sh" ../sh/sh.c
 install -D -m 0644 -t "$new/agnhost-files" "$sources/agnhost/porter/localhost.crt" "$sources/agnhost/porter/localhost.key"
 install -D -m 0644 -t "$new/kitten-files" "$sources"/kitten/html/*
-rm -rf "$out"/*
+rm -rf "${out:?}"/*
 mv "$new"/* "$out/"
 echo "$inputs" >"$out/inputs"
 echo "conformance: built $out in $SECONDS s"

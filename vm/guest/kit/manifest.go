@@ -23,6 +23,8 @@ const (
 	InitramfsName = "initramfs.cpio"
 	ScratchName   = "scratch.ext4"
 	ManifestName  = "kit.json"
+	// NoticesName has the licences of what is in the kit. No machine is made of it, so it is no part of the digest.
+	NoticesName = "NOTICES.txt"
 )
 
 // ScratchBytes is the size of scratch.ext4, and so of every scratch disk.
