@@ -37,6 +37,7 @@ import (
 // machine; the third one's example is then used as its own README says. What is not as a user has it: the
 // controller's pod has no other node to run on, so the test runs what its Deployment says, as its account.
 func TestThreeCommands(t *testing.T) {
+	needsEmbedded(t, "the story begins with an empty one, which it starts")
 	commands := markedBlock(t, "../../README.md", "three commands")
 	if len(commands) > 3 {
 		t.Fatalf("the README takes %d commands: %q", len(commands), commands)
