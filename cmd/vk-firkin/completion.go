@@ -34,6 +34,7 @@ var pathFlags = map[string]string{
 var flagValues = map[string][]string{
 	"driver": {vz.Name, qemu.Name}, "accelerator": {"kvm", "tcg"},
 	"log-level": {"debug", "info", "warn", "error"}, "log-format": {"text", "json"},
+	"then": {"node", "install"},
 }
 
 // completeFlags makes shells complete the flags of a command and of those below it.

@@ -33,16 +33,27 @@ gives: it finds the cluster, checks that it is the right one, asks for a certifi
 system:node:NAME, waits until that is approved, and keeps it in the state folder. The
 node renews it by itself from then on; the token is not needed again.
 
-The arguments are those of kubeadm join. The chart prints the whole command.`,
+The arguments are those of kubeadm join. The chart prints the whole command. With --then
+it goes on: with vk-firkin node here, or with vk-firkin install. Flags of that one come
+after "--".`,
 		Example: `  vk-firkin join https://192.0.2.1:6443 --token abcdef.0123456789abcdef \
       --discovery-token-ca-cert-hash sha256:1234...
+  vk-firkin join https://192.0.2.1:6443 --token-file - --then install \
+      --discovery-token-ca-cert-hash sha256:1234... -- --guest-kit guest/arm64
   vk-firkin join --bootstrap-kubeconfig bootstrap.kubeconfig --node-name mac-1`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			own, rest := ownArguments(cmd, args)
+			return errors.Join(cobra.MaximumNArgs(1)(cmd, own), checkThen(o.Then, rest))
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.complete(args, cmd.InOrStdin()); err != nil {
+			own, rest := ownArguments(cmd, args)
+			if err := o.complete(own, cmd.InOrStdin()); err != nil {
 				return err
 			}
-			return o.run(cmd.Context(), cmd.OutOrStdout())
+			if err := o.run(cmd.Context(), cmd.OutOrStdout()); err != nil || o.Then == "" {
+				return err
+			}
+			return o.goOn(cmd, rest)
 		},
 	}
 	o.addFlags(cmd.Flags())
@@ -62,6 +73,7 @@ type joinOptions struct {
 	NodeName  string
 	Timeout   time.Duration
 	Replace   bool
+	Then      string
 
 	discovery identity.Discovery
 }
@@ -77,6 +89,7 @@ func (o *joinOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.NodeName, "node-name", hostName(), "name of the node to be")
 	flags.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait until the request is approved")
 	flags.BoolVar(&o.Replace, "replace", false, "join although this host has good credentials already, and replace them")
+	flags.StringVar(&o.Then, "then", "", "what to go on with: node runs the node here, install makes it a service")
 }
 
 // maxTokenFile bounds what is read for a token of 23 characters.
@@ -197,6 +210,9 @@ func (o *joinOptions) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "Joined as node %s. Its credentials are in %s, good until %s, and renewed by the node itself.\n", own.NodeName, dir, own.Expires().Format(time.RFC3339))
+	if o.Then != "" {
+		return nil
+	}
 	fmt.Fprintf(out, "\nNext:\n  vk-firkin node          run the node here, until it is told to stop\n  kubectl get node %s     see it from the cluster\n", own.NodeName)
 	return nil
 }

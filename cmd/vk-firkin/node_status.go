@@ -40,7 +40,7 @@ func (n *node) report(ctx context.Context) status.Report {
 	for _, flag := range slices.Sorted(maps.Keys(n.weakened())) {
 		r.Node.WeakenedBy = append(r.Node.WeakenedBy, "--"+flag)
 	}
-	r.Conditions = n.conditions(ctx)
+	r.Conditions = append(n.conditions(ctx), n.inCluster(ctx))
 	return r
 }
 

@@ -78,6 +78,9 @@ func renderStatus(r status.Report, on screen) string {
 // conditionReady is the condition that says whether pods can run.
 const conditionReady = "Ready"
 
+// conditionInCluster is the condition that says whether the API server has the node as Ready.
+const conditionInCluster = "ReadyInCluster"
+
 func writeHead(b *bytes.Buffer, r status.Report) {
 	if !r.Running {
 		fmt.Fprintf(b, "%s.\n", plain(r.Problem))
@@ -107,6 +110,10 @@ func writeHead(b *bytes.Buffer, r status.Report) {
 			fmt.Fprintln(b, "  Ready")
 		case c.Type == conditionReady:
 			fmt.Fprintf(b, "  NOT READY: %s\n", plain(c.Message))
+		case c.Type == conditionInCluster && c.OK:
+			fmt.Fprintln(b, "  Ready in the cluster")
+		case c.Type == conditionInCluster:
+			fmt.Fprintf(b, "  NOT READY IN THE CLUSTER: %s\n", plain(c.Message))
 		case !c.OK:
 			fmt.Fprintf(b, "  %s: %s\n", plain(c.Type), plain(c.Message))
 		}

@@ -26,13 +26,16 @@ type demonstration struct {
 	show func(args ...string) error
 }
 
-// example reads a manifest of examples/ and puts the demo's registry in.
+// example reads a manifest of examples/ and takes its images from the demo's registry.
 func (r running) example(file string) ([]byte, error) {
 	manifest, err := os.ReadFile(filepath.Join("examples", file))
 	if err != nil {
 		return nil, err
 	}
-	return bytes.ReplaceAll(manifest, []byte("REGISTRY"), []byte(r.Registry)), nil
+	for theirs, ours := range map[string]string{"busybox:1": "busybox:latest", "python:3-slim": "debian:latest"} {
+		manifest = bytes.ReplaceAll(manifest, []byte("image: "+theirs), []byte("image: "+r.Registry+"/"+ours))
+	}
+	return manifest, nil
 }
 
 // warmPool shows a template and a pool filling, pods that check out, and the pool filling

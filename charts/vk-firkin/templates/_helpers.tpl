@@ -1,12 +1,14 @@
 {{/* Copyright The vk-firkin Authors */}}
 {{/* SPDX-License-Identifier: Apache-2.0 */}}
 
-{{/* Name of what is made once a release. Cluster-wide objects have it too, so that two releases do not fight in silence. */}}
+{{/* Name of what is made once a release. Cluster-wide objects have it too, so that two releases do not fight in silence.
+     A release may have dots in its name, which neither a Service nor a group of bootstrap tokens may. */}}
 {{- define "vk-firkin.fullname" -}}
-{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
-{{- else if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}
-{{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{- $name := .Values.fullnameOverride }}
+{{- if not $name }}
+{{- $name = contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) }}
 {{- end }}
+{{- $name | replace "." "-" | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
 {{/* What selects the controller's pods. It never changes: selectors cannot. */}}

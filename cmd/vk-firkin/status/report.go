@@ -19,7 +19,8 @@ type Report struct {
 	// Node and Ledger are those of a running node.
 	Node   *Node   `json:"node,omitempty"`
 	Ledger *Ledger `json:"ledger,omitempty"`
-	// Conditions as the node tells them the cluster: Ready and what it is short of.
+	// Conditions as the node tells them the cluster: Ready and what it is short of; and
+	// ReadyInCluster, which is whether the API server has it as Ready.
 	Conditions []Condition  `json:"conditions"`
 	Pools      []Pool       `json:"pools"`
 	Templates  []Template   `json:"templates"`

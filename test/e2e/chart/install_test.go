@@ -42,7 +42,7 @@ func TestRelease(t *testing.T) {
 	}
 	c.must(t, "", "wait", "--for=condition=Established", "--timeout=60s", "crd", "snapshottemplates.firkin.dev", "warmpools.firkin.dev", "nodeledgers.firkin.dev")
 	token := c.token(t)
-	command := regexp.MustCompile(`\n  vk-firkin (join https://\S+ --token ` + regexp.QuoteMeta(token) + ` --discovery-token-ca-cert-hash sha256:[0-9a-f]{64})\n`).FindStringSubmatch(notes)
+	command := regexp.MustCompile(`\n  vk-firkin (join https://\S+ --token ` + regexp.QuoteMeta(token) + ` --discovery-token-ca-cert-hash sha256:[0-9a-f]{64}) --then node\n`).FindStringSubmatch(notes)
 	if command == nil {
 		t.Fatalf("the notes do not tell how to join with the token %s:\n%s", token, notes)
 	}
@@ -264,9 +264,10 @@ func testSupply(t *testing.T, c *clusterUnderTest) {
 	c.refused(t, template("large", "cpu: 1, memory: 129Gi"), []string{"spec.shape.memory: 129Gi is more than the 128Gi"}, create...)
 	c.must(t, template("right", "cpu: 32, memory: 128Gi"), create...)
 	c.must(t, pool("right", "replicas: 1000, reclaimPolicy: Never, priority: 7"), create...)
+	c.must(t, "", "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"reclaimPolicy":"Never","priority":7}}`)
 
 	c.must(t, "", "annotate", "namespace", "default", "firkin.dev/max-pool-replicas=1", "firkin.dev/max-pool-priority=5", "firkin.dev/allow-reclaim-never=false",
-		"firkin.dev/max-template-cpu=500m", "firkin.dev/max-template-memory=1Gi")
+		"firkin.dev/max-template-cpu=50m", "firkin.dev/max-template-memory=1Gi")
 	eventually(t, 30*time.Second, "the namespace's limits", func() error { // the API server caches namespaces
 		if out, err := c.kubectl(t, pool("three", "replicas: 3"), create...); err == nil || !strings.Contains(out, "more than the 1 that") {
 			return fmt.Errorf("%w: %s", err, out)
@@ -275,12 +276,21 @@ func testSupply(t *testing.T, c *clusterUnderTest) {
 	})
 	c.refused(t, pool("urgent", "replicas: 1, priority: 6"), []string{"spec.priority: 6 is more than the 5"}, create...)
 	c.refused(t, pool("greedy", "replicas: 1, reclaimPolicy: Never"), []string{"spec.reclaimPolicy: pools of namespace default may not keep room"}, create...)
-	c.refused(t, template("large", "cpu: 501m, memory: 1Gi"), []string{"spec.shape.cpu: 501m is more than the 500m"}, create...)
+	c.refused(t, template("large", "cpu: 51m, memory: 1Gi"), []string{"spec.shape.cpu: 51m is more than the 50m"}, create...)
 	c.refused(t, template("large", "cpu: 1m, memory: 2Gi"), []string{"spec.shape.memory: 2Gi is more than the 1Gi"}, create...)
-	// The pool has two, from before: it may be labelled and scaled down, not up.
+	// The pool has more of everything, from before: it may be labelled and changed, and gets no more.
 	c.must(t, "", "label", "warmpool", "python", "a=b")
 	c.refused(t, "", []string{"spec.replicas: 3 is more than the 1"}, "scale", "warmpool/python", "--replicas=3")
+	c.refused(t, "", []string{"spec.priority: 8 is more than the 5"}, "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"priority":8}}`)
 	c.must(t, "", "scale", "warmpool/python", "--replicas=1")
+	c.must(t, "", "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"priority":6}}`)
+	c.must(t, "", "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"reclaimPolicy":"OnDemand"}}`)
+	c.refused(t, "", []string{"spec.reclaimPolicy: pools of namespace default may not keep room"}, "patch", "warmpool", "python", "--type=merge", "-p", `{"spec":{"reclaimPolicy":"Never"}}`)
+	change := func(shape string) string {
+		return strings.Replace(template("python", shape), "image: example", "image: other", 1)
+	}
+	c.must(t, change("cpu: 100m, memory: 512Mi"), "apply", "-f", "-")
+	c.refused(t, change("cpu: 101m, memory: 512Mi"), []string{"spec.shape.cpu: 101m is more than the 50m"}, "apply", "-f", "-")
 	c.must(t, "", "annotate", "namespace", "default", "firkin.dev/max-pool-replicas-", "firkin.dev/max-pool-priority-", "firkin.dev/allow-reclaim-never-",
 		"firkin.dev/max-template-cpu-", "firkin.dev/max-template-memory-")
 }

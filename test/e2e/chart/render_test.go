@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -77,6 +78,27 @@ func TestSchemaRefuses(t *testing.T) {
 	}
 	if _, err := helm(t, "", "template", "x", chartDir, "--kube-version", "1.32.9"); err == nil || !strings.Contains(err.Error(), "1.33") {
 		t.Errorf("Kubernetes 1.32 is not refused: %v", err)
+	}
+}
+
+// TestNamesWithDots: a release may have dots in its name; a Service may not, nor the group of a bootstrap token, which
+// Kubernetes would ignore with all of the token.
+func TestNamesWithDots(t *testing.T) {
+	const name = "team.a-with.a.name-that.is.cut.where.a-dot.was"
+	out, err := helm(t, "", "template", name, chartDir, "-f", "testdata/everything.yaml", "--set", "fullnameOverride=")
+	if err != nil {
+		t.Fatal(err)
+	}
+	group := regexp.MustCompile(`(?m)^  auth-extra-groups: "(.*)"$`).FindStringSubmatch(out)
+	if len(group) != 2 || !regexp.MustCompile(`\Asystem:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]\z`).MatchString(group[1]) {
+		t.Fatalf("the token's group is %q", group)
+	}
+	if n := strings.Count(out, "name: \""+group[1]+"\"") + strings.Count(out, "--join-group="+group[1]+"\n"); n != 2 {
+		t.Errorf("%d of binding and controller have the token's group", n)
+	}
+	service := regexp.MustCompile(`(?m)^kind: Service\nmetadata:\n  name: (.*)$`).FindStringSubmatch(out)
+	if len(service) != 2 || !regexp.MustCompile(`^[a-z]([-a-z0-9]*[a-z0-9])?$`).MatchString(service[1]) {
+		t.Errorf("the Service is %q", service)
 	}
 }
 
