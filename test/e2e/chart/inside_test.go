@@ -69,9 +69,13 @@ func TestReleaseInside(t *testing.T) {
 
 	c.rolled(t)
 	step("the controller is Ready in its machine")
-	if holder, pod := c.must(t, "", "get", "lease", "-n", namespace, "vk-firkin-controller", "-o", "jsonpath={.spec.holderIdentity}"), c.controllerPod(t); !strings.HasPrefix(holder, strings.TrimPrefix(pod, "pod/")) {
-		t.Errorf("%s leads, not %s", holder, pod)
-	}
+	eventually(t, time.Minute, "the controller leads", func() error { // it is Ready before: who waits is of use too
+		holder, pod := c.must(t, "", "get", "lease", "-n", namespace, "vk-firkin-controller", "-o", "jsonpath={.spec.holderIdentity}"), c.controllerPod(t)
+		if !strings.HasPrefix(holder, strings.TrimPrefix(pod, "pod/")) {
+			return fmt.Errorf("%q leads, not %s", holder, pod)
+		}
+		return nil
+	})
 	if out, err := helm(t, c.Kubeconfig, "test", release, "--namespace", namespace, "--timeout=110s"); err != nil {
 		t.Errorf("helm test: %v: %s", err, out)
 	}
