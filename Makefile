@@ -179,8 +179,8 @@ chart-lint: helm ## Lint the Helm chart, and check what it renders for each rele
 	FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -tags e2e -count 1 -skip TestRelease ./test/e2e/chart
 
 .PHONY: test-chart
-test-chart: build helm controlplane ## Install, use, upgrade, roll back and uninstall the chart on the embedded control plane. Needs no machines.
-	FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane $(GO) test -tags e2e -count 1 -v -timeout 10m ./test/e2e/chart
+test-chart: build helm controlplane guest ## Install, use, upgrade, roll back and uninstall the chart on the embedded control plane, its controller in a machine too.
+	FIRKIN_KIT_DIR=$(CURDIR)/$(KIT) FIRKIN_BIN_DIR=$(CURDIR)/$(BIN) FIRKIN_CONTROLPLANE=$(CURDIR)/hack/controlplane/bin/controlplane $(GO) test -tags e2e -count 1 -v -timeout 10m ./test/e2e/chart
 
 .PHONY: fmt
 fmt: ## Format the code.

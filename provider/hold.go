@@ -23,6 +23,7 @@ type machineHold struct {
 	lease   Lease
 	volumes *volumeKeeper
 	ports   *portForwarder // nil: the pod asks for no port of the host
+	api     *apiForwarder  // nil: the pod does not reach the API server
 	live    *liveness
 	clock   guest.ClockKeeper
 
@@ -41,8 +42,11 @@ func (w *worker) keep(lease Lease) {
 		h.volumes = newVolumeKeeper(w.env, w.log, w.s.machine.shape)
 	}
 	h.ports = newPortForwarder(w.s.pod, w.env.nodeIP, h.dialPort, w.log)
+	h.api = newAPIForwarder(w.env, w.s.pod, h, w.log)
 	w.hold = h
-	h.wg.Go(func() { w.keepPorts(h, w.s.pod, w.s.machine.prepared) })
+	pod, prepared := w.s.pod, w.s.machine.prepared
+	h.wg.Go(func() { w.keepPorts(h, pod, prepared) })
+	h.wg.Go(func() { w.keepAPI(h, prepared) })
 	h.wg.Go(func() { w.watchMachine(h) })
 	h.wg.Go(func() { w.watchLiveness(h) })
 	h.wg.Go(func() { w.watchContainers(h) })

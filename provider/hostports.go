@@ -279,14 +279,19 @@ func (f *portForwarder) forward(c net.Conn, p hostPort) {
 		return
 	}
 	defer inside.Close()
-	stop := context.AfterFunc(f.ctx, func() {
-		_ = c.Close()
-		_ = inside.Close()
+	splice(f.ctx, c, inside)
+}
+
+// splice carries what comes from each of two connections to the other, until both have ended or ctx has.
+func splice(ctx context.Context, a, b net.Conn) {
+	stop := context.AfterFunc(ctx, func() {
+		_ = a.Close()
+		_ = b.Close()
 	})
 	defer stop()
 	var both sync.WaitGroup
-	both.Go(func() { pipe(inside, c) })
-	both.Go(func() { pipe(c, inside) })
+	both.Go(func() { pipe(a, b) })
+	both.Go(func() { pipe(b, a) })
 	both.Wait()
 }
 

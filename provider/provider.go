@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -55,6 +56,9 @@ type Options struct {
 
 	// DNS servers for pods. Machine defaults to the resolver of the machine's own network.
 	DNS DNS
+	// APIServer connects to the API server, for pods that have a token for it and use its Service's address, which
+	// is reached inside of the cluster only. Nil: they are not led to it.
+	APIServer func(ctx context.Context) (net.Conn, error)
 	// MachineAddress is the address of every machine in its own network, without prefix length.
 	MachineAddress string
 	// StuckTimeout is how long a machine may not answer until it is ended and its pod
@@ -164,7 +168,7 @@ func New(opts Options) (*Provider, error) {
 		content:   contentSource{objects: obj, allocatable: allocatable, nodeIP: opts.NodeIP},
 		variables: envSource{objects: obj, services: p.kube.services, allocatable: allocatable, nodeIP: opts.NodeIP},
 		api:       podAPI{client: opts.Client, current: p.kube.currentUID}, publish: p.publish, gone: p.bury,
-		nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, stuckTimeout: opts.StuckTimeout,
+		apiServer: opts.APIServer, nodeIP: opts.NodeIP, machineAddress: opts.MachineAddress, allocatable: allocatable, stuckTimeout: opts.StuckTimeout,
 		refused:       opts.Refused,
 		volumeRefresh: opts.VolumeRefresh, hostPaths: newHostPaths(opts.HostPaths),
 		userAgent:  strings.TrimPrefix(opts.Node.Version, "v"),

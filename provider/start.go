@@ -236,6 +236,7 @@ func (w *worker) setUp(ctx context.Context, pod *corev1.Pod, hold *machineHold) 
 		}
 		return nil
 	})
+	group.Go(func() error { return hold.api.open(ctx) })
 	for i := range pod.Spec.Volumes {
 		group.Go(func() error { return hold.volumes.put(ctx, g, pod, &pod.Spec.Volumes[i]) })
 	}

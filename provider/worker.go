@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"reflect"
 	"slices"
 	"strings"
@@ -78,6 +79,8 @@ type environment struct {
 	// gone is called when nothing of a worker's pod is left.
 	gone func(*worker)
 
+	// apiServer connects to the API server; nil: pods are not led to it.
+	apiServer              func(context.Context) (net.Conn, error)
 	nodeIP, machineAddress string
 	allocatable            corev1.ResourceList
 	// volumeRefresh is how often the content of volumes is read again.

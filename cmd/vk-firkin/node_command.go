@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -234,6 +235,10 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 		return err
 	}
 	identity := identify(ctx)
+	apiServer, err := apiServerDialer(n.config, http.ProxyFromEnvironment)
+	if err != nil { // everything else works
+		n.log("node").Warn("Pods cannot reach the API server by its Service", "err", err)
+	}
 	n.provider, err = provider.New(provider.Options{
 		Client: n.client, NodeName: n.NodeName, NodeIP: n.ip, StateDir: n.StateDir, Began: began,
 		Supply: &nodeMachines{supply: n.supply, metrics: n.metrics, ladder: n.ladder, slots: n.driver.Features().ImageSlots},
@@ -247,8 +252,8 @@ func (n *node) makeProvider(ctx context.Context) (err error) {
 		},
 		VolumeRefresh: n.VolumeRefresh, ReconcileEvery: n.ReconcileEvery, StuckTimeout: n.StuckTimeout, HostPaths: n.HostPaths,
 		DNS:            provider.DNS{Machine: []string{network.Nameserver}, Cluster: n.ClusterDNS, Domain: n.ClusterDomain},
-		MachineAddress: strings.Split(network.Address, "/")[0],
-		Logger:         n.log("provider"),
+		MachineAddress: strings.Split(network.Address, "/")[0], APIServer: apiServer,
+		Logger: n.log("provider"),
 	})
 	return err
 }

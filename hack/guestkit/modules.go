@@ -24,6 +24,7 @@ var modules = []string{
 	"evdev",  // which is read through it
 	"ext4",
 	"overlay",
+	"veth", // the cable to an address of the cluster
 	"virtio_blk",
 	"virtio_console",
 	"virtio_net",

@@ -49,11 +49,27 @@ func DialPort(ctx context.Context, client agentv1connect.AgentServiceClient, por
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("dial port %d of the machine: want 1 to 65535", port)
 	}
-	// The connection outlives the dialing.
+	network := "tcp"
+	if udp {
+		network = "udp"
+	}
+	l, err := startForward(ctx, client, &agentv1.ForwardStart{Port: int32(port), Udp: udp}, portAddr{network: network, port: port}, func(m *agentv1.ForwardResponse) bool { return m.GetConnected() != nil })
+	if err != nil {
+		return nil, fmt.Errorf("dial port %d of the machine: %w", port, err)
+	}
+	return l.conn(), nil
+}
+
+// startForward begins a forward and receives its first answer, which expected knows. ctx bounds that only.
+func startForward(ctx context.Context, client agentv1connect.AgentServiceClient, start *agentv1.ForwardStart, addr portAddr, expected func(*agentv1.ForwardResponse) bool) (*PortListener, error) {
+	// What is made outlives the making.
 	call, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { cancel(ctx.Err()) })
-	stream := client.Forward(call)
-	err := openPort(stream, port, udp)
+	l := &PortListener{stream: client.Forward(call), end: func() { cancel(net.ErrClosed) }, addr: addr}
+	err := l.stream.Send(&agentv1.ForwardRequest{Event: &agentv1.ForwardRequest_Start{Start: start}})
+	if err == nil || errors.Is(err, io.EOF) { // with EOF the reason is to be received
+		err = l.receive(expected)
+	}
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -62,30 +78,28 @@ func DialPort(ctx context.Context, client agentv1connect.AgentServiceClient, por
 			err = fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 		cancel(nil)
-		_ = stream.CloseResponse()
-		return nil, fmt.Errorf("dial port %d of the machine: %w", port, err)
+		_ = l.stream.CloseResponse()
+		return nil, err
 	}
+	return l, nil
+}
+
+// conn is the connection that the forward has become.
+func (l *PortListener) conn() *PortConn {
 	c := &PortConn{
-		stream: stream, end: func() { cancel(net.ErrClosed) }, addr: portAddr{network: "tcp", port: port},
+		stream: l.stream, end: l.end, addr: l.addr,
 		in: make(chan []byte), ended: make(chan struct{}), closed: make(chan struct{}),
 		reading: newDeadline(), writing: newDeadline(),
 	}
-	if udp {
-		c.addr.network = "udp"
-	}
 	c.pump.Go(c.receive)
-	return c, nil
+	return c
 }
 
 type portStream = connect.BidiStreamForClient[agentv1.ForwardRequest, agentv1.ForwardResponse]
 
-// openPort does the first exchange of a forward.
-func openPort(stream *portStream, port int, udp bool) error {
-	err := stream.Send(&agentv1.ForwardRequest{Event: &agentv1.ForwardRequest_Start{Start: &agentv1.ForwardStart{Port: int32(port), Udp: udp}}})
-	if err != nil && !errors.Is(err, io.EOF) { // with EOF the reason is to be received
-		return err
-	}
-	first, err := stream.Receive()
+// receive receives a message that is expected.
+func (l *PortListener) receive(expected func(*agentv1.ForwardResponse) bool) error {
+	m, err := l.stream.Receive()
 	switch {
 	case errors.Is(err, vm.ErrUnavailable):
 		return err
@@ -95,10 +109,12 @@ func openPort(stream *portStream, port int, udp bool) error {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	case connect.CodeOf(err) == connect.CodeResourceExhausted && connect.IsWireError(err):
 		return fmt.Errorf("%w: %w", ErrTooManyForwards, err)
+	case connect.CodeOf(err) == connect.CodeUnimplemented && connect.IsWireError(err):
+		return fmt.Errorf("%w: %w", vm.ErrNotSupported, err)
 	case err != nil:
 		return err
-	case first.GetConnected() == nil:
-		return fmt.Errorf("%w: the guest did not say that it is connected", vm.ErrUnavailable)
+	case !expected(m):
+		return fmt.Errorf("%w: the guest broke the protocol of forwards", vm.ErrUnavailable)
 	}
 	return nil
 }

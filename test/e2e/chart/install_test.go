@@ -420,6 +420,17 @@ func testUninstall(t *testing.T, c *clusterUnderTest) {
 	if _, err := helm(t, c.Kubeconfig, "uninstall", release, "--namespace", namespace); err != nil {
 		t.Fatal(err)
 	}
+	c.nothingLeft(t)
+	c.must(t, "", "get", "warmpool/python", "snapshottemplate/python", "crd/nodeledgers.firkin.dev")
+	// The next release takes the definitions over.
+	if _, err := helm(t, c.Kubeconfig, "install", release, chartDir, "--namespace", namespace); err != nil {
+		t.Errorf("install once more: %v", err)
+	}
+}
+
+// nothingLeft waits until nothing is left of the release, in no namespace and of no kind, but the definitions.
+func (c *clusterUnderTest) nothingLeft(t *testing.T) {
+	t.Helper()
 	kinds := strings.Fields(c.must(t, "", "api-resources", "--verbs=list", "-o", "name"))
 	kinds = slices.DeleteFunc(kinds, func(kind string) bool {
 		return strings.HasPrefix(kind, "events") || strings.HasPrefix(kind, "componentstatuses")
@@ -445,9 +456,4 @@ func testUninstall(t *testing.T, c *clusterUnderTest) {
 		}
 		return nil
 	})
-	c.must(t, "", "get", "warmpool/python", "snapshottemplate/python", "crd/nodeledgers.firkin.dev")
-	// The next release takes the definitions over.
-	if _, err := helm(t, c.Kubeconfig, "install", release, chartDir, "--namespace", namespace); err != nil {
-		t.Errorf("install once more: %v", err)
-	}
 }

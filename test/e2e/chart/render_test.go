@@ -255,6 +255,9 @@ func TestValuesArrive(t *testing.T) {
 			if *d.Spec.Replicas != 3 || c.Image != "registry.example:5000/tools/vk-firkin@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef" {
 				t.Errorf("deployment of %d with image %s", *d.Spec.Replicas, c.Image)
 			}
+			if c.StartupProbe.FailureThreshold != 50 || c.StartupProbe.PeriodSeconds != 2 {
+				t.Errorf("startup probe %v for 100 s", c.StartupProbe)
+			}
 			for key, value := range d.Spec.Selector.MatchLabels {
 				if d.Spec.Template.Labels[key] != value {
 					t.Errorf("the selector %s=%s does not find the pods", key, value)

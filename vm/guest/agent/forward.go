@@ -48,21 +48,23 @@ func (s *machineService) Forward(ctx context.Context, stream *forwardStream) err
 	if err := checkPort(start.GetPort()); err != nil {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
+	address, err := addressOf(start)
+	if err != nil {
+		return connect.NewError(connect.CodeInvalidArgument, err)
+	}
 	ctx, end, err := s.forwards.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	network := "tcp"
-	if start.GetUdp() {
-		network = "udp"
+	var conn net.Conn
+	if address.IsValid() {
+		conn, err = s.await(ctx, stream, address)
+	} else {
+		conn, err = connectTo(ctx, start)
 	}
-	conn, err := dialLoopback(ctx, network, start.GetPort())
 	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("connect to port %d: %w", start.GetPort(), err))
+		return err
 	}
 	f := &forward{stream: stream, conn: conn, udp: start.GetUdp(), inputEnded: make(chan struct{}), callerGone: make(chan struct{})}
 	// A caller that goes away, and a server that ends, must free the port's connection.
@@ -74,6 +76,22 @@ func (s *machineService) Forward(ctx context.Context, stream *forwardStream) err
 	// It reads from the caller until the call is over, so that the call cannot wait for it.
 	s.forwards.work.Go(f.toPort)
 	return f.toCaller(ctx)
+}
+
+// connectTo connects to the port that a forward begins with.
+func connectTo(ctx context.Context, start *agentv1.ForwardStart) (net.Conn, error) {
+	network := "tcp"
+	if start.GetUdp() {
+		network = "udp"
+	}
+	conn, err := dialLoopback(ctx, network, start.GetPort())
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("connect to port %d: %w", start.GetPort(), err))
+	}
+	return conn, nil
 }
 
 // dialLoopback connects to a port of the machine's loopback, of IPv4 or else of IPv6.

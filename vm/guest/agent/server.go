@@ -70,6 +70,7 @@ type Server struct {
 	volumes    *volumes
 	processes  *processes
 	forwards   *calls
+	addresses  *addresses
 	handler    http.Handler
 
 	powerOff sync.Once
@@ -102,7 +103,7 @@ func NewServer(o Options) (*Server, error) {
 	}
 	s := &Server{
 		system: o.System, runtime: o.Runtime, log: o.Logger, version: o.Version, seal: o.Seal, started: time.Now(),
-		volumes: newVolumes(filepath.Join(scratch, "volumes"), o.Runtime), forwards: newCalls("forwards", maxForwards),
+		volumes: newVolumes(filepath.Join(scratch, "volumes"), o.Runtime), forwards: newCalls("forwards", maxForwards), addresses: newAddresses(o.Logger),
 	}
 	s.containers = newContainers(containersOptions{
 		system: o.System, runtime: o.Runtime, volumes: s.volumes, layers: layers, log: o.Logger,
@@ -205,6 +206,7 @@ func (s *Server) Close() error {
 	s.processes.close()
 	s.containers.attachments.close()
 	s.forwards.close()
+	s.addresses.close()
 	s.work.Wait()
 	return err
 }

@@ -14,6 +14,8 @@ package agent
 
 import (
 	"context"
+	"net"
+	"net/netip"
 	"time"
 )
 
@@ -42,6 +44,14 @@ type System interface {
 	PowerOff() error
 	// Stats measures the machine; containers are not in it.
 	Stats() (SystemStats, error)
+}
+
+// AddressListener is a System whose machine can answer for addresses of others.
+type AddressListener interface {
+	// ListenAddress listens at an address that the programs of the machine reach from then
+	// on as any other, and whose ports are not theirs: one that listens on the same port of all its own
+	// addresses does not notice.
+	ListenAddress(ctx context.Context, address netip.AddrPort) (net.Listener, error)
 }
 
 // Refresh is what a restored machine must be told before anyone else uses it.

@@ -1823,7 +1823,9 @@ type ForwardStart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
 	// Datagrams instead of a stream: the call is one flow of them, and ends by the caller's close.
-	Udp           bool `protobuf:"varint,2,opt,name=udp,proto3" json:"udp,omitempty"`
+	Udp bool `protobuf:"varint,2,opt,name=udp,proto3" json:"udp,omitempty"`
+	// An address that is not the machine's own, which it answers for from now on.
+	Address       string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1872,6 +1874,13 @@ func (x *ForwardStart) GetUdp() bool {
 	return false
 }
 
+func (x *ForwardStart) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type ForwardClose struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1915,6 +1924,7 @@ type ForwardResponse struct {
 	//	*ForwardResponse_Connected
 	//	*ForwardResponse_Data
 	//	*ForwardResponse_Close
+	//	*ForwardResponse_Listening
 	Event         isForwardResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1984,6 +1994,15 @@ func (x *ForwardResponse) GetClose() *ForwardClose {
 	return nil
 }
 
+func (x *ForwardResponse) GetListening() *ForwardListening {
+	if x != nil {
+		if x, ok := x.Event.(*ForwardResponse_Listening); ok {
+			return x.Listening
+		}
+	}
+	return nil
+}
+
 type isForwardResponse_Event interface {
 	isForwardResponse_Event()
 }
@@ -2001,11 +2020,17 @@ type ForwardResponse_Close struct {
 	Close *ForwardClose `protobuf:"bytes,3,opt,name=close,proto3,oneof"`
 }
 
+type ForwardResponse_Listening struct {
+	Listening *ForwardListening `protobuf:"bytes,4,opt,name=listening,proto3,oneof"`
+}
+
 func (*ForwardResponse_Connected) isForwardResponse_Event() {}
 
 func (*ForwardResponse_Data) isForwardResponse_Event() {}
 
 func (*ForwardResponse_Close) isForwardResponse_Event() {}
+
+func (*ForwardResponse_Listening) isForwardResponse_Event() {}
 
 type ForwardConnected struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2043,6 +2068,42 @@ func (*ForwardConnected) Descriptor() ([]byte, []int) {
 	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
+type ForwardListening struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardListening) Reset() {
+	*x = ForwardListening{}
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardListening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardListening) ProtoMessage() {}
+
+func (x *ForwardListening) ProtoReflect() protoreflect.Message {
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardListening.ProtoReflect.Descriptor instead.
+func (*ForwardListening) Descriptor() ([]byte, []int) {
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
 type SetupPodRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Hostname string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
@@ -2064,7 +2125,7 @@ type SetupPodRequest struct {
 
 func (x *SetupPodRequest) Reset() {
 	*x = SetupPodRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2137,7 @@ func (x *SetupPodRequest) String() string {
 func (*SetupPodRequest) ProtoMessage() {}
 
 func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2150,7 @@ func (x *SetupPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodRequest.ProtoReflect.Descriptor instead.
 func (*SetupPodRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetupPodRequest) GetHostname() string {
@@ -2145,7 +2206,7 @@ type Sysctl struct {
 
 func (x *Sysctl) Reset() {
 	*x = Sysctl{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2218,7 @@ func (x *Sysctl) String() string {
 func (*Sysctl) ProtoMessage() {}
 
 func (x *Sysctl) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2231,7 @@ func (x *Sysctl) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
 func (*Sysctl) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Sysctl) GetName() string {
@@ -2195,7 +2256,7 @@ type SetupPodResponse struct {
 
 func (x *SetupPodResponse) Reset() {
 	*x = SetupPodResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2268,7 @@ func (x *SetupPodResponse) String() string {
 func (*SetupPodResponse) ProtoMessage() {}
 
 func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2281,7 @@ func (x *SetupPodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupPodResponse.ProtoReflect.Descriptor instead.
 func (*SetupPodResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type PrepareContainerRequest struct {
@@ -2234,7 +2295,7 @@ type PrepareContainerRequest struct {
 
 func (x *PrepareContainerRequest) Reset() {
 	*x = PrepareContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2307,7 @@ func (x *PrepareContainerRequest) String() string {
 func (*PrepareContainerRequest) ProtoMessage() {}
 
 func (x *PrepareContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2320,7 @@ func (x *PrepareContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareContainerRequest.ProtoReflect.Descriptor instead.
 func (*PrepareContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PrepareContainerRequest) GetImageSlot() int32 {
@@ -2284,7 +2345,7 @@ type PrepareContainerResponse struct {
 
 func (x *PrepareContainerResponse) Reset() {
 	*x = PrepareContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2357,7 @@ func (x *PrepareContainerResponse) String() string {
 func (*PrepareContainerResponse) ProtoMessage() {}
 
 func (x *PrepareContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2370,7 @@ func (x *PrepareContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareContainerResponse.ProtoReflect.Descriptor instead.
 func (*PrepareContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type CreateContainerRequest struct {
@@ -2356,7 +2417,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2429,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2442,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -2523,7 +2584,7 @@ type Security struct {
 
 func (x *Security) Reset() {
 	*x = Security{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2596,7 @@ func (x *Security) String() string {
 func (*Security) ProtoMessage() {}
 
 func (x *Security) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2609,7 @@ func (x *Security) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Security.ProtoReflect.Descriptor instead.
 func (*Security) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Security) GetPrivileged() bool {
@@ -2605,7 +2666,7 @@ type Seccomp struct {
 
 func (x *Seccomp) Reset() {
 	*x = Seccomp{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +2678,7 @@ func (x *Seccomp) String() string {
 func (*Seccomp) ProtoMessage() {}
 
 func (x *Seccomp) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +2691,7 @@ func (x *Seccomp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
 func (*Seccomp) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Seccomp) GetType() SeccompType {
@@ -2665,7 +2726,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2738,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2751,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *User) GetImageUser() string {
@@ -2755,7 +2816,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2828,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2841,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Mount) GetVolume() string {
@@ -2841,7 +2902,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2914,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2927,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Resources) GetMemoryMaxBytes() int64 {
@@ -2912,7 +2973,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +2985,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +2998,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 type StartContainerRequest struct {
@@ -2949,7 +3010,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3022,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3035,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -2993,7 +3054,7 @@ type StartContainerResponse struct {
 
 func (x *StartContainerResponse) Reset() {
 	*x = StartContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3066,7 @@ func (x *StartContainerResponse) String() string {
 func (*StartContainerResponse) ProtoMessage() {}
 
 func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3079,7 @@ func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerResponse.ProtoReflect.Descriptor instead.
 func (*StartContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StartContainerResponse) GetStatus() *ContainerStatus {
@@ -3054,7 +3115,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3066,7 +3127,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3140,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ContainerStatus) GetId() string {
@@ -3174,7 +3235,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3186,7 +3247,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3199,7 +3260,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type ListContainersResponse struct {
@@ -3211,7 +3272,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3284,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3297,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListContainersResponse) GetContainers() []*ContainerStatus {
@@ -3254,7 +3315,7 @@ type WatchContainersRequest struct {
 
 func (x *WatchContainersRequest) Reset() {
 	*x = WatchContainersRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3327,7 @@ func (x *WatchContainersRequest) String() string {
 func (*WatchContainersRequest) ProtoMessage() {}
 
 func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3340,7 @@ func (x *WatchContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersRequest.ProtoReflect.Descriptor instead.
 func (*WatchContainersRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type WatchContainersResponse struct {
@@ -3296,7 +3357,7 @@ type WatchContainersResponse struct {
 
 func (x *WatchContainersResponse) Reset() {
 	*x = WatchContainersResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3369,7 @@ func (x *WatchContainersResponse) String() string {
 func (*WatchContainersResponse) ProtoMessage() {}
 
 func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3382,7 @@ func (x *WatchContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchContainersResponse.ProtoReflect.Descriptor instead.
 func (*WatchContainersResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WatchContainersResponse) GetEvent() isWatchContainersResponse_Event {
@@ -3390,7 +3451,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3402,7 +3463,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3415,7 +3476,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type KeepAlive struct {
@@ -3426,7 +3487,7 @@ type KeepAlive struct {
 
 func (x *KeepAlive) Reset() {
 	*x = KeepAlive{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3499,7 @@ func (x *KeepAlive) String() string {
 func (*KeepAlive) ProtoMessage() {}
 
 func (x *KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3512,7 @@ func (x *KeepAlive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAlive.ProtoReflect.Descriptor instead.
 func (*KeepAlive) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 type SignalContainerRequest struct {
@@ -3467,7 +3528,7 @@ type SignalContainerRequest struct {
 
 func (x *SignalContainerRequest) Reset() {
 	*x = SignalContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3479,7 +3540,7 @@ func (x *SignalContainerRequest) String() string {
 func (*SignalContainerRequest) ProtoMessage() {}
 
 func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3492,7 +3553,7 @@ func (x *SignalContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerRequest.ProtoReflect.Descriptor instead.
 func (*SignalContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SignalContainerRequest) GetId() string {
@@ -3524,7 +3585,7 @@ type SignalContainerResponse struct {
 
 func (x *SignalContainerResponse) Reset() {
 	*x = SignalContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3536,7 +3597,7 @@ func (x *SignalContainerResponse) String() string {
 func (*SignalContainerResponse) ProtoMessage() {}
 
 func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3549,7 +3610,7 @@ func (x *SignalContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalContainerResponse.ProtoReflect.Descriptor instead.
 func (*SignalContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 type RemoveContainerRequest struct {
@@ -3561,7 +3622,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +3634,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +3647,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RemoveContainerRequest) GetId() string {
@@ -3604,7 +3665,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3616,7 +3677,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3629,7 +3690,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 type ReadOutputRequest struct {
@@ -3644,7 +3705,7 @@ type ReadOutputRequest struct {
 
 func (x *ReadOutputRequest) Reset() {
 	*x = ReadOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3656,7 +3717,7 @@ func (x *ReadOutputRequest) String() string {
 func (*ReadOutputRequest) ProtoMessage() {}
 
 func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3669,7 +3730,7 @@ func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputRequest.ProtoReflect.Descriptor instead.
 func (*ReadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReadOutputRequest) GetId() string {
@@ -3702,7 +3763,7 @@ type ReadOutputResponse struct {
 
 func (x *ReadOutputResponse) Reset() {
 	*x = ReadOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +3775,7 @@ func (x *ReadOutputResponse) String() string {
 func (*ReadOutputResponse) ProtoMessage() {}
 
 func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +3788,7 @@ func (x *ReadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputResponse.ProtoReflect.Descriptor instead.
 func (*ReadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReadOutputResponse) GetRecords() []*OutputRecord {
@@ -3754,7 +3815,7 @@ type OutputRecord struct {
 
 func (x *OutputRecord) Reset() {
 	*x = OutputRecord{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3766,7 +3827,7 @@ func (x *OutputRecord) String() string {
 func (*OutputRecord) ProtoMessage() {}
 
 func (x *OutputRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3779,7 +3840,7 @@ func (x *OutputRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRecord.ProtoReflect.Descriptor instead.
 func (*OutputRecord) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *OutputRecord) GetSeq() uint64 {
@@ -3827,7 +3888,7 @@ type AckOutputRequest struct {
 
 func (x *AckOutputRequest) Reset() {
 	*x = AckOutputRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3839,7 +3900,7 @@ func (x *AckOutputRequest) String() string {
 func (*AckOutputRequest) ProtoMessage() {}
 
 func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3852,7 +3913,7 @@ func (x *AckOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputRequest.ProtoReflect.Descriptor instead.
 func (*AckOutputRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AckOutputRequest) GetId() string {
@@ -3877,7 +3938,7 @@ type AckOutputResponse struct {
 
 func (x *AckOutputResponse) Reset() {
 	*x = AckOutputResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3889,7 +3950,7 @@ func (x *AckOutputResponse) String() string {
 func (*AckOutputResponse) ProtoMessage() {}
 
 func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3902,7 +3963,7 @@ func (x *AckOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckOutputResponse.ProtoReflect.Descriptor instead.
 func (*AckOutputResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 type AttachContainerRequest struct {
@@ -3920,7 +3981,7 @@ type AttachContainerRequest struct {
 
 func (x *AttachContainerRequest) Reset() {
 	*x = AttachContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3932,7 +3993,7 @@ func (x *AttachContainerRequest) String() string {
 func (*AttachContainerRequest) ProtoMessage() {}
 
 func (x *AttachContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3945,7 +4006,7 @@ func (x *AttachContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachContainerRequest.ProtoReflect.Descriptor instead.
 func (*AttachContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AttachContainerRequest) GetEvent() isAttachContainerRequest_Event {
@@ -4034,7 +4095,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4107,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4120,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *AttachStart) GetId() string {
@@ -4105,7 +4166,7 @@ type AttachCloseStdin struct {
 
 func (x *AttachCloseStdin) Reset() {
 	*x = AttachCloseStdin{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4117,7 +4178,7 @@ func (x *AttachCloseStdin) String() string {
 func (*AttachCloseStdin) ProtoMessage() {}
 
 func (x *AttachCloseStdin) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4130,7 +4191,7 @@ func (x *AttachCloseStdin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachCloseStdin.ProtoReflect.Descriptor instead.
 func (*AttachCloseStdin) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{61}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 type AttachResize struct {
@@ -4143,7 +4204,7 @@ type AttachResize struct {
 
 func (x *AttachResize) Reset() {
 	*x = AttachResize{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4216,7 @@ func (x *AttachResize) String() string {
 func (*AttachResize) ProtoMessage() {}
 
 func (x *AttachResize) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4229,7 @@ func (x *AttachResize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResize.ProtoReflect.Descriptor instead.
 func (*AttachResize) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{62}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AttachResize) GetCols() uint32 {
@@ -4199,7 +4260,7 @@ type AttachContainerResponse struct {
 
 func (x *AttachContainerResponse) Reset() {
 	*x = AttachContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4211,7 +4272,7 @@ func (x *AttachContainerResponse) String() string {
 func (*AttachContainerResponse) ProtoMessage() {}
 
 func (x *AttachContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4224,7 +4285,7 @@ func (x *AttachContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachContainerResponse.ProtoReflect.Descriptor instead.
 func (*AttachContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{63}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AttachContainerResponse) GetEvent() isAttachContainerResponse_Event {
@@ -4292,7 +4353,7 @@ type Attached struct {
 
 func (x *Attached) Reset() {
 	*x = Attached{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4304,7 +4365,7 @@ func (x *Attached) String() string {
 func (*Attached) ProtoMessage() {}
 
 func (x *Attached) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4317,7 +4378,7 @@ func (x *Attached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attached.ProtoReflect.Descriptor instead.
 func (*Attached) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{64}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 type UpdateContainerRequest struct {
@@ -4330,7 +4391,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4342,7 +4403,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4355,7 +4416,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{65}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *UpdateContainerRequest) GetId() string {
@@ -4380,7 +4441,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4392,7 +4453,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4405,7 +4466,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{66}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 type PutVolumeRequest struct {
@@ -4424,7 +4485,7 @@ type PutVolumeRequest struct {
 
 func (x *PutVolumeRequest) Reset() {
 	*x = PutVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4436,7 +4497,7 @@ func (x *PutVolumeRequest) String() string {
 func (*PutVolumeRequest) ProtoMessage() {}
 
 func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4449,7 +4510,7 @@ func (x *PutVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PutVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{67}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PutVolumeRequest) GetName() string {
@@ -4488,7 +4549,7 @@ type PutVolumeResponse struct {
 
 func (x *PutVolumeResponse) Reset() {
 	*x = PutVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4500,7 +4561,7 @@ func (x *PutVolumeResponse) String() string {
 func (*PutVolumeResponse) ProtoMessage() {}
 
 func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4513,7 +4574,7 @@ func (x *PutVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PutVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{68}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 type WriteFilesRequest struct {
@@ -4526,7 +4587,7 @@ type WriteFilesRequest struct {
 
 func (x *WriteFilesRequest) Reset() {
 	*x = WriteFilesRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4538,7 +4599,7 @@ func (x *WriteFilesRequest) String() string {
 func (*WriteFilesRequest) ProtoMessage() {}
 
 func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[69]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4551,7 +4612,7 @@ func (x *WriteFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesRequest.ProtoReflect.Descriptor instead.
 func (*WriteFilesRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{69}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *WriteFilesRequest) GetVolume() string {
@@ -4582,7 +4643,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4594,7 +4655,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4607,7 +4668,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{70}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *File) GetPath() string {
@@ -4647,7 +4708,7 @@ type WriteFilesResponse struct {
 
 func (x *WriteFilesResponse) Reset() {
 	*x = WriteFilesResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4659,7 +4720,7 @@ func (x *WriteFilesResponse) String() string {
 func (*WriteFilesResponse) ProtoMessage() {}
 
 func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[71]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4672,7 +4733,7 @@ func (x *WriteFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFilesResponse.ProtoReflect.Descriptor instead.
 func (*WriteFilesResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{71}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *WriteFilesResponse) GetChanged() bool {
@@ -4695,7 +4756,7 @@ type PutArchiveRequest struct {
 
 func (x *PutArchiveRequest) Reset() {
 	*x = PutArchiveRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4707,7 +4768,7 @@ func (x *PutArchiveRequest) String() string {
 func (*PutArchiveRequest) ProtoMessage() {}
 
 func (x *PutArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[72]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4720,7 +4781,7 @@ func (x *PutArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutArchiveRequest.ProtoReflect.Descriptor instead.
 func (*PutArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{72}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PutArchiveRequest) GetEvent() isPutArchiveRequest_Event {
@@ -4774,7 +4835,7 @@ type PutArchiveStart struct {
 
 func (x *PutArchiveStart) Reset() {
 	*x = PutArchiveStart{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4786,7 +4847,7 @@ func (x *PutArchiveStart) String() string {
 func (*PutArchiveStart) ProtoMessage() {}
 
 func (x *PutArchiveStart) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[73]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4799,7 +4860,7 @@ func (x *PutArchiveStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutArchiveStart.ProtoReflect.Descriptor instead.
 func (*PutArchiveStart) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{73}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PutArchiveStart) GetVolume() string {
@@ -4819,7 +4880,7 @@ type PutArchiveResponse struct {
 
 func (x *PutArchiveResponse) Reset() {
 	*x = PutArchiveResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4831,7 +4892,7 @@ func (x *PutArchiveResponse) String() string {
 func (*PutArchiveResponse) ProtoMessage() {}
 
 func (x *PutArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[74]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4844,7 +4905,7 @@ func (x *PutArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutArchiveResponse.ProtoReflect.Descriptor instead.
 func (*PutArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{74}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *PutArchiveResponse) GetBytes() int64 {
@@ -4870,7 +4931,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[75]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4882,7 +4943,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[75]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4895,7 +4956,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{75}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -4913,7 +4974,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[76]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4925,7 +4986,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firkin_agent_v1_agent_proto_msgTypes[76]
+	mi := &file_firkin_agent_v1_agent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4938,7 +4999,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{76}
+	return file_firkin_agent_v1_agent_proto_rawDescGZIP(), []int{77}
 }
 
 var File_firkin_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -5063,17 +5124,20 @@ const file_firkin_agent_v1_agent_proto_rawDesc = "" +
 	"\x05start\x18\x01 \x01(\v2\x1d.firkin.agent.v1.ForwardStartH\x00R\x05start\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x125\n" +
 	"\x05close\x18\x03 \x01(\v2\x1d.firkin.agent.v1.ForwardCloseH\x00R\x05closeB\a\n" +
-	"\x05event\"4\n" +
+	"\x05event\"N\n" +
 	"\fForwardStart\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x10\n" +
-	"\x03udp\x18\x02 \x01(\bR\x03udp\"\x0e\n" +
-	"\fForwardClose\"\xaa\x01\n" +
+	"\x03udp\x18\x02 \x01(\bR\x03udp\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"\x0e\n" +
+	"\fForwardClose\"\xed\x01\n" +
 	"\x0fForwardResponse\x12A\n" +
 	"\tconnected\x18\x01 \x01(\v2!.firkin.agent.v1.ForwardConnectedH\x00R\tconnected\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x125\n" +
-	"\x05close\x18\x03 \x01(\v2\x1d.firkin.agent.v1.ForwardCloseH\x00R\x05closeB\a\n" +
+	"\x05close\x18\x03 \x01(\v2\x1d.firkin.agent.v1.ForwardCloseH\x00R\x05close\x12A\n" +
+	"\tlistening\x18\x04 \x01(\v2!.firkin.agent.v1.ForwardListeningH\x00R\tlisteningB\a\n" +
 	"\x05event\"\x12\n" +
-	"\x10ForwardConnected\"\x89\x02\n" +
+	"\x10ForwardConnected\"\x12\n" +
+	"\x10ForwardListening\"\x89\x02\n" +
 	"\x0fSetupPodRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05hosts\x18\x02 \x01(\fR\x05hosts\x12\x1f\n" +
@@ -5325,7 +5389,7 @@ func file_firkin_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_firkin_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_firkin_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_firkin_agent_v1_agent_proto_goTypes = []any{
 	(SeccompType)(0),                 // 0: firkin.agent.v1.SeccompType
 	(ContainerState)(0),              // 1: firkin.agent.v1.ContainerState
@@ -5359,54 +5423,55 @@ var file_firkin_agent_v1_agent_proto_goTypes = []any{
 	(*ForwardClose)(nil),             // 29: firkin.agent.v1.ForwardClose
 	(*ForwardResponse)(nil),          // 30: firkin.agent.v1.ForwardResponse
 	(*ForwardConnected)(nil),         // 31: firkin.agent.v1.ForwardConnected
-	(*SetupPodRequest)(nil),          // 32: firkin.agent.v1.SetupPodRequest
-	(*Sysctl)(nil),                   // 33: firkin.agent.v1.Sysctl
-	(*SetupPodResponse)(nil),         // 34: firkin.agent.v1.SetupPodResponse
-	(*PrepareContainerRequest)(nil),  // 35: firkin.agent.v1.PrepareContainerRequest
-	(*PrepareContainerResponse)(nil), // 36: firkin.agent.v1.PrepareContainerResponse
-	(*CreateContainerRequest)(nil),   // 37: firkin.agent.v1.CreateContainerRequest
-	(*Security)(nil),                 // 38: firkin.agent.v1.Security
-	(*Seccomp)(nil),                  // 39: firkin.agent.v1.Seccomp
-	(*User)(nil),                     // 40: firkin.agent.v1.User
-	(*Mount)(nil),                    // 41: firkin.agent.v1.Mount
-	(*Resources)(nil),                // 42: firkin.agent.v1.Resources
-	(*CreateContainerResponse)(nil),  // 43: firkin.agent.v1.CreateContainerResponse
-	(*StartContainerRequest)(nil),    // 44: firkin.agent.v1.StartContainerRequest
-	(*StartContainerResponse)(nil),   // 45: firkin.agent.v1.StartContainerResponse
-	(*ContainerStatus)(nil),          // 46: firkin.agent.v1.ContainerStatus
-	(*ListContainersRequest)(nil),    // 47: firkin.agent.v1.ListContainersRequest
-	(*ListContainersResponse)(nil),   // 48: firkin.agent.v1.ListContainersResponse
-	(*WatchContainersRequest)(nil),   // 49: firkin.agent.v1.WatchContainersRequest
-	(*WatchContainersResponse)(nil),  // 50: firkin.agent.v1.WatchContainersResponse
-	(*Synced)(nil),                   // 51: firkin.agent.v1.Synced
-	(*KeepAlive)(nil),                // 52: firkin.agent.v1.KeepAlive
-	(*SignalContainerRequest)(nil),   // 53: firkin.agent.v1.SignalContainerRequest
-	(*SignalContainerResponse)(nil),  // 54: firkin.agent.v1.SignalContainerResponse
-	(*RemoveContainerRequest)(nil),   // 55: firkin.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil),  // 56: firkin.agent.v1.RemoveContainerResponse
-	(*ReadOutputRequest)(nil),        // 57: firkin.agent.v1.ReadOutputRequest
-	(*ReadOutputResponse)(nil),       // 58: firkin.agent.v1.ReadOutputResponse
-	(*OutputRecord)(nil),             // 59: firkin.agent.v1.OutputRecord
-	(*AckOutputRequest)(nil),         // 60: firkin.agent.v1.AckOutputRequest
-	(*AckOutputResponse)(nil),        // 61: firkin.agent.v1.AckOutputResponse
-	(*AttachContainerRequest)(nil),   // 62: firkin.agent.v1.AttachContainerRequest
-	(*AttachStart)(nil),              // 63: firkin.agent.v1.AttachStart
-	(*AttachCloseStdin)(nil),         // 64: firkin.agent.v1.AttachCloseStdin
-	(*AttachResize)(nil),             // 65: firkin.agent.v1.AttachResize
-	(*AttachContainerResponse)(nil),  // 66: firkin.agent.v1.AttachContainerResponse
-	(*Attached)(nil),                 // 67: firkin.agent.v1.Attached
-	(*UpdateContainerRequest)(nil),   // 68: firkin.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil),  // 69: firkin.agent.v1.UpdateContainerResponse
-	(*PutVolumeRequest)(nil),         // 70: firkin.agent.v1.PutVolumeRequest
-	(*PutVolumeResponse)(nil),        // 71: firkin.agent.v1.PutVolumeResponse
-	(*WriteFilesRequest)(nil),        // 72: firkin.agent.v1.WriteFilesRequest
-	(*File)(nil),                     // 73: firkin.agent.v1.File
-	(*WriteFilesResponse)(nil),       // 74: firkin.agent.v1.WriteFilesResponse
-	(*PutArchiveRequest)(nil),        // 75: firkin.agent.v1.PutArchiveRequest
-	(*PutArchiveStart)(nil),          // 76: firkin.agent.v1.PutArchiveStart
-	(*PutArchiveResponse)(nil),       // 77: firkin.agent.v1.PutArchiveResponse
-	(*RemoveVolumeRequest)(nil),      // 78: firkin.agent.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),     // 79: firkin.agent.v1.RemoveVolumeResponse
+	(*ForwardListening)(nil),         // 32: firkin.agent.v1.ForwardListening
+	(*SetupPodRequest)(nil),          // 33: firkin.agent.v1.SetupPodRequest
+	(*Sysctl)(nil),                   // 34: firkin.agent.v1.Sysctl
+	(*SetupPodResponse)(nil),         // 35: firkin.agent.v1.SetupPodResponse
+	(*PrepareContainerRequest)(nil),  // 36: firkin.agent.v1.PrepareContainerRequest
+	(*PrepareContainerResponse)(nil), // 37: firkin.agent.v1.PrepareContainerResponse
+	(*CreateContainerRequest)(nil),   // 38: firkin.agent.v1.CreateContainerRequest
+	(*Security)(nil),                 // 39: firkin.agent.v1.Security
+	(*Seccomp)(nil),                  // 40: firkin.agent.v1.Seccomp
+	(*User)(nil),                     // 41: firkin.agent.v1.User
+	(*Mount)(nil),                    // 42: firkin.agent.v1.Mount
+	(*Resources)(nil),                // 43: firkin.agent.v1.Resources
+	(*CreateContainerResponse)(nil),  // 44: firkin.agent.v1.CreateContainerResponse
+	(*StartContainerRequest)(nil),    // 45: firkin.agent.v1.StartContainerRequest
+	(*StartContainerResponse)(nil),   // 46: firkin.agent.v1.StartContainerResponse
+	(*ContainerStatus)(nil),          // 47: firkin.agent.v1.ContainerStatus
+	(*ListContainersRequest)(nil),    // 48: firkin.agent.v1.ListContainersRequest
+	(*ListContainersResponse)(nil),   // 49: firkin.agent.v1.ListContainersResponse
+	(*WatchContainersRequest)(nil),   // 50: firkin.agent.v1.WatchContainersRequest
+	(*WatchContainersResponse)(nil),  // 51: firkin.agent.v1.WatchContainersResponse
+	(*Synced)(nil),                   // 52: firkin.agent.v1.Synced
+	(*KeepAlive)(nil),                // 53: firkin.agent.v1.KeepAlive
+	(*SignalContainerRequest)(nil),   // 54: firkin.agent.v1.SignalContainerRequest
+	(*SignalContainerResponse)(nil),  // 55: firkin.agent.v1.SignalContainerResponse
+	(*RemoveContainerRequest)(nil),   // 56: firkin.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil),  // 57: firkin.agent.v1.RemoveContainerResponse
+	(*ReadOutputRequest)(nil),        // 58: firkin.agent.v1.ReadOutputRequest
+	(*ReadOutputResponse)(nil),       // 59: firkin.agent.v1.ReadOutputResponse
+	(*OutputRecord)(nil),             // 60: firkin.agent.v1.OutputRecord
+	(*AckOutputRequest)(nil),         // 61: firkin.agent.v1.AckOutputRequest
+	(*AckOutputResponse)(nil),        // 62: firkin.agent.v1.AckOutputResponse
+	(*AttachContainerRequest)(nil),   // 63: firkin.agent.v1.AttachContainerRequest
+	(*AttachStart)(nil),              // 64: firkin.agent.v1.AttachStart
+	(*AttachCloseStdin)(nil),         // 65: firkin.agent.v1.AttachCloseStdin
+	(*AttachResize)(nil),             // 66: firkin.agent.v1.AttachResize
+	(*AttachContainerResponse)(nil),  // 67: firkin.agent.v1.AttachContainerResponse
+	(*Attached)(nil),                 // 68: firkin.agent.v1.Attached
+	(*UpdateContainerRequest)(nil),   // 69: firkin.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil),  // 70: firkin.agent.v1.UpdateContainerResponse
+	(*PutVolumeRequest)(nil),         // 71: firkin.agent.v1.PutVolumeRequest
+	(*PutVolumeResponse)(nil),        // 72: firkin.agent.v1.PutVolumeResponse
+	(*WriteFilesRequest)(nil),        // 73: firkin.agent.v1.WriteFilesRequest
+	(*File)(nil),                     // 74: firkin.agent.v1.File
+	(*WriteFilesResponse)(nil),       // 75: firkin.agent.v1.WriteFilesResponse
+	(*PutArchiveRequest)(nil),        // 76: firkin.agent.v1.PutArchiveRequest
+	(*PutArchiveStart)(nil),          // 77: firkin.agent.v1.PutArchiveStart
+	(*PutArchiveResponse)(nil),       // 78: firkin.agent.v1.PutArchiveResponse
+	(*RemoveVolumeRequest)(nil),      // 79: firkin.agent.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),     // 80: firkin.agent.v1.RemoveVolumeResponse
 }
 var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	11, // 0: firkin.agent.v1.RefreshRequest.network:type_name -> firkin.agent.v1.Network
@@ -5421,84 +5486,85 @@ var file_firkin_agent_v1_agent_proto_depIdxs = []int32{
 	29, // 9: firkin.agent.v1.ForwardRequest.close:type_name -> firkin.agent.v1.ForwardClose
 	31, // 10: firkin.agent.v1.ForwardResponse.connected:type_name -> firkin.agent.v1.ForwardConnected
 	29, // 11: firkin.agent.v1.ForwardResponse.close:type_name -> firkin.agent.v1.ForwardClose
-	33, // 12: firkin.agent.v1.SetupPodRequest.sysctls:type_name -> firkin.agent.v1.Sysctl
-	42, // 13: firkin.agent.v1.SetupPodRequest.resources:type_name -> firkin.agent.v1.Resources
-	40, // 14: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
-	41, // 15: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
-	42, // 16: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	38, // 17: firkin.agent.v1.CreateContainerRequest.security:type_name -> firkin.agent.v1.Security
-	39, // 18: firkin.agent.v1.Security.seccomp:type_name -> firkin.agent.v1.Seccomp
-	0,  // 19: firkin.agent.v1.Seccomp.type:type_name -> firkin.agent.v1.SeccompType
-	46, // 20: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	1,  // 21: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
-	46, // 22: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
-	46, // 23: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
-	51, // 24: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
-	52, // 25: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
-	59, // 26: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
-	2,  // 27: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
-	63, // 28: firkin.agent.v1.AttachContainerRequest.start:type_name -> firkin.agent.v1.AttachStart
-	64, // 29: firkin.agent.v1.AttachContainerRequest.close_stdin:type_name -> firkin.agent.v1.AttachCloseStdin
-	65, // 30: firkin.agent.v1.AttachContainerRequest.resize:type_name -> firkin.agent.v1.AttachResize
-	67, // 31: firkin.agent.v1.AttachContainerResponse.attached:type_name -> firkin.agent.v1.Attached
-	42, // 32: firkin.agent.v1.UpdateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
-	73, // 33: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
-	76, // 34: firkin.agent.v1.PutArchiveRequest.start:type_name -> firkin.agent.v1.PutArchiveStart
-	3,  // 35: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
-	5,  // 36: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
-	7,  // 37: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
-	9,  // 38: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
-	12, // 39: firkin.agent.v1.AgentService.SetClock:input_type -> firkin.agent.v1.SetClockRequest
-	14, // 40: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
-	16, // 41: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
-	21, // 42: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
-	27, // 43: firkin.agent.v1.AgentService.Forward:input_type -> firkin.agent.v1.ForwardRequest
-	32, // 44: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
-	35, // 45: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
-	37, // 46: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
-	44, // 47: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
-	47, // 48: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
-	49, // 49: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
-	53, // 50: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
-	55, // 51: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
-	57, // 52: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
-	60, // 53: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
-	62, // 54: firkin.agent.v1.ContainerService.AttachContainer:input_type -> firkin.agent.v1.AttachContainerRequest
-	68, // 55: firkin.agent.v1.ContainerService.UpdateContainer:input_type -> firkin.agent.v1.UpdateContainerRequest
-	70, // 56: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
-	72, // 57: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
-	75, // 58: firkin.agent.v1.VolumeService.PutArchive:input_type -> firkin.agent.v1.PutArchiveRequest
-	78, // 59: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
-	4,  // 60: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
-	6,  // 61: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
-	8,  // 62: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
-	10, // 63: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
-	13, // 64: firkin.agent.v1.AgentService.SetClock:output_type -> firkin.agent.v1.SetClockResponse
-	15, // 65: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
-	17, // 66: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
-	26, // 67: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
-	30, // 68: firkin.agent.v1.AgentService.Forward:output_type -> firkin.agent.v1.ForwardResponse
-	34, // 69: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
-	36, // 70: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
-	43, // 71: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
-	45, // 72: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
-	48, // 73: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
-	50, // 74: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
-	54, // 75: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
-	56, // 76: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
-	58, // 77: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
-	61, // 78: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
-	66, // 79: firkin.agent.v1.ContainerService.AttachContainer:output_type -> firkin.agent.v1.AttachContainerResponse
-	69, // 80: firkin.agent.v1.ContainerService.UpdateContainer:output_type -> firkin.agent.v1.UpdateContainerResponse
-	71, // 81: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
-	74, // 82: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
-	77, // 83: firkin.agent.v1.VolumeService.PutArchive:output_type -> firkin.agent.v1.PutArchiveResponse
-	79, // 84: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
-	60, // [60:85] is the sub-list for method output_type
-	35, // [35:60] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	32, // 12: firkin.agent.v1.ForwardResponse.listening:type_name -> firkin.agent.v1.ForwardListening
+	34, // 13: firkin.agent.v1.SetupPodRequest.sysctls:type_name -> firkin.agent.v1.Sysctl
+	43, // 14: firkin.agent.v1.SetupPodRequest.resources:type_name -> firkin.agent.v1.Resources
+	41, // 15: firkin.agent.v1.CreateContainerRequest.user:type_name -> firkin.agent.v1.User
+	42, // 16: firkin.agent.v1.CreateContainerRequest.mounts:type_name -> firkin.agent.v1.Mount
+	43, // 17: firkin.agent.v1.CreateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	39, // 18: firkin.agent.v1.CreateContainerRequest.security:type_name -> firkin.agent.v1.Security
+	40, // 19: firkin.agent.v1.Security.seccomp:type_name -> firkin.agent.v1.Seccomp
+	0,  // 20: firkin.agent.v1.Seccomp.type:type_name -> firkin.agent.v1.SeccompType
+	47, // 21: firkin.agent.v1.StartContainerResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	1,  // 22: firkin.agent.v1.ContainerStatus.state:type_name -> firkin.agent.v1.ContainerState
+	47, // 23: firkin.agent.v1.ListContainersResponse.containers:type_name -> firkin.agent.v1.ContainerStatus
+	47, // 24: firkin.agent.v1.WatchContainersResponse.status:type_name -> firkin.agent.v1.ContainerStatus
+	52, // 25: firkin.agent.v1.WatchContainersResponse.synced:type_name -> firkin.agent.v1.Synced
+	53, // 26: firkin.agent.v1.WatchContainersResponse.keepalive:type_name -> firkin.agent.v1.KeepAlive
+	60, // 27: firkin.agent.v1.ReadOutputResponse.records:type_name -> firkin.agent.v1.OutputRecord
+	2,  // 28: firkin.agent.v1.OutputRecord.stream:type_name -> firkin.agent.v1.OutputStream
+	64, // 29: firkin.agent.v1.AttachContainerRequest.start:type_name -> firkin.agent.v1.AttachStart
+	65, // 30: firkin.agent.v1.AttachContainerRequest.close_stdin:type_name -> firkin.agent.v1.AttachCloseStdin
+	66, // 31: firkin.agent.v1.AttachContainerRequest.resize:type_name -> firkin.agent.v1.AttachResize
+	68, // 32: firkin.agent.v1.AttachContainerResponse.attached:type_name -> firkin.agent.v1.Attached
+	43, // 33: firkin.agent.v1.UpdateContainerRequest.resources:type_name -> firkin.agent.v1.Resources
+	74, // 34: firkin.agent.v1.WriteFilesRequest.files:type_name -> firkin.agent.v1.File
+	77, // 35: firkin.agent.v1.PutArchiveRequest.start:type_name -> firkin.agent.v1.PutArchiveStart
+	3,  // 36: firkin.agent.v1.AgentService.Info:input_type -> firkin.agent.v1.InfoRequest
+	5,  // 37: firkin.agent.v1.AgentService.Ping:input_type -> firkin.agent.v1.PingRequest
+	7,  // 38: firkin.agent.v1.AgentService.Seal:input_type -> firkin.agent.v1.SealRequest
+	9,  // 39: firkin.agent.v1.AgentService.Refresh:input_type -> firkin.agent.v1.RefreshRequest
+	12, // 40: firkin.agent.v1.AgentService.SetClock:input_type -> firkin.agent.v1.SetClockRequest
+	14, // 41: firkin.agent.v1.AgentService.PowerOff:input_type -> firkin.agent.v1.PowerOffRequest
+	16, // 42: firkin.agent.v1.AgentService.Stats:input_type -> firkin.agent.v1.StatsRequest
+	21, // 43: firkin.agent.v1.AgentService.Probe:input_type -> firkin.agent.v1.ProbeRequest
+	27, // 44: firkin.agent.v1.AgentService.Forward:input_type -> firkin.agent.v1.ForwardRequest
+	33, // 45: firkin.agent.v1.ContainerService.SetupPod:input_type -> firkin.agent.v1.SetupPodRequest
+	36, // 46: firkin.agent.v1.ContainerService.PrepareContainer:input_type -> firkin.agent.v1.PrepareContainerRequest
+	38, // 47: firkin.agent.v1.ContainerService.CreateContainer:input_type -> firkin.agent.v1.CreateContainerRequest
+	45, // 48: firkin.agent.v1.ContainerService.StartContainer:input_type -> firkin.agent.v1.StartContainerRequest
+	48, // 49: firkin.agent.v1.ContainerService.ListContainers:input_type -> firkin.agent.v1.ListContainersRequest
+	50, // 50: firkin.agent.v1.ContainerService.WatchContainers:input_type -> firkin.agent.v1.WatchContainersRequest
+	54, // 51: firkin.agent.v1.ContainerService.SignalContainer:input_type -> firkin.agent.v1.SignalContainerRequest
+	56, // 52: firkin.agent.v1.ContainerService.RemoveContainer:input_type -> firkin.agent.v1.RemoveContainerRequest
+	58, // 53: firkin.agent.v1.ContainerService.ReadOutput:input_type -> firkin.agent.v1.ReadOutputRequest
+	61, // 54: firkin.agent.v1.ContainerService.AckOutput:input_type -> firkin.agent.v1.AckOutputRequest
+	63, // 55: firkin.agent.v1.ContainerService.AttachContainer:input_type -> firkin.agent.v1.AttachContainerRequest
+	69, // 56: firkin.agent.v1.ContainerService.UpdateContainer:input_type -> firkin.agent.v1.UpdateContainerRequest
+	71, // 57: firkin.agent.v1.VolumeService.PutVolume:input_type -> firkin.agent.v1.PutVolumeRequest
+	73, // 58: firkin.agent.v1.VolumeService.WriteFiles:input_type -> firkin.agent.v1.WriteFilesRequest
+	76, // 59: firkin.agent.v1.VolumeService.PutArchive:input_type -> firkin.agent.v1.PutArchiveRequest
+	79, // 60: firkin.agent.v1.VolumeService.RemoveVolume:input_type -> firkin.agent.v1.RemoveVolumeRequest
+	4,  // 61: firkin.agent.v1.AgentService.Info:output_type -> firkin.agent.v1.InfoResponse
+	6,  // 62: firkin.agent.v1.AgentService.Ping:output_type -> firkin.agent.v1.PingResponse
+	8,  // 63: firkin.agent.v1.AgentService.Seal:output_type -> firkin.agent.v1.SealResponse
+	10, // 64: firkin.agent.v1.AgentService.Refresh:output_type -> firkin.agent.v1.RefreshResponse
+	13, // 65: firkin.agent.v1.AgentService.SetClock:output_type -> firkin.agent.v1.SetClockResponse
+	15, // 66: firkin.agent.v1.AgentService.PowerOff:output_type -> firkin.agent.v1.PowerOffResponse
+	17, // 67: firkin.agent.v1.AgentService.Stats:output_type -> firkin.agent.v1.StatsResponse
+	26, // 68: firkin.agent.v1.AgentService.Probe:output_type -> firkin.agent.v1.ProbeResponse
+	30, // 69: firkin.agent.v1.AgentService.Forward:output_type -> firkin.agent.v1.ForwardResponse
+	35, // 70: firkin.agent.v1.ContainerService.SetupPod:output_type -> firkin.agent.v1.SetupPodResponse
+	37, // 71: firkin.agent.v1.ContainerService.PrepareContainer:output_type -> firkin.agent.v1.PrepareContainerResponse
+	44, // 72: firkin.agent.v1.ContainerService.CreateContainer:output_type -> firkin.agent.v1.CreateContainerResponse
+	46, // 73: firkin.agent.v1.ContainerService.StartContainer:output_type -> firkin.agent.v1.StartContainerResponse
+	49, // 74: firkin.agent.v1.ContainerService.ListContainers:output_type -> firkin.agent.v1.ListContainersResponse
+	51, // 75: firkin.agent.v1.ContainerService.WatchContainers:output_type -> firkin.agent.v1.WatchContainersResponse
+	55, // 76: firkin.agent.v1.ContainerService.SignalContainer:output_type -> firkin.agent.v1.SignalContainerResponse
+	57, // 77: firkin.agent.v1.ContainerService.RemoveContainer:output_type -> firkin.agent.v1.RemoveContainerResponse
+	59, // 78: firkin.agent.v1.ContainerService.ReadOutput:output_type -> firkin.agent.v1.ReadOutputResponse
+	62, // 79: firkin.agent.v1.ContainerService.AckOutput:output_type -> firkin.agent.v1.AckOutputResponse
+	67, // 80: firkin.agent.v1.ContainerService.AttachContainer:output_type -> firkin.agent.v1.AttachContainerResponse
+	70, // 81: firkin.agent.v1.ContainerService.UpdateContainer:output_type -> firkin.agent.v1.UpdateContainerResponse
+	72, // 82: firkin.agent.v1.VolumeService.PutVolume:output_type -> firkin.agent.v1.PutVolumeResponse
+	75, // 83: firkin.agent.v1.VolumeService.WriteFiles:output_type -> firkin.agent.v1.WriteFilesResponse
+	78, // 84: firkin.agent.v1.VolumeService.PutArchive:output_type -> firkin.agent.v1.PutArchiveResponse
+	80, // 85: firkin.agent.v1.VolumeService.RemoveVolume:output_type -> firkin.agent.v1.RemoveVolumeResponse
+	61, // [61:86] is the sub-list for method output_type
+	36, // [36:61] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_firkin_agent_v1_agent_proto_init() }
@@ -5520,28 +5586,29 @@ func file_firkin_agent_v1_agent_proto_init() {
 		(*ForwardResponse_Connected)(nil),
 		(*ForwardResponse_Data)(nil),
 		(*ForwardResponse_Close)(nil),
+		(*ForwardResponse_Listening)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[37].OneofWrappers = []any{}
 	file_firkin_agent_v1_agent_proto_msgTypes[38].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[47].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[39].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[48].OneofWrappers = []any{
 		(*WatchContainersResponse_Status)(nil),
 		(*WatchContainersResponse_Synced)(nil),
 		(*WatchContainersResponse_Keepalive)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[59].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[60].OneofWrappers = []any{
 		(*AttachContainerRequest_Start)(nil),
 		(*AttachContainerRequest_Stdin)(nil),
 		(*AttachContainerRequest_CloseStdin)(nil),
 		(*AttachContainerRequest_Resize)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[63].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[64].OneofWrappers = []any{
 		(*AttachContainerResponse_Attached)(nil),
 		(*AttachContainerResponse_Stdout)(nil),
 		(*AttachContainerResponse_Stderr)(nil),
 	}
-	file_firkin_agent_v1_agent_proto_msgTypes[67].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[70].OneofWrappers = []any{}
-	file_firkin_agent_v1_agent_proto_msgTypes[72].OneofWrappers = []any{
+	file_firkin_agent_v1_agent_proto_msgTypes[68].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[71].OneofWrappers = []any{}
+	file_firkin_agent_v1_agent_proto_msgTypes[73].OneofWrappers = []any{
 		(*PutArchiveRequest_Start)(nil),
 		(*PutArchiveRequest_Data)(nil),
 	}
@@ -5551,7 +5618,7 @@ func file_firkin_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firkin_agent_v1_agent_proto_rawDesc), len(file_firkin_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   77,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

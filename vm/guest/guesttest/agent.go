@@ -39,6 +39,8 @@ type Options struct {
 	// Version is the agent's version. Empty: "test".
 	Version string
 	Logger  *slog.Logger
+	// OwnAddressOnly: the machine can answer for no address of others.
+	OwnAddressOnly bool
 	// OnPowerOff is called when the guest powers off by itself.
 	OnPowerOff func()
 }

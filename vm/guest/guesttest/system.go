@@ -5,7 +5,10 @@ package guesttest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -28,12 +31,16 @@ type system struct {
 	sets     int           // how often that was set
 	mounted  map[int]bool
 	network  *agent.Network
+	answers  map[netip.AddrPort]string // by address of others, the host's that stands for it
 }
 
-var _ agent.System = (*system)(nil)
+var (
+	_ agent.System          = (*system)(nil)
+	_ agent.AddressListener = (*system)(nil)
+)
 
 func newSystem(dir string, o Options, id identity, powerOff func()) *system {
-	return &system{dir: dir, opts: o, identity: id, powerOff: powerOff, mounted: map[int]bool{}}
+	return &system{dir: dir, opts: o, identity: id, powerOff: powerOff, mounted: map[int]bool{}, answers: map[netip.AddrPort]string{}}
 }
 
 func (s *system) id() identity {
@@ -127,4 +134,30 @@ func (a *Agent) Network() *agent.Network {
 	a.system.mu.Lock()
 	defer a.system.mu.Unlock()
 	return a.system.network
+}
+
+// ListenAddress implements agent.AddressListener, on the host's loopback.
+func (s *system) ListenAddress(ctx context.Context, address netip.AddrPort) (net.Listener, error) {
+	if s.opts.OwnAddressOnly {
+		return nil, errors.ErrUnsupported
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers[address] = l.Addr().String()
+	return l, nil
+}
+
+// DialAddress connects to an address of others as a program of the machine would.
+func (a *Agent) DialAddress(ctx context.Context, address netip.AddrPort) (net.Conn, error) {
+	a.system.mu.Lock()
+	at, ok := a.system.answers[address]
+	a.system.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("dial %s: the machine does not answer for it", address)
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", at)
 }

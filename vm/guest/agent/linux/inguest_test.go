@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -76,6 +77,7 @@ func runInGuest(t *testing.T) {
 		{"Reaper", guestReaper},
 		{"Listeners", guestListeners},
 		{"Interfaces", guestInterfaces},
+		{"Addresses", guestAddresses},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, inGuest) })
 	}
@@ -330,7 +332,6 @@ func guestListeners(t *testing.T, _ *linux.System) {
 	}
 }
 
-// drain reads until it cannot.
 // A privileged container may make interfaces; none is there that nobody made.
 func guestInterfaces(t *testing.T, _ *linux.System) {
 	links, err := netlink.LinkList()
@@ -351,6 +352,56 @@ func guestInterfaces(t *testing.T, _ *linux.System) {
 	}
 }
 
+// guestAddresses: the machine answers for addresses that are not its own, and a program of the pod has the same
+// port of all its own ones.
+func guestAddresses(t *testing.T, s *linux.System) {
+	r := refresh()
+	if err := s.Refresh(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"10.96.0.1:443", "10.96.0.1:444", "192.0.2.7:443"} {
+		l, err := s.ListenAddress(t.Context(), netip.MustParseAddrPort(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		own, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "0.0.0.0:443")
+		if err != nil {
+			t.Fatalf("%s takes the port of the pod: %v", text, err)
+		}
+		answered := make(chan error, 1)
+		go func() {
+			conn, err := l.Accept()
+			if err == nil {
+				_, err = io.WriteString(conn, text)
+				conn.Close()
+			}
+			answered <- err
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp4", text)
+		cancel()
+		if err != nil {
+			t.Fatalf("dial %s: %v", text, err)
+		}
+		if got, err := io.ReadAll(conn); err != nil || string(got) != text {
+			t.Errorf("%s answers %q: %v", text, got, err)
+		}
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+		conn.Close()
+		own.Close()
+	}
+	if stats, err := s.Stats(); err != nil || stats.Network.Interface != "eth0" {
+		t.Errorf("the machine's traffic is %+v: %v", stats.Network, err)
+	}
+	if _, err := s.ListenAddress(t.Context(), netip.MustParseAddrPort("[2001:db8::1]:443")); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("an address of IPv6: %v", err)
+	}
+}
+
+// drain reads until it cannot.
 func drain(c net.Conn) error {
 	buf := make([]byte, 64)
 	for {

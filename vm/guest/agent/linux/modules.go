@@ -12,8 +12,9 @@ import (
 var busModules = []string{"virtio_pci"}
 
 // alwaysModules are loaded whatever the devices. dummy is what a privileged container can make
-// network interfaces of: elsewhere the kernel has modprobe load it then, here there is none.
-var alwaysModules = []string{"overlay", "button", "evdev", "dummy"}
+// network interfaces of: elsewhere the kernel has modprobe load it then, here there is none. veth
+// is what ListenAddress makes its cable of.
+var alwaysModules = []string{"overlay", "button", "evdev", "dummy", "veth"}
 
 // moduleParameters are the parameters that modules are loaded with. dummy would make an
 // interface of its own.

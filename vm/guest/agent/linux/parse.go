@@ -130,13 +130,16 @@ func readMeminfo(text string, values map[string]*int64) error {
 	return nil
 }
 
+// cablePrefix begins the names of the interfaces that lead to no network, see ListenAddress.
+const cablePrefix = "firkin"
+
 // parseNetDev reads /proc/net/dev, see proc_net_dev(5): the traffic of all interfaces but
-// loopback. It is nil when there are none.
+// loopback and cables. It is nil when there are none.
 func parseNetDev(text string) (*agent.NetworkStats, error) {
 	var out *agent.NetworkStats
 	for line := range strings.Lines(text) {
 		name, rest, ok := strings.Cut(line, ":")
-		if name = strings.TrimSpace(name); !ok || name == "lo" {
+		if name = strings.TrimSpace(name); !ok || name == "lo" || strings.HasPrefix(name, cablePrefix) {
 			continue // the two lines of the heading have no colon
 		}
 		fields := strings.Fields(rest)

@@ -93,7 +93,7 @@ func TestParseWorkingSet(t *testing.T) {
 
 func TestParseNetDev(t *testing.T) {
 	const heading = "Inter-|   Receive  |  Transmit\n face |bytes    packets errs|bytes\n    lo: 7 7 7 0 0 0 0 0 7 7 7 0 0 0 0 0\n"
-	got, err := parseNetDev(heading + "  eth0: 1000 10 1 0 0 0 0 0 2000 20 2 0 0 0 0 0\n  eth1:5 1 0 0 0 0 0 0 6 1 0 0 0 0 0 0\n")
+	got, err := parseNetDev(heading + "  eth0: 1000 10 1 0 0 0 0 0 2000 20 2 0 0 0 0 0\n  eth1:5 1 0 0 0 0 0 0 6 1 0 0 0 0 0 0\nfirkin1: 9 9 9 0 0 0 0 0 9 9 9 0 0 0 0 0\n")
 	if want := (agent.NetworkStats{Interface: "eth0", RxBytes: 1005, RxErrors: 1, TxBytes: 2006, TxErrors: 2}); err != nil || *got != want {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
 	}

@@ -147,6 +147,10 @@ type AgentServiceClient interface {
 	// many. Then data flows both ways, each side ends its own by close, and the call ends
 	// when both have, with aborted when the connection breaks, and when the caller ends its
 	// requests: what it sent before is delivered, and the port's connection is closed.
+	//
+	// With an address in start it goes the other way: the machine listens there, for good,
+	// the answer's first is listening, and connected comes with the next connection that
+	// a program of the machine makes to it. unimplemented by a machine that cannot.
 	Forward(context.Context) *connect.BidiStreamForClient[agentv1.ForwardRequest, agentv1.ForwardResponse]
 }
 
@@ -310,6 +314,10 @@ type AgentServiceHandler interface {
 	// many. Then data flows both ways, each side ends its own by close, and the call ends
 	// when both have, with aborted when the connection breaks, and when the caller ends its
 	// requests: what it sent before is delivered, and the port's connection is closed.
+	//
+	// With an address in start it goes the other way: the machine listens there, for good,
+	// the answer's first is listening, and connected comes with the next connection that
+	// a program of the machine makes to it. unimplemented by a machine that cannot.
 	Forward(context.Context, *connect.BidiStream[agentv1.ForwardRequest, agentv1.ForwardResponse]) error
 }
 
