@@ -91,10 +91,11 @@ func (l leaving) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 func refuseToLeave(w http.ResponseWriter, stay []string) bool {
-	if len(stay) > 0 {
-		http.Error(w, fmt.Sprintf("%d machines are still in use: %s", len(stay), strings.Join(stay[:min(len(stay), 5)], ", ")), http.StatusConflict)
+	if len(stay) == 0 {
+		return false
 	}
-	return len(stay) > 0
+	http.Error(w, fmt.Sprintf("%d machines are still in use: %s", len(stay), strings.Join(stay[:min(len(stay), 5)], ", ")), http.StatusConflict)
+	return true
 }
 
 // handoverTime is how long a node that is to be followed by another one may be kept: longer than a

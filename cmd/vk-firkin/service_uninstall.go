@@ -94,9 +94,9 @@ func uninstall(ctx context.Context, out io.Writer, d directories, given string, 
 func directoriesOf(s service.Spec, problem error, d directories, given string, force bool) (directories, error) {
 	state := s.Argument("state-dir")
 	switch {
-	case force && (problem != nil || state == ""):
+	case force && state == "":
 		return d, nil
-	case problem != nil:
+	case problem != nil && !force:
 		return d, fmt.Errorf("find the state folder of the service's node, which may have machines: %w; or use --force to remove the service all the same, and leave machines running", problem)
 	case state == "":
 		return d, errors.New("the service does not say where its node has its state (--state-dir), and so not whether it has machines: use --force to remove it all the same, and leave machines running")
