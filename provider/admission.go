@@ -140,6 +140,7 @@ type admission struct {
 	claims    map[types.UID]claim        // guarded by mu
 	pressures []corev1.NodeConditionType // guarded by mu
 	closing   bool                       // guarded by mu
+	held      int                        // guarded by mu; how many want no pods for a while
 }
 
 // admit admits a pod, or says why not. What it claims is its own until forget. It asks
@@ -161,7 +162,7 @@ func (a *admission) try(pod *corev1.Pod, node *corev1.Node) *refusal {
 	if _, ok := a.claims[pod.UID]; ok {
 		return nil // it was admitted before
 	}
-	f := nodeFacts{node: node, allocatable: a.allocatable, pressures: a.pressures, closing: a.closing}
+	f := nodeFacts{node: node, allocatable: a.allocatable, pressures: a.pressures, closing: a.closing || a.held > 0}
 	for _, c := range a.claims {
 		f.others = append(f.others, c)
 	}
@@ -201,10 +202,21 @@ func (a *admission) close() {
 	a.closing = true
 }
 
+// holdOff refuses further pods until resume is called, once.
+func (a *admission) holdOff() (resume func()) {
+	add := func(n int) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.held += n
+	}
+	add(1)
+	return sync.OnceFunc(func() { add(-1) })
+}
+
 func (a *admission) isClosing() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.closing
+	return a.closing || a.held > 0
 }
 
 // press takes in what the node is short of.

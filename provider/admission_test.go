@@ -159,3 +159,24 @@ func TestAdmission(t *testing.T) {
 	a.close()
 	try(pod("late", 84), "NodeShutdown")
 }
+
+// Who holds pods off for a while lets them in again, and not when the node shuts down meanwhile.
+func TestHoldOff(t *testing.T) {
+	a := &admission{claims: map[types.UID]claim{}}
+	refused := func() bool { return a.try(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "new"}}, nil) != nil }
+	first, second := a.holdOff(), a.holdOff()
+	first()
+	first()
+	if !refused() || !a.isClosing() {
+		t.Error("pods are let in while one of two holds them off")
+	}
+	a.close()
+	second()
+	if !refused() {
+		t.Error("pods are let in while the node shuts down")
+	}
+	a.closing = false
+	if refused() {
+		t.Error("pods are refused")
+	}
+}

@@ -87,6 +87,17 @@ func (p *Provider) Shutdown(ctx context.Context, grace, forCritical time.Duratio
 	p.log.Info("All pods have ended")
 }
 
+// Hold refuses new pods, as a node that shuts down does, until resume is called: it is what comes before a
+// look at whether there are any. Pods that were admitted go on.
+func (p *Provider) Hold() (resume func()) {
+	open := p.admission.holdOff()
+	p.LookAtNode()
+	return func() {
+		open()
+		p.LookAtNode()
+	}
+}
+
 // allDown: none of the pods has a machine, or will get one.
 func allDown(workers []*worker) bool {
 	for _, w := range workers {

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -150,21 +149,6 @@ func (o *controllerOptions) certificates() (*approver.Policy, error) {
 	return p, nil
 }
 
-// reserve keeps the API server's address and name from nodes, as far as this process knows them.
-func reserve(p *approver.Policy, server string) {
-	if p == nil {
-		return
-	}
-	if u, err := url.Parse(server); err == nil {
-		switch address, err := netip.ParseAddr(u.Hostname()); {
-		case err == nil:
-			p.Reserved = append(p.Reserved, address.Unmap())
-		case u.Hostname() != "":
-			p.ReservedNames = append(p.ReservedNames, u.Hostname())
-		}
-	}
-}
-
 // runController runs the controller until ctx ends or its lease is lost.
 func runController(ctx context.Context, o controllerOptions, logger *slog.Logger) error {
 	klog.SetSlogLogger(logger.With("component", "kubernetes"))
@@ -175,7 +159,9 @@ func runController(ctx context.Context, o controllerOptions, logger *slog.Logger
 	// A pass over a changed fleet writes an object for each node.
 	config.QPS, config.Burst = 100, 300
 	config.UserAgent = rest.DefaultKubernetesUserAgent() + " vk-firkin-controller/" + version
-	reserve(o.policy, config.Host)
+	if o.policy != nil { // as this process reaches it; the cluster itself names others
+		o.policy.Reserve(config.Host)
+	}
 	err = controller.Run(ctx, controller.RunOptions{
 		Options: controller.Options{
 			GracePeriod: o.GracePeriod, ReturnPeriod: o.ReturnPeriod, CrowdedPeriod: o.CrowdedPeriod, FillLimit: o.FillLimit,

@@ -56,10 +56,9 @@ func TestReserve(t *testing.T) {
 		"https://10.96.0.1:443": "[10.96.0.1] []", "https://[2001:db8::1]:6443": "[2001:db8::1] []", "https://api.example.test": "[] [api.example.test]", "": "[] []",
 	} {
 		p := &approver.Policy{}
-		reserve(p, server)
+		p.Reserve(server)
 		if got := fmt.Sprint(p.Reserved, p.ReservedNames); got != want {
 			t.Errorf("%s: reserved %s, want %s", server, got, want)
 		}
 	}
-	reserve(nil, "https://10.96.0.1") // nothing is approved, nothing is reserved
 }

@@ -39,10 +39,11 @@ const nextTimeout = 3 * time.Second
 // lookAtHost finds out how far this host has come.
 func lookAtHost(ctx context.Context, d directories) hostFacts {
 	var f hostFacts
-	f.guestKit, f.kubeconfig = defaultGuestKit(), os.Getenv("KUBECONFIG")
+	// KUBECONFIG is no identity of a node: it is a user's own, and mostly an administrator's.
+	f.guestKit = defaultGuestKit()
 	if t, ok := installedService(); ok {
 		f.service = &t
-		if s, err := readService(t); err == nil {
+		if s, err := service.Read(t); err == nil {
 			f.guestKit, f.kubeconfig = cmp.Or(s.Argument("guest-kit"), f.guestKit), cmp.Or(s.Argument("kubeconfig"), f.kubeconfig)
 		}
 	}
@@ -133,7 +134,7 @@ func nextSteps(f hostFacts) []string {
 	case f.kubeconfig == "":
 		return []string{
 			"vk-firkin doctor          what this host can do, and what it lacks",
-			"then give it an identity: a kubeconfig of system:node:NAME, by --kubeconfig or KUBECONFIG (docs/getting-started.md)",
+			"then give it an identity: a kubeconfig of system:node:NAME, by --kubeconfig (docs/getting-started.md)",
 		}
 	}
 	return []string{

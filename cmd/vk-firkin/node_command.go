@@ -91,6 +91,7 @@ type node struct {
 	garbage      *garbage.Collector
 	relief       *pressure.Manager
 	refusals     status.Refusals
+	handover     handover
 	closers      []func() error
 }
 
@@ -305,6 +306,7 @@ func (n *node) run(ctx context.Context) error {
 	for _, keep := range n.keepers {
 		group.Go(func() error { return keep(ctx) })
 	}
+	group.Go(func() error { n.tellIdentity(ctx); return nil })
 	group.Go(func() error { return n.serveMetrics(ctx) })
 	group.Go(func() error { n.prepareSnapshots(ctx); return nil })
 	group.Go(func() error { n.collectGarbage(ctx); return nil })
@@ -330,9 +332,14 @@ func (n *node) run(ctx context.Context) error {
 
 var errStopped = errors.New("stopped")
 
-// drain ends all pods when that is asked for, until it is told to stop a second time.
+// drain ends all pods when that is asked for, until it is told to stop a second time. A node that another
+// one takes the place of leaves them to that.
 func (n *node) drain(ctx context.Context) {
 	if !n.DrainOnShutdown {
+		return
+	}
+	if n.handover.expected() {
+		n.logger.Info("Another node takes the place of this one: pods go on")
 		return
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)

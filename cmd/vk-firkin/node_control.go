@@ -31,6 +31,8 @@ const (
 	controlAlive  = "/v1/alive"
 	controlStatus = "/v1/status"
 	controlLeave  = "/v1/leave"
+	// controlHandover is for a node that another one takes the place of.
+	controlHandover = "/v1/handover"
 	// maxControlRequest and maxControlReport bound what either side reads.
 	maxControlRequest = 4 << 10
 	maxControlReport  = 64 << 20
@@ -58,7 +60,10 @@ func (n *node) controls() map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{
 		"POST " + controlGC:    func(w http.ResponseWriter, r *http.Request) { serveGC(w, r, n.collect) },
 		"GET " + controlStatus: func(w http.ResponseWriter, r *http.Request) { reply(w, n.report(r.Context())) },
-		"POST " + controlLeave: func(w http.ResponseWriter, r *http.Request) { serveLeave(w, r, n.podsWithMachines, n.supply.Drain) },
+		"POST " + controlLeave: func(w http.ResponseWriter, r *http.Request) {
+			leaving{left: n.podsWithMachines, hold: n.provider.Hold, drain: n.supply.Drain}.serve(w, r)
+		},
+		"POST " + controlHandover: n.handover.serve,
 	}
 }
 

@@ -43,9 +43,16 @@ func (s *nodeSettings) completeIdentity(fault func(string, ...any)) {
 		s.joined = err == nil || s.Bootstrap != ""
 	}
 	if s.Kubeconfig == "" && !s.joined {
-		// A user's own kubeconfig comes last: it is often an administrator's.
-		if s.Kubeconfig = os.Getenv("KUBECONFIG"); s.Kubeconfig == "" {
+		// A user's own kubeconfig comes last: it is often an administrator's. What a service runs as from
+		// now on is not found by what happens to be in the environment of who installs it.
+		env := os.Getenv("KUBECONFIG")
+		switch {
+		case env == "":
 			fault("this host has not joined a cluster: run `vk-firkin join`, or give --kubeconfig with a node's identity")
+		case s.isService:
+			fault("this host has not joined a cluster: run `vk-firkin join`, or give --kubeconfig with a node's identity (KUBECONFIG, which is %s, is taken for a user's own)", env)
+		default:
+			s.Kubeconfig = env
 		}
 	}
 	if s.NodeName == "" && !s.joined {

@@ -35,6 +35,9 @@ type nodeOptions struct {
 	logOptions
 	logFileOptions
 
+	// isService: it is for one, which has not the environment of who asks for it.
+	isService bool
+
 	Kubeconfig     string
 	Bootstrap      string
 	NodeName       string

@@ -5,12 +5,9 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -91,45 +88,4 @@ func reportOf(s warmpool.Status, pods map[string]string) status.Report {
 
 func amounts(b warmpool.Budget) status.Amounts {
 	return status.Amounts{MilliCPU: b.MilliCPU, MemoryBytes: b.MemoryBytes, DiskBytes: b.DiskBytes, Slots: b.Slots}
-}
-
-// podsWithMachines are the machines that would be left with nobody if the node went for
-// good: those of pods, and those in quarantine.
-func (n *node) podsWithMachines() []string {
-	var list []string
-	pods := map[string]string{}
-	for _, p := range n.provider.Pods() {
-		pods[string(p.UID)] = p.Namespace + "/" + p.Name
-	}
-	for _, e := range n.supply.Status().Account.Machines {
-		if e.Warm || e.IsBuild() {
-			continue
-		}
-		name := "machine " + e.Machine
-		if pod := pods[e.PodUID]; pod != "" {
-			name = "pod " + pod
-		}
-		list = append(list, name)
-	}
-	slices.Sort(list)
-	return list
-}
-
-// leaveTimeout bounds the end of warm machines, which are ended by force.
-const leaveTimeout = time.Minute
-
-// serveLeave ends the warm machines of a node that is about to go for good, unless
-// machines of pods would be left behind.
-func serveLeave(w http.ResponseWriter, r *http.Request, left func() []string, drain func(context.Context) error) {
-	if stay := left(); len(stay) > 0 {
-		http.Error(w, fmt.Sprintf("%d machines are still in use: %s", len(stay), strings.Join(stay[:min(len(stay), 5)], ", ")), http.StatusConflict)
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), leaveTimeout)
-	defer cancel()
-	if err := drain(ctx); err != nil {
-		http.Error(w, "warm machines could not be ended: "+err.Error(), http.StatusInternalServerError)
-		return
-	}
-	reply(w, struct{}{})
 }

@@ -105,23 +105,8 @@ func serviceSpec() (service.Spec, bool) {
 	if !ok {
 		return service.Spec{}, false
 	}
-	s, err := readService(t)
+	s, err := service.Read(t)
 	return s, err == nil
-}
-
-// maxDefinitionBytes bounds what is read of a service's definition.
-const maxDefinitionBytes = 1 << 20
-
-func readService(t service.Target) (service.Spec, error) {
-	definition, err := durable.ReadFile(durable.Host, t.Path(), maxDefinitionBytes)
-	if err != nil {
-		return service.Spec{}, err
-	}
-	s, err := service.Parse(t.Manager, definition)
-	if err != nil {
-		return s, fmt.Errorf("%s: %w: move it away, then install again", t.Path(), err)
-	}
-	return s, nil
 }
 
 type installOptions struct {
@@ -209,6 +194,11 @@ func (o installOptions) run(ctx context.Context, out, warn io.Writer, node *node
 	if err := freeForService(t, settings.StateDir); err != nil {
 		return err
 	}
+	if o.start {
+		if err := handOver(ctx, t); err != nil {
+			return err
+		}
+	}
 	if err := service.Do(ctx, steps, func(s service.Step) { fmt.Fprintln(out, s) }); err != nil {
 		return err
 	}
@@ -267,20 +257,10 @@ func (o installOptions) spec(t service.Target, node *nodeOptions, flags *pflag.F
 	if err := errors.Join(errs...); err != nil {
 		return spec, nil, err
 	}
+	node.isService = true
 	settings, err := node.complete()
 	if err != nil {
 		return spec, nil, err
-	}
-	// What came from the environment of this command is not there for the service.
-	if flag := flags.Lookup("kubeconfig"); flag.Value.String() == "" && settings.Kubeconfig != "" {
-		path, err := filepath.Abs(settings.Kubeconfig)
-		if err != nil {
-			return spec, nil, err
-		}
-		settings.Kubeconfig = path
-		if err := flag.Value.Set(path); err != nil {
-			return spec, nil, err
-		}
 	}
 	if spec.Args, err = serviceArguments(flags); err != nil {
 		return spec, nil, err
@@ -296,13 +276,14 @@ func (o installOptions) spec(t service.Target, node *nodeOptions, flags *pflag.F
 // keep takes what was not given this time from the service that is there: an upgrade has
 // not to be told it all again.
 func (o installOptions) keep(t service.Target, spec *service.Spec, flags *pflag.FlagSet) error {
-	before, err := readService(t)
+	before, err := service.Read(t)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	spec.StopBefore = before.StopTimeout
 	if spec.Program == "" {
 		spec.Program = before.Program
 	}
@@ -420,83 +401,4 @@ func waitForNode(ctx context.Context, stateDir string, timeout time.Duration) (s
 		case <-ticker.C:
 		}
 	}
-}
-
-func newUninstallCommand() *cobra.Command {
-	var d directories
-	var system, force bool
-	cmd := &cobra.Command{
-		Use:   "uninstall",
-		Short: "Remove the service that vk-firkin install made",
-		Long: `Ends this host's node, with its warm machines, and removes its service. It refuses while
-pods have machines: drain the node first. With --force their machines go on with nobody to
-look after them, until a node with this state folder runs again.
-
-State, cache and the service's copy of this program stay; it says where they are.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := d.validate(); err != nil {
-				return err
-			}
-			return uninstall(cmd.Context(), cmd.OutOrStdout(), d, system, force)
-		},
-	}
-	d.addFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&system, "system", false, "the service of the host, instead of this user's; needs root")
-	cmd.Flags().BoolVar(&force, "force", false, "leave machines running")
-	return cmd
-}
-
-func uninstall(ctx context.Context, out io.Writer, d directories, system, force bool) error {
-	me, err := thisPerson()
-	if err != nil {
-		return fmt.Errorf("find out who runs this: %w", err)
-	}
-	t := service.Target{Manager: service.ManagerOf(runtime.GOOS), System: system, User: me.name, UID: me.uid, Home: me.home}
-	if system && me.uid != 0 {
-		return errors.New("--system needs root: run it by sudo")
-	}
-	steps, err := service.Uninstall(t)
-	if err != nil {
-		return err
-	}
-	if _, err := os.Stat(t.Path()); errors.Is(err, fs.ErrNotExist) {
-		other := "--system is for one of the whole host"
-		if system {
-			other = "without --system it is the one of a user"
-		}
-		_, err := fmt.Fprintf(out, "There is no service to remove: no %s (%s).\n", t.Path(), other)
-		return err
-	} else if err != nil {
-		return err
-	}
-	if !force {
-		if err := leave(ctx, d.StateDir); err != nil {
-			return fmt.Errorf("%w: kubectl drain the node, or use --force to leave machines running", err)
-		}
-	}
-	if err := service.Do(ctx, steps, func(s service.Step) { fmt.Fprintln(out, s) }); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "Removed. %s and %s stay, and %s; kubectl delete node takes the node out of the cluster.\n", d.StateDir, d.CacheDir, t.Program())
-	return err
-}
-
-// leave ends the warm machines of this host's node, and fails when others are left.
-func leave(ctx context.Context, stateDir string) error {
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout+statusTimeout)
-	defer cancel()
-	err := ask(ctx, stateDir, usual, http.MethodPost, controlLeave, nil, &struct{}{})
-	if !errors.Is(err, errNoNode) {
-		return err
-	}
-	ids, err := machinesOnDisk(stateDir)
-	if err != nil {
-		return err
-	}
-	ids = slices.DeleteFunc(ids, func(id string) bool { return !works(filepath.Join(stateDir, "machines", id)) })
-	if len(ids) > 0 {
-		return fmt.Errorf("no node runs, and %d machines do: start the service, which ends those that nobody needs", len(ids))
-	}
-	return nil
 }

@@ -77,11 +77,11 @@ func specFor(t *testing.T, target service.Target, o installOptions, args ...stri
 func TestServiceArguments(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("HOME", home)
-	t.Setenv("KUBECONFIG", "node.kubeconfig")
+	t.Setenv("KUBECONFIG", "admin.kubeconfig")
 	t.Setenv("FIRKIN_CACHE_DIR", "cache")
 	t.Chdir(home)
 	target := service.Target{Manager: service.Systemd, User: "ci", UID: os.Getuid(), Home: home}
-	args := []string{"--node-name", "mac", "--tls-cert-file", "c", "--tls-private-key-file", "k", "--client-ca-file", "/etc/ca",
+	args := []string{"--kubeconfig", "node.kubeconfig", "--node-name", "mac", "--tls-cert-file", "c", "--tls-private-key-file", "k", "--client-ca-file", "/etc/ca",
 		"--shapes", "1x256Mi,2x1Gi", "--node-labels", "team=a,b=c", "--no-taint", "--drain-on-shutdown", "--shutdown-grace-period", "2m"}
 	spec, err := specFor(t, target, installOptions{}, args...)
 	if err != nil {
@@ -130,7 +130,7 @@ func TestServiceArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want.Env = map[string]string{"A": "b"}
+	want.Env, want.StopBefore = map[string]string{"A": "b"}, want.StopTimeout
 	want.Args = slices.DeleteFunc(slices.Clone(want.Args), func(a string) bool { return a == "--shapes=2x1Gi" })
 	want.Args[slices.Index(want.Args, "--shapes=1x256Mi")] = "--shapes=4x4Gi"
 	if diff := cmp.Diff(want, again); diff != "" {
@@ -162,8 +162,11 @@ func TestServiceOfAMac(t *testing.T) {
 		spec.Argument("state-dir") != "/Users/ci/.firkin/state" || spec.Argument("cache-dir") != "/Users/ci/.firkin/cache" {
 		t.Errorf("%+v", spec)
 	}
-	if _, err := specFor(t, target, installOptions{}); err == nil || !strings.Contains(err.Error(), "vk-firkin join") {
-		t.Errorf("without an identity: %v", err)
+	for _, kubeconfig := range []string{"", "/admin.kubeconfig"} {
+		t.Setenv("KUBECONFIG", kubeconfig)
+		if _, err := specFor(t, target, installOptions{}); err == nil || !strings.Contains(err.Error(), "vk-firkin join") || !strings.Contains(err.Error(), kubeconfig) {
+			t.Errorf("without an identity, with KUBECONFIG=%s: %v", kubeconfig, err)
+		}
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -244,41 +243,5 @@ func TestStatusWithoutANode(t *testing.T) {
 	}
 	if problem, _ := absence(directories{StateDir: root}, errors.New("boom"), "", ""); !strings.Contains(problem, "boom") {
 		t.Errorf("%s", problem)
-	}
-}
-
-// A node that is to go for good ends its warm machines, and not while pods have machines.
-func TestLeave(t *testing.T) {
-	var stay []string
-	var failure error
-	drained := 0
-	root := t.TempDir()
-	if err := leave(t.Context(), root); err != nil {
-		t.Errorf("nothing there: %v", err)
-	}
-	serveAs(t, root, map[string]http.HandlerFunc{"POST " + controlLeave: func(w http.ResponseWriter, r *http.Request) {
-		serveLeave(w, r, func() []string { return stay }, func(context.Context) error { drained++; return failure })
-	}})
-	if err := leave(t.Context(), root); err != nil || drained != 1 {
-		t.Errorf("%v, drained %d times", err, drained)
-	}
-	stay = []string{"pod a/1", "pod a/2", "pod a/3", "pod a/4", "pod a/5", "pod a/6"}
-	if err := leave(t.Context(), root); err == nil || drained != 1 || !strings.Contains(err.Error(), "6 machines") || !strings.Contains(err.Error(), "pod a/5") || strings.Contains(err.Error(), "a/6") {
-		t.Errorf("%v, drained %d times", err, drained)
-	}
-	stay, failure = nil, errors.New("boom")
-	if err := leave(t.Context(), root); err == nil || !strings.Contains(err.Error(), "boom") {
-		t.Errorf("%v", err)
-	}
-	// A node of before this command.
-	old := t.TempDir()
-	serveAs(t, old, nil)
-	if err := leave(t.Context(), old); err == nil || !strings.Contains(err.Error(), "restart it") {
-		t.Errorf("%v", err)
-	}
-	w := httptest.NewRecorder()
-	serveLeave(w, httptest.NewRequest(http.MethodPost, controlLeave, nil), func() []string { return []string{"x"} }, nil)
-	if w.Code != http.StatusConflict {
-		t.Errorf("%d", w.Code)
 	}
 }

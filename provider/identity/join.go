@@ -156,7 +156,9 @@ func (o JoinOptions) request(ctx context.Context, client kubernetes.Interface) (
 		if name, uid, err = o.submit(ctx, client, key); err == nil {
 			break
 		}
-		if status := apierrors.APIStatus(nil); errors.As(err, &status) || !again || ctx.Err() != nil {
+		// Any other error says nothing of the request: it may be waiting, or approved by now, and only
+		// who has its key can go on with it. client-go has no kind for this one.
+		if !strings.Contains(err.Error(), "retrieved csr is not compatible") || !again || ctx.Err() != nil {
 			return nil, nil, explainRequest(err)
 		}
 		// A request with this key is there, and of no use: of another cluster's time, or expired.
@@ -176,7 +178,7 @@ func (o JoinOptions) request(ctx context.Context, client kubernetes.Interface) (
 	case ctx.Err() != nil:
 		return nil, nil, ctx.Err()
 	case wait.Interrupted(err) || within.Err() != nil:
-		return nil, nil, remedy(ErrNotApproved, "%s waits for a decision since %s; `vk-firkin controller` approves it unless a Node %s exists already. Look at it with `kubectl get csr %s`, approve it with `kubectl certificate approve %s`, and repeat this command: it goes on with the same request",
+		return nil, nil, remedy(ErrNotApproved, "%s waits for a decision since %s; `vk-firkin controller` approves it unless the name %s is or was another host's. It says so in an event: look with `kubectl describe csr %s`, approve it with `kubectl certificate approve %s`, and repeat this command: it goes on with the same request",
 			name, o.Timeout, o.NodeName, name, name)
 	case strings.Contains(err.Error(), "is denied") || strings.Contains(err.Error(), "was deleted") || strings.Contains(err.Error(), "request failed"):
 		// client-go has no kinds for these. The next try is to be another request.

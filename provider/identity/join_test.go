@@ -8,11 +8,14 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -240,6 +243,27 @@ func TestJoinAgain(t *testing.T) {
 	}
 	if len(names) != 4 || names[0] != names[1] || names[1] == names[2] || names[2] != names[3] {
 		t.Errorf("requests were %q: want the same one again, then another, then that again", names)
+	}
+}
+
+// A cluster that is out of reach for a moment says nothing of the request, with which alone the next try
+// gets what is approved meanwhile.
+func TestJoinKeepsItsRequest(t *testing.T) {
+	o := joinOptions(t, newAuthority(t))
+	o.Timeout = 100 * time.Millisecond
+	if err := o.join(t.Context(), decide(func(*certificatesv1.CertificateSigningRequest) error { return nil })); !errors.Is(err, ErrNotApproved) {
+		t.Fatal(err)
+	}
+	path := filepath.Join(o.Dir, requestFile)
+	before := action(t, func() ([]byte, error) { return os.ReadFile(path) })
+	for _, broken := range []error{&net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}, io.ErrUnexpectedEOF} {
+		err := o.join(t.Context(), refuse(broken))
+		if err == nil || !strings.Contains(err.Error(), broken.Error()) {
+			t.Errorf("error %v, want %v", err, broken)
+		}
+		if after := action(t, func() ([]byte, error) { return os.ReadFile(path) }); !slices.Equal(before, after) {
+			t.Errorf("after %v it has another key", broken)
+		}
 	}
 }
 

@@ -47,12 +47,12 @@ import (
 // certificate while it runs.
 func TestJoin(t *testing.T) {
 	needsEmbedded(t, "the story issues a short certificate with the key of the cluster's authority")
-	const name = "joined"
+	token, hash := bootstrapToken(t), authorityHash(t)
+	name := "j" + token[:5] // a name is given once in a cluster's life
 	ns := namespace(t)
 	dir := nodeDir(t)
 	state := filepath.Join(dir, name, "s")
 	server := strings.TrimSpace(kubectl(t, "config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"))
-	token, hash := bootstrapToken(t), authorityHash(t)
 
 	// What was typed wrong is said, and nothing is left that a node would run with.
 	for _, tt := range []struct{ token, hash, says string }{
@@ -69,12 +69,24 @@ func TestJoin(t *testing.T) {
 		!strings.Contains(out, "was not approved in time") || !strings.Contains(out, "kubectl certificate approve") {
 		t.Errorf("a token joined as %s: %v: %s", node.Name, err, out)
 	}
+	eventually(t, waitShort, "an event says why it waits, and what to do", func() error {
+		out, err := tryKubectl(t, "get", "events", "-A", "--field-selector", "reason=WaitsForApproval", "-o", "jsonpath={.items[*].message}")
+		if err == nil && (!strings.Contains(out, "Node "+node.Name+" exists already") || !strings.Contains(out, "kubectl certificate approve vk-firkin-")) {
+			err = fmt.Errorf("events say %q", out)
+		}
+		return err
+	})
 	out, err := join(t, server, "--token", token, "--discovery-token-ca-cert-hash", hash, "--node-name", name, "--state-dir", state)
 	if err != nil || !strings.Contains(out, "Joined as node "+name) {
 		t.Fatalf("join: %v: %s", err, out)
 	}
 	if out, err := join(t, server, "--token", token, "--discovery-token-ca-cert-hash", hash, "--state-dir", state); err == nil || !strings.Contains(out, "--replace") {
 		t.Errorf("joining once more: %v: %s", err, out)
+	}
+	// Nor of one that has joined and is not there yet.
+	if out, err := join(t, server, "--token", token, "--discovery-token-ca-cert-hash", hash, "--node-name", name, "--state-dir", filepath.Join(dir, "second"), "--timeout", "3s"); err == nil ||
+		!strings.Contains(out, "was not approved in time") {
+		t.Errorf("another host joined as %s: %v: %s", name, err, out)
 	}
 
 	n := startOwnNode(t, cluster.NodeOptions{Name: name, StateDir: state, Joined: true})

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
+	"github.com/vk-firkin/vk-firkin/warmpool/controller/approver"
 )
 
 // kube is the Cluster behind an API server.
@@ -115,7 +115,7 @@ func readiness(n *corev1.Node) corev1.ConditionStatus {
 // newScheme knows what the controller reads and writes.
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, nodev1.AddToScheme, certificatesv1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{nodev1.AddToScheme, approver.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, err
 		}

@@ -97,7 +97,7 @@ func Run(ctx context.Context, o RunOptions) error {
 		return fmt.Errorf("set up watches: %w", err)
 	}
 	if o.Certificates != nil {
-		if err := approver.Add(m, *o.Certificates, o.Logger); err != nil {
+		if err := approver.Add(m, approver.Options{Policy: *o.Certificates, Namespace: o.LeaderElectionNamespace, Events: events, Logger: o.Logger}); err != nil {
 			return fmt.Errorf("set up approval of certificates: %w", err)
 		}
 	}

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// commandTimeout bounds a command of the manager: a restart waits for the node's end.
+	// commandTimeout bounds a command of the manager; one that waits for the node's end has the time
+	// that this may take on top.
 	commandTimeout = 3 * time.Minute
 	// retryFor and retryEvery are how long what another command began is waited for.
 	retryFor, retryEvery = 30 * time.Second, time.Second
@@ -51,7 +52,7 @@ func do(ctx context.Context, s Step) error {
 		}
 		return nil
 	}
-	err := run(ctx, s.Run)
+	err := run(ctx, s.Run, commandTimeout+s.Patience)
 	if s.Retry {
 		ctx, cancel := context.WithTimeout(ctx, retryFor)
 		defer cancel()
@@ -59,7 +60,7 @@ func do(ctx context.Context, s Step) error {
 			select {
 			case <-ctx.Done():
 			case <-time.After(retryEvery):
-				err = run(ctx, s.Run)
+				err = run(ctx, s.Run, commandTimeout+s.Patience)
 			}
 		}
 	}
@@ -69,8 +70,8 @@ func do(ctx context.Context, s Step) error {
 	return err
 }
 
-func run(ctx context.Context, argv []string) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+func run(ctx context.Context, argv []string, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // the commands are this package's
 	cmd.WaitDelay = time.Second
@@ -141,5 +142,6 @@ func folder(s Step) error {
 	if err != nil || s.Owner == os.Getuid() {
 		return err
 	}
-	return os.Chown(s.Folder, s.Owner, -1)
+	// It is in a folder of the user's, who may have put a link to somebody else's file there meanwhile.
+	return os.Lchown(s.Folder, s.Owner, -1)
 }

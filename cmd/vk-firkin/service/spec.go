@@ -23,6 +23,8 @@ type Spec struct {
 	Env map[string]string
 	// StopTimeout is how long it may take to end when it is told to.
 	StopTimeout time.Duration
+	// StopBefore is the StopTimeout of the service in whose place this one comes.
+	StopBefore time.Duration
 	// Stderr is the file for what a program says that cannot log; launchd only, systemd has
 	// its journal.
 	Stderr string
@@ -104,6 +106,10 @@ func (t Target) Path() string {
 	}
 	return filepath.Join(t.Home, ".config/systemd/user", unitName)
 }
+
+// environmentPath is where systemd reads the environment: anybody may ask it what a unit says, and
+// nobody but the service's owner can read this file. Launchd has it in the definition.
+func (t Target) environmentPath() string { return strings.TrimSuffix(t.Path(), ".service") + ".env" }
 
 // Program is where the service's own copy of vk-firkin is kept, so that a build or an
 // update does not change the file under a node that runs.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Step is one thing that is done to a host: a file that is written or removed, or a command.
@@ -27,6 +28,8 @@ type Step struct {
 	// wait for what an earlier command began.
 	Run            []string
 	MayFail, Retry bool
+	// Patience is how long it waits for a node's end.
+	Patience time.Duration
 	// Remedy is what to do when it fails.
 	Remedy string
 }
@@ -76,9 +79,17 @@ func Install(t Target, s Spec, self string, start bool) ([]Step, error) {
 	if self != s.Program {
 		steps = append(steps, Step{Write: s.Program, Copy: self, Mode: 0o755})
 	}
-	mode := fs.FileMode(0o644)
-	if !t.System {
-		mode = 0o600 // arguments and environment are nobody else's business
+	mode := fs.FileMode(0o600) // arguments and environment are nobody else's business
+	patience := max(s.StopTimeout, s.StopBefore)
+	if t.Manager == Systemd {
+		if t.System {
+			mode = 0o644 // who asks systemd is told all of it, and it warns of one that others cannot read
+		}
+		if len(s.Env) > 0 {
+			steps = append(steps, Step{Write: t.environmentPath(), Content: systemdEnvironment(s.Env), Mode: 0o600})
+		} else {
+			steps = append(steps, Step{Remove: t.environmentPath()})
+		}
 	}
 	steps = append(steps, Step{Write: t.Path(), Content: definition, Mode: mode})
 	if t.Manager == Launchd {
@@ -91,7 +102,7 @@ func Install(t Target, s Spec, self string, start bool) ([]Step, error) {
 		domain := t.domain()
 		return append(steps,
 			Step{Run: []string{"launchctl", "enable", domain + "/" + launchdLabel}, MayFail: true},
-			Step{Run: []string{"launchctl", "bootout", domain + "/" + launchdLabel}, MayFail: true},
+			Step{Run: []string{"launchctl", "bootout", domain + "/" + launchdLabel}, MayFail: true, Patience: patience},
 			// The end of the one before may take a while after its command has.
 			Step{Run: []string{"launchctl", "bootstrap", domain, t.Path()}, Retry: true, Remedy: t.sessionRemedy()}), nil
 	}
@@ -105,25 +116,27 @@ func Install(t Target, s Spec, self string, start bool) ([]Step, error) {
 		Step{Run: t.systemctl("daemon-reload"), Remedy: remedy},
 		Step{Run: t.systemctl("enable", unitName), Remedy: remedy})
 	if start {
-		steps = append(steps, Step{Run: t.systemctl("restart", unitName), Remedy: "see " + t.Logs()})
+		steps = append(steps, Step{Run: t.systemctl("restart", unitName), Patience: patience, Remedy: "see " + t.Logs()})
 	}
 	return steps, nil
 }
 
-// Uninstall is how a service is removed. Machines, state and the program's copy stay.
-func Uninstall(t Target) ([]Step, error) {
+// Uninstall is how a service is removed that may take a time to stop. Machines, state and the program's
+// copy stay.
+func Uninstall(t Target, stop time.Duration) ([]Step, error) {
 	if err := t.validate(); err != nil {
 		return nil, err
 	}
 	if t.Manager == Launchd {
 		return []Step{
-			{Run: []string{"launchctl", "bootout", t.domain() + "/" + launchdLabel}, MayFail: true},
+			{Run: []string{"launchctl", "bootout", t.domain() + "/" + launchdLabel}, MayFail: true, Patience: stop},
 			{Remove: t.Path()},
 		}, nil
 	}
 	return []Step{
-		{Run: t.systemctl("disable", "--now", unitName), Remedy: t.sessionRemedy()},
+		{Run: t.systemctl("disable", "--now", unitName), Patience: stop, Remedy: t.sessionRemedy()},
 		{Remove: t.Path()},
+		{Remove: t.environmentPath()},
 		{Run: t.systemctl("daemon-reload"), Remedy: t.sessionRemedy()},
 	}, nil
 }

@@ -37,8 +37,8 @@ func systemdUnit(t Target, s Spec) []byte {
 	if t.System {
 		line("User=%s", t.User)
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
-		line("Environment=%s", systemdQuoteNoDollar(name+"="+s.Env[name]))
+	if len(s.Env) > 0 {
+		line("EnvironmentFile=%s", strings.ReplaceAll(t.environmentPath(), "%", "%%"))
 	}
 	line("# Machines are processes of this unit, and outlive the node's: the next one takes them")
 	line("# up. So only the node's own process is ended, and a machine that the kernel ends for")
@@ -87,6 +87,16 @@ func systemdQuoteNoDollar(text string) string {
 		return escaped
 	}
 	return `"` + escaped + `"`
+}
+
+// systemdEnvironment is the file of an EnvironmentFile setting, see systemd.exec(5).
+func systemdEnvironment(env map[string]string) []byte {
+	var b strings.Builder
+	fmt.Fprintln(&b, "# Written by vk-firkin install.")
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		fmt.Fprintf(&b, "%s=\"%s\"\n", name, strings.NewReplacer(`\`, `\\`, `"`, `\"`, "`", "\\`", "$", `\$`).Replace(env[name]))
+	}
+	return []byte(b.String())
 }
 
 // systemdUnquote undoes systemdQuoteNoDollar.

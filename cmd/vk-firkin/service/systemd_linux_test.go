@@ -26,12 +26,18 @@ import (
 // standIn names the folder of the process that stands in for a node.
 const standIn = "VK_FIRKIN_TEST_STAND_IN"
 
+// odd is what files of an environment have a meaning for.
+const odd = `50% "of" $HOME \n ` + "`id`" + ` # 'x' \`
+
 // TestStandIn is that process: it starts a machine as drivers do, in a session of its own,
 // if none is left by the one before, and ends when it is told to.
 func TestStandIn(t *testing.T) {
 	dir := os.Getenv(standIn)
 	if dir == "" {
 		return // only a process of its own does anything here
+	}
+	if got := os.Getenv("ODD"); got != odd {
+		t.Fatalf("the environment has %q, want %q", got, odd)
 	}
 	told, stop := signal.NotifyContext(t.Context(), syscall.SIGTERM)
 	defer stop()
@@ -70,18 +76,25 @@ func TestUnitKeepsMachines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			unit, err := service.Render(service.Target{Manager: service.Systemd, System: true, User: "root"}, service.Spec{
-				Program: os.Args[0], Args: []string{"-test.run=^TestStandIn$"}, Env: map[string]string{standIn: dir}, StopTimeout: 20 * time.Second,
-			})
+			steps, err := service.Install(service.Target{Manager: service.Systemd, System: true, User: "root"}, service.Spec{
+				Program: os.Args[0], Args: []string{"-test.run=^TestStandIn$"}, Env: map[string]string{standIn: dir, "ODD": odd}, StopTimeout: 20 * time.Second,
+			}, os.Args[0], false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			changed := c.change(string(unit))
-			if (changed == string(unit)) != c.kept {
-				t.Fatal("the unit has not the line that is to be taken out")
-			}
-			if err := os.WriteFile(filepath.Join(m.UnitDir, "vk-firkin.service"), []byte(changed), 0o644); err != nil { //nolint:gosec // as it is installed
-				t.Fatal(err)
+			for _, s := range steps { // what is written for the host is written for this systemd
+				if s.Write == "" {
+					continue
+				}
+				text := string(s.Content)
+				if strings.HasSuffix(s.Write, ".service") {
+					if text = c.change(text); (text == string(s.Content)) != c.kept {
+						t.Fatal("the unit has not the line that is to be taken out")
+					}
+				}
+				if err := os.WriteFile(filepath.Join(m.UnitDir, filepath.Base(s.Write)), []byte(text), s.Mode); err != nil {
+					t.Fatal(err)
+				}
 			}
 			systemctl := func(args ...string) string {
 				t.Helper()

@@ -42,6 +42,9 @@ func TestRelease(t *testing.T) {
 	}
 	c.must(t, "", "wait", "--for=condition=Established", "--timeout=60s", "crd", "snapshottemplates.firkin.dev", "warmpools.firkin.dev", "nodeledgers.firkin.dev")
 	token := c.token(t)
+	if !strings.Contains(notes, "join.nodeNetworks is empty") {
+		t.Errorf("the notes do not warn of addresses that anybody may have:\n%s", notes)
+	}
 	command := regexp.MustCompile(`\n  vk-firkin (join https://\S+ --token ` + regexp.QuoteMeta(token) + ` --discovery-token-ca-cert-hash sha256:[0-9a-f]{64}) --then node\n`).FindStringSubmatch(notes)
 	if command == nil {
 		t.Fatalf("the notes do not tell how to join with the token %s:\n%s", token, notes)

@@ -215,7 +215,7 @@ func TestSameRights(t *testing.T) {
 		var role rbacv1.ClusterRole
 		if o.GetKind() == "ClusterRole" {
 			convert(t, o, &role)
-			want[role.Name] = slices.DeleteFunc(role.Rules, isLeases)
+			want[role.Name] = slices.DeleteFunc(role.Rules, isOwn)
 		}
 	}
 	for _, o := range render(t, "1.36", "") {
@@ -235,8 +235,10 @@ func TestSameRights(t *testing.T) {
 	}
 }
 
-// isLeases: the chart lets the controller have its own lease only, by a Role.
-func isLeases(r rbacv1.PolicyRule) bool { return slices.Equal(r.Resources, []string{"leases"}) }
+// isOwn: the chart lets the controller have its own lease and what it remembers, by a Role.
+func isOwn(r rbacv1.PolicyRule) bool {
+	return slices.Equal(r.Resources, []string{"leases"}) || slices.Equal(r.ResourceNames, []string{"vk-firkin-joined"})
+}
 
 // TestValuesArrive: what everything.yaml sets is where it belongs.
 func TestValuesArrive(t *testing.T) {
@@ -263,7 +265,7 @@ func TestValuesArrive(t *testing.T) {
 					t.Errorf("the selector %s=%s does not find the pods", key, value)
 				}
 			}
-			for _, arg := range []string{"--leader-elect-lease-duration=20s", "--log-level=debug", "--node-grace-period=60s", "--metrics-address=:9090"} {
+			for _, arg := range []string{"--leader-elect-lease-duration=20s", "--log-level=debug", "--node-grace-period=60s", "--metrics-address=:9090", "--node-networks=192.0.2.0/24", "--reserved-names=api.corp.example"} {
 				if !slices.Contains(c.Args, arg) {
 					t.Errorf("arguments %v lack %s", c.Args, arg)
 				}

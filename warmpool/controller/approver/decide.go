@@ -18,6 +18,8 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 )
 
 const (
@@ -34,9 +36,9 @@ const (
 const (
 	// settling is how long a request may be ahead of its Node: both are made when a node starts.
 	settling = time.Minute
-	// soon and later are when to look again, within that time and after it.
-	soon  = time.Second
-	later = 15 * time.Second
+	// soon and late are how often a request that waits is looked at, at first and at last.
+	soon = time.Second
+	late = 5 * time.Minute
 )
 
 // Verdict is what becomes of a request.
@@ -64,6 +66,11 @@ type Decision struct {
 	Message string
 	// After is when to look again, for Wait.
 	After time.Duration
+	// Person: for Wait, a person should decide.
+	Person bool
+	// Node, for Approve, is who is to be remembered, and Joined as what.
+	Node   string
+	Joined Joined
 }
 
 // Policy is what may be approved beside what is fixed.
@@ -72,7 +79,8 @@ type Policy struct {
 	JoinGroup string
 	// Networks are where nodes have their addresses; empty means anywhere.
 	Networks []netip.Prefix
-	// Reserved are addresses that no node may have a certificate for: the API server's.
+	// Reserved are addresses that no node may have a certificate for: the API server's. Those that the
+	// cluster names are added for each decision.
 	Reserved []netip.Addr
 	// ReservedNames are DNS names that no node may have, in any case: those by which the API
 	// server, or anything else that clients trust the cluster's authority for, is reached.
@@ -83,34 +91,46 @@ func deny(format string, args ...any) Decision {
 	return Decision{Verdict: Deny, Message: fmt.Sprintf(format, args...)}
 }
 
-// Decide looks at a request and at all Nodes.
-func (p Policy) Decide(csr *certificatesv1.CertificateSigningRequest, nodes []corev1.Node, now time.Time) Decision {
+// wait looks again after a quarter of the request's age: who stays, and who floods, costs little.
+func wait(age time.Duration, format string, args ...any) Decision {
+	return Decision{Verdict: Wait, Message: fmt.Sprintf(format, args...), After: min(max(age/4, soon), late)}
+}
+
+// ask waits for a person.
+func ask(age time.Duration, format string, args ...any) Decision {
+	d := wait(age, format, args...)
+	d.Person = true
+	return d
+}
+
+// Decide looks at a request and at the cluster.
+func (p Policy) Decide(csr *certificatesv1.CertificateSigningRequest, c Cluster, now time.Time) Decision {
 	if len(csr.Status.Conditions) > 0 || len(csr.Status.Certificate) > 0 {
 		return Decision{}
 	}
 	switch csr.Spec.SignerName {
 	case certificatesv1.KubeletServingSignerName:
-		return p.serving(csr, nodes, now)
+		return p.serving(csr, c, now.Sub(csr.CreationTimestamp.Time))
 	case certificatesv1.KubeAPIServerClientKubeletSignerName:
-		return p.client(csr, nodes)
+		return p.client(csr, c, now)
 	}
 	return Decision{}
 }
 
 // serving decides about the certificate of a kubelet API.
-func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, nodes []corev1.Node, now time.Time) Decision {
+func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster, age time.Duration) Decision {
 	name, ok := strings.CutPrefix(csr.Spec.Username, userPrefix)
 	if !ok || !slices.Contains(csr.Spec.Groups, nodesGroup) {
 		return Decision{} // no node's
 	}
-	node := find(nodes, name)
-	settled := now.Sub(csr.CreationTimestamp.Time) > settling
+	node := find(c.Nodes, name)
+	settled := age > settling
 	if node == nil {
-		return Decision{Verdict: Wait, Message: fmt.Sprintf("there is no Node %s", name), After: pause(settled)}
+		return wait(age, "there is no Node %s", name)
 	}
 	if !ours(node) {
 		if node.Status.NodeInfo.ContainerRuntimeVersion == "" && !settled {
-			return Decision{Verdict: Wait, Message: fmt.Sprintf("Node %s has no status yet", name), After: soon}
+			return wait(age, "Node %s has no status yet", name)
 		}
 		return Decision{} // another kubelet's, for its own approver
 	}
@@ -139,22 +159,36 @@ func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, nodes []c
 			return deny("%q is a name of the cluster's own", dns)
 		}
 	}
+	if len(request.IPAddresses) > maxAddresses {
+		return deny("a serving certificate is for %d addresses at most", maxAddresses)
+	}
+	addresses := []netip.Addr{}
 	for _, ip := range request.IPAddresses {
-		address, err := p.address(ip, node, nodes)
+		address, err := p.address(ip, node, c)
 		switch {
 		case err != nil && !settled && errors.Is(err, errNotOfNode):
-			return Decision{Verdict: Wait, Message: fmt.Sprintf("%s: %v", address, err), After: soon}
+			return wait(age, "%s: %v", address, err)
+		case errors.Is(err, errDisputed):
+			return ask(age, "%s: %v: when node %s is who should have it, approve by hand (kubectl certificate approve %s)", address, err, name, csr.Name)
 		case err != nil:
 			return deny("%s: %v", address, err)
 		}
+		addresses = append(addresses, address)
 	}
-	return Decision{Verdict: Approve, Message: fmt.Sprintf("asked for by node %s for its own name and addresses", name)}
+	return Decision{
+		Verdict: Approve, Message: fmt.Sprintf("asked for by node %s for its own name and addresses", name),
+		Node: name, Joined: Joined{Addresses: addresses},
+	}
 }
 
-var errNotOfNode = errors.New("the Node does not have this address")
+var (
+	errNotOfNode = errors.New("the Node does not have this address")
+	// errDisputed: it may be the node's. A denial would let any node keep another one from its renewal.
+	errDisputed = errors.New("not this node's alone")
+)
 
 // address checks one that a certificate is to be for.
-func (p Policy) address(ip net.IP, node *corev1.Node, nodes []corev1.Node) (netip.Addr, error) {
+func (p Policy) address(ip net.IP, node *corev1.Node, c Cluster) (netip.Addr, error) {
 	address, ok := netip.AddrFromSlice(ip)
 	address = address.Unmap()
 	if !ok || address.IsUnspecified() || address.IsMulticast() {
@@ -169,25 +203,35 @@ func (p Policy) address(ip net.IP, node *corev1.Node, nodes []corev1.Node) (neti
 		return address, nil
 	}
 	if slices.Contains(p.Reserved, address) {
-		return address, errors.New("the API server's own")
+		return address, errors.New("the API server's own: a node on its host needs --node-ip, or files with --tls-cert-file")
+	}
+	service, own := serviceAt(c.Services, address)
+	if own {
+		return address, fmt.Errorf("the address of Service %s", service)
 	}
 	if len(p.Networks) > 0 && !slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(address) }) {
 		return address, errors.New("not in the networks of nodes, see --node-networks of vk-firkin controller")
 	}
-	for i := range nodes {
-		if nodes[i].Name != node.Name && has(&nodes[i], address) {
-			return address, fmt.Errorf("also an address of Node %s: delete the one of them that is gone", nodes[i].Name)
+	// Who had a certificate for it before goes on; else nobody knows whose it is.
+	had := func(node string) bool { return slices.Contains(c.Joined[node].Addresses, address) }
+	for i := range c.Nodes {
+		other := c.Nodes[i].Name
+		if other != node.Name && has(&c.Nodes[i], address) && (had(other) || !had(node.Name)) {
+			return address, fmt.Errorf("%w: also an address of Node %s, which is to be deleted when it is gone", errDisputed, other)
 		}
+	}
+	if service != "" && !had(node.Name) {
+		return address, fmt.Errorf("%w: Service %s is reached by it from outside", errDisputed, service)
 	}
 	return address, nil
 }
 
 // client decides about a node's first certificate.
-func (p Policy) client(csr *certificatesv1.CertificateSigningRequest, nodes []corev1.Node) Decision {
-	group := cmp.Or(p.JoinGroup, DefaultJoinGroup)
-	if !strings.HasPrefix(csr.Spec.Username, bootstrapPrefix) || !slices.Contains(csr.Spec.Groups, group) {
+func (p Policy) client(csr *certificatesv1.CertificateSigningRequest, c Cluster, now time.Time) Decision {
+	if !p.byToken(csr) {
 		return Decision{} // a renewal, or a token of others
 	}
+	group, age := p.joinGroup(), now.Sub(csr.CreationTimestamp.Time)
 	request, err := parse(csr)
 	if err != nil {
 		return deny("%v", err)
@@ -208,11 +252,51 @@ func (p Policy) client(csr *certificatesv1.CertificateSigningRequest, nodes []co
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 || p.reserved(name) {
 		return deny("%q cannot be a node's name", name)
 	}
-	if find(nodes, name) != nil {
-		return Decision{Verdict: Wait, After: later, Message: fmt.Sprintf(
-			"Node %s exists already: when it is gone or its certificate was lost, delete it (kubectl delete node %s) or approve by hand (kubectl certificate approve %s)", name, name, csr.Name)}
+	// Who has the key already gets no more by it. For another one, the name must never have been anybody's: the
+	// first may still have its certificate, and renew it, whatever became of its Node.
+	key := keyOf(request)
+	before, known := c.Joined[name]
+	const byHand = "when this is the host that should have the name, approve by hand (kubectl certificate approve %s); when not, deny it and revoke its token"
+	switch {
+	case known && before.Key != key:
+		return ask(age, "node %s is known already, with another key: "+byHand, name, csr.Name)
+	case find(c.Nodes, name) != nil:
+		return ask(age, "Node %s exists already: "+byHand, name, csr.Name)
+	case slices.ContainsFunc(c.Ledgers, func(l v1alpha1.NodeLedger) bool { return l.Name == name }):
+		return ask(age, "the NodeLedger of a node %s exists already: "+byHand, name, csr.Name)
+	case !known && len(c.Joined) >= maxJoined:
+		return ask(age, "%v (ConfigMap %s), or approve by hand (kubectl certificate approve %s)", errFull, JoinedName, csr.Name)
 	}
-	return Decision{Verdict: Approve, Message: fmt.Sprintf("node %s joins with a token of %s", name, group)}
+	return Decision{
+		Verdict: Approve, Message: fmt.Sprintf("node %s joins with a token of %s", name, group),
+		Node: name, Joined: Joined{Key: key, Since: now.UTC().Truncate(time.Second)},
+	}
+}
+
+func (p Policy) joinGroup() string { return cmp.Or(p.JoinGroup, DefaultJoinGroup) }
+
+// byToken tells requests of who joins.
+func (p Policy) byToken(csr *certificatesv1.CertificateSigningRequest) bool {
+	return strings.HasPrefix(csr.Spec.Username, bootstrapPrefix) && slices.Contains(csr.Spec.Groups, p.joinGroup())
+}
+
+// byHand is who joins by a request that a person has approved; empty: it is none.
+func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, now time.Time) (string, Joined) {
+	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName || !p.byToken(csr) ||
+		!slices.ContainsFunc(csr.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
+			return c.Type == certificatesv1.CertificateApproved && c.Reason != Reason
+		}) {
+		return "", Joined{}
+	}
+	request, err := parse(csr)
+	if err != nil {
+		return "", Joined{}
+	}
+	name, ok := strings.CutPrefix(request.Subject.CommonName, userPrefix)
+	if !ok || len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return "", Joined{}
+	}
+	return name, Joined{Key: keyOf(request), Since: now.UTC().Truncate(time.Second)}
 }
 
 // parse reads the request itself, whose content is the requester's.
@@ -294,11 +378,4 @@ func has(n *corev1.Node, address netip.Addr) bool {
 		parsed, err := netip.ParseAddr(a.Address)
 		return err == nil && parsed.Unmap() == address
 	})
-}
-
-func pause(settled bool) time.Duration {
-	if settled {
-		return later
-	}
-	return soon
 }

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -23,6 +24,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/cert"
+
+	"github.com/vk-firkin/vk-firkin/crds/v1alpha1"
 )
 
 var now = time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
@@ -47,6 +50,18 @@ func node(name, runtime string, ips ...string) corev1.Node {
 	return n
 }
 
+func service(name string, ips ...string) corev1.Service {
+	return corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: corev1.ServiceSpec{ClusterIP: ips[0], ClusterIPs: ips}}
+}
+
+func many() map[string]Joined {
+	all := map[string]Joined{}
+	for i := range maxJoined {
+		all[fmt.Sprint("node-", i)] = Joined{Key: "x"}
+	}
+	return all
+}
+
 // request is one that is approved, before a case changes it.
 type request struct {
 	signer   string
@@ -60,6 +75,7 @@ type request struct {
 	usages   []certificatesv1.KeyUsage
 	age      time.Duration
 	raw      []byte
+	key      crypto.Signer // nil: a new one
 	forge    bool
 	decided  bool
 	policy   Policy
@@ -91,8 +107,12 @@ func (r request) object(t *testing.T) *certificatesv1.CertificateSigningRequest 
 	}
 	raw := r.raw
 	if raw == nil {
+		signer := r.key
+		if signer == nil {
+			signer = key(t)
+		}
 		var err error
-		if raw, err = cert.MakeCSRFromTemplate(key(t), template); err != nil {
+		if raw, err = cert.MakeCSRFromTemplate(signer, template); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -118,11 +138,21 @@ func TestDecide(t *testing.T) {
 		node("kubelet", "containerd://2.1", "192.0.2.30"), node("fresh", ""), node("kubernetes.default.svc", ours, "192.0.2.40"),
 	}
 	alone := slices.Concat(fleet[:2], fleet[3:]) // without the one that has mac-1's address
+	ledgers := []v1alpha1.NodeLedger{{ObjectMeta: metav1.ObjectMeta{Name: "mac-7"}}}
+	services := []corev1.Service{service("dns", "10.96.0.10", "2001:db8:ffff::10"), service("web", "10.96.0.11")}
+	services[1].Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.80"}}
+	services[1].Spec.ExternalIPs = []string{"192.0.2.81"}
+	claims := func(addresses ...string) []corev1.Node { return []corev1.Node{node("mac-1", ours, addresses...)} }
+	had := func(name string) map[string]Joined {
+		return map[string]Joined{name: {Key: "sha256:x", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10")}}}
+	}
 	for name, tt := range map[string]struct {
 		request func(*request)
 		join    bool
 		nodes   []corev1.Node
+		joined  map[string]Joined
 		want    Verdict
+		person  bool
 		why     string
 	}{
 		"its own name and address":     {want: Approve},
@@ -157,7 +187,16 @@ func TestDecide(t *testing.T) {
 		"an address it does not have yet":    {request: func(r *request) { r.ips = []string{"192.0.2.99"} }, want: Wait, why: "192.0.2.99"},
 		"an address it does not have at all": {request: func(r *request) { r.ips, r.age = []string{"192.0.2.99"}, 2*time.Minute }, want: Deny, why: "192.0.2.99"},
 		"another node's address":             {request: func(r *request) { r.ips, r.age = []string{"192.0.2.20"}, 2*time.Minute }, want: Deny, why: "does not have"},
-		"an address that two have":           {nodes: fleet, want: Deny, why: "also an address of Node shared"},
+		"an address that two have":           {nodes: fleet, want: Wait, person: true, why: "kubectl certificate approve csr-1"},
+		"that it had before the other":       {nodes: fleet, joined: had("mac-1"), want: Approve},
+		"that the other had before":          {nodes: fleet, joined: had("shared"), want: Wait, person: true, why: "also an address of Node shared"},
+		"the address of a service":           {nodes: claims("10.96.0.10"), request: func(r *request) { r.ips = []string{"10.96.0.10"} }, want: Deny, why: "Service default/dns"},
+		"its second address": {nodes: claims("2001:db8:ffff::10"), request: func(r *request) { r.ips = []string{"2001:db8:ffff::10"} },
+			want: Deny, why: "Service default/dns"},
+		"a load balancer's": {nodes: claims("192.0.2.80"), request: func(r *request) { r.ips = []string{"192.0.2.80"} }, want: Wait, person: true, why: "Service default/web"},
+		"an external one":   {nodes: claims("192.0.2.81"), request: func(r *request) { r.ips = []string{"192.0.2.81"} }, want: Wait, person: true, why: "Service default/web"},
+		"too many addresses": {nodes: claims("192.0.2.10"), request: func(r *request) { r.ips = slices.Repeat([]string{"192.0.2.10"}, 9) },
+			want: Deny, why: "8 addresses at most"},
 		"loopback, which all have": {nodes: fleet, request: func(r *request) {
 			r.user, r.subject.CommonName, r.dns, r.ips = "system:node:shared", "system:node:shared", []string{"shared"}, []string{"127.0.0.1"}
 		}, want: Approve},
@@ -176,8 +215,12 @@ func TestDecide(t *testing.T) {
 		"another group is ours":            {join: true, request: func(r *request) { r.policy.JoinGroup = "system:bootstrappers:x" }, want: Ignore},
 		"the group without a token":        {join: true, request: func(r *request) { r.user = "alice" }, want: Ignore},
 		"a renewal":                        {join: true, request: func(r *request) { r.user, r.groups = "system:node:mac-9", []string{"system:nodes"} }, want: Ignore},
-		"a token takes over a node":        {join: true, request: func(r *request) { r.subject.CommonName = "system:node:mac-1" }, want: Wait, why: "exists already"},
-		"even one that is not ours":        {join: true, request: func(r *request) { r.subject.CommonName = "system:node:kubelet" }, want: Wait, why: "exists already"},
+		"a token takes over a node":        {join: true, request: func(r *request) { r.subject.CommonName = "system:node:mac-1" }, want: Wait, person: true, why: "exists already"},
+		"even one that is not ours":        {join: true, request: func(r *request) { r.subject.CommonName = "system:node:kubelet" }, want: Wait, person: true, why: "exists already"},
+		"one of which a ledger is left":    {join: true, request: func(r *request) { r.subject.CommonName = "system:node:mac-7" }, want: Wait, person: true, why: "NodeLedger"},
+		"a name that another key has":      {join: true, joined: had("mac-9"), want: Wait, person: true, why: "another key"},
+		"a name that was a node's":         {join: true, joined: map[string]Joined{"mac-9": {}}, want: Wait, person: true, why: "kubectl certificate approve csr-1"},
+		"no more names":                    {join: true, joined: many(), want: Wait, person: true, why: JoinedName},
 		"a token wants to be admin":        {join: true, request: func(r *request) { r.subject.CommonName = "kubernetes-admin" }, want: Deny, why: "of nodes"},
 		"a token wants masters":            {join: true, request: func(r *request) { r.subject.Organization = []string{"system:nodes", "system:masters"} }, want: Deny, why: "organization"},
 		"a token wants a server":           {join: true, request: func(r *request) { r.usages = append(r.usages, certificatesv1.UsageServerAuth) }, want: Deny, why: "usages"},
@@ -204,13 +247,16 @@ func TestDecide(t *testing.T) {
 			for _, n := range r.networks {
 				r.policy.Networks = append(r.policy.Networks, netip.MustParsePrefix(n))
 			}
-			nodes := tt.nodes
+			nodes, joined := tt.nodes, tt.joined
 			if nodes == nil {
 				nodes = alone
 			}
-			got := r.policy.Decide(r.object(t), nodes, now)
+			got := r.policy.Decide(r.object(t), Cluster{Nodes: nodes, Ledgers: ledgers, Services: services, Joined: joined}, now)
 			if got.Verdict != tt.want || !strings.Contains(got.Message, tt.why) {
 				t.Errorf("decided %s %q, want %s with %q", got.Verdict, got.Message, tt.want, tt.why)
+			}
+			if got.Person != tt.person || (got.Verdict == Approve) != (got.Node != "") {
+				t.Errorf("%+v, want it for a person: %t, and somebody to remember when approved", got, tt.person)
 			}
 			if (got.Verdict == Wait) != (got.After > 0) {
 				t.Errorf("verdict %s with another look after %s", got.Verdict, got.After)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -27,26 +29,64 @@ const Reason = "VkFirkin"
 // requestTimeout bounds a pass over one request.
 const requestTimeout = 10 * time.Second
 
-// Add makes a manager decide about certificates by a policy, while it leads.
-func Add(m manager.Manager, p Policy, logger *slog.Logger) error {
-	r := &reconciler{client: m.GetClient(), policy: p, logger: logger, told: map[types.UID]string{}}
-	undecided := predicate.NewPredicateFuncs(func(o client.Object) bool {
-		csr, ok := o.(*certificatesv1.CertificateSigningRequest)
-		return ok && len(csr.Status.Conditions) == 0 && (csr.Spec.SignerName == certificatesv1.KubeletServingSignerName || csr.Spec.SignerName == certificatesv1.KubeAPIServerClientKubeletSignerName)
+// Reasons of the events of requests that wait for a person.
+const waitsReason = "WaitsForApproval"
+
+// Options say how certificates are decided about.
+type Options struct {
+	Policy Policy
+	// Namespace is where the ConfigMap JoinedName is.
+	Namespace string
+	// Events are for who looks at a request that waits.
+	Events record.EventRecorder
+	Logger *slog.Logger
+}
+
+// Add makes a manager decide about certificates, while it leads.
+func Add(m manager.Manager, o Options) error {
+	r := newReconciler(m.GetClient(), m.GetAPIReader(), o)
+	ours := predicate.NewPredicateFuncs(func(object client.Object) bool {
+		csr, ok := object.(*certificatesv1.CertificateSigningRequest)
+		return ok && r.concerns(csr)
 	})
 	return builder.ControllerManagedBy(m).Named("certificates").
-		For(&certificatesv1.CertificateSigningRequest{}, builder.WithPredicates(undecided)).
+		For(&certificatesv1.CertificateSigningRequest{}, builder.WithPredicates(ours)).
 		Complete(r)
+}
+
+func newReconciler(cached client.Client, live client.Reader, o Options) *reconciler {
+	return &reconciler{
+		client: cached, live: live, register: &register{live: live, writer: cached, namespace: o.Namespace},
+		policy: o.Policy, events: o.Events, logger: o.Logger, told: map[types.UID]string{},
+	}
 }
 
 // reconciler decides about one request at a time.
 type reconciler struct {
-	client client.Client
-	policy Policy
-	logger *slog.Logger
+	client   client.Client
+	live     client.Reader
+	register *register
+	policy   Policy
+	events   record.EventRecorder
+	logger   *slog.Logger
 
 	mu   sync.Mutex
 	told map[types.UID]string // guarded by mu; what was logged of requests that wait
+}
+
+// concerns tells the requests that are decided about here, and those that a person has approved.
+func (r *reconciler) concerns(csr *certificatesv1.CertificateSigningRequest) bool {
+	if len(csr.Status.Conditions) > 0 {
+		name, _ := r.policy.byHand(csr, time.Time{})
+		return name != ""
+	}
+	switch csr.Spec.SignerName {
+	case certificatesv1.KubeletServingSignerName:
+		return strings.HasPrefix(csr.Spec.Username, userPrefix)
+	case certificatesv1.KubeAPIServerClientKubeletSignerName:
+		return r.policy.byToken(csr)
+	}
+	return false
 }
 
 // Reconcile decides about a request. A Node that changes is seen when the request is looked at again.
@@ -57,21 +97,40 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := r.client.Get(ctx, req.NamespacedName, csr); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	nodes := &corev1.NodeList{}
-	if err := r.client.List(ctx, nodes); err != nil {
-		return reconcile.Result{}, fmt.Errorf("list nodes: %w", err)
+	if !r.concerns(csr) {
+		return reconcile.Result{}, nil
 	}
-	d := r.policy.Decide(csr, nodes.Items, time.Now())
+	cluster, policy, joined, err := r.look(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
 	log := r.logger.With("request", csr.Name, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
+	if name, news := policy.byHand(csr, time.Now()); name != "" {
+		r.forget(csr.UID)
+		if cluster.Joined[name].Key == news.Key {
+			return reconcile.Result{}, nil
+		}
+		log.Info("A person has approved a certificate", "node", name)
+		return r.again(r.register.write(ctx, joined, name, news))
+	}
+	d := policy.Decide(csr, cluster, time.Now())
 	if d.Verdict == Wait {
 		if r.news(csr.UID, d.Message) {
 			log.Info("A certificate waits", "why", d.Message)
+			if d.Person {
+				r.events.Event(csr, corev1.EventTypeWarning, waitsReason, d.Message)
+			}
 		}
 		return reconcile.Result{RequeueAfter: d.After}, nil
 	}
 	r.forget(csr.UID)
 	if d.Verdict == Ignore {
 		return reconcile.Result{}, nil
+	}
+	if d.Verdict == Approve { // before it is approved: a name that is given and not remembered would be given again
+		if err := r.register.write(ctx, joined, d.Node, d.Joined); err != nil {
+			return r.again(err)
+		}
 	}
 	condition := certificatesv1.CertificateApproved
 	if d.Verdict == Deny {
@@ -82,13 +141,21 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		Type: condition, Status: corev1.ConditionTrue, Reason: Reason, Message: d.Message,
 	})
 	if err := r.client.SubResource("approval").Update(ctx, csr); err != nil {
-		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) { // somebody was faster
-			return reconcile.Result{RequeueAfter: soon}, nil
+		if apierrors.IsNotFound(err) { // somebody was faster
+			return reconcile.Result{}, nil
 		}
-		return reconcile.Result{}, fmt.Errorf("decide about certificate request %s: %w", csr.Name, err)
+		return r.again(fmt.Errorf("decide about certificate request %s: %w", csr.Name, err))
 	}
 	log.Info("Decided about a certificate", "verdict", d.Verdict.String(), "why", d.Message)
 	return reconcile.Result{}, nil
+}
+
+// again is soon when somebody else was faster.
+func (r *reconciler) again(err error) (reconcile.Result, error) {
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		return reconcile.Result{RequeueAfter: soon}, nil
+	}
+	return reconcile.Result{}, err
 }
 
 // maxTold bounds what is remembered of requests that were deleted while they waited.
