@@ -198,6 +198,10 @@ func (s *Supply) inspect(ctx context.Context, id string, c *inquest, ask bool) {
 	if u, ok := m.(vm.Unreadable); ok {
 		ask, err, c.unreadable = true, u.Unreadable(), true
 	}
+	if errors.Is(err, vm.ErrNotFound) {
+		c.listed = false // it has gone meanwhile, and is not to be charged for
+		return
+	}
 	if !ask {
 		return
 	}
