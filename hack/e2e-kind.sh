@@ -23,7 +23,17 @@
 #
 # It keeps to what bash 3.2 knows, which is the one of macOS.
 set -euo pipefail
+# What is relative is so to where it was typed, and tests run in folders of their own.
+absolute() {
+  case "$1" in
+    /* | '') printf '%s' "$1" ;;
+    *) printf '%s/%s' "$from" "$1" ;;
+  esac
+}
+from=$PWD
 cd "$(dirname "$0")/.."
+FIRKIN_KIT_DIR=$(absolute "${FIRKIN_KIT_DIR:-}") FIRKIN_BUSYBOX=$(absolute "${FIRKIN_BUSYBOX:-}")
+export FIRKIN_BUSYBOX
 
 fail() {
   echo "e2e-kind: $*" >&2
@@ -37,7 +47,7 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=1 ;;
     --kubeconfig)
       [ $# -gt 1 ] || fail "--kubeconfig wants a file"
-      kubeconfig=$2
+      kubeconfig=$(absolute "$2")
       shift
       ;;
     *) fail "usage: $0 [--dry-run] [--kubeconfig FILE]" ;;
@@ -85,7 +95,7 @@ lacks() { missing="$missing
 has() { command -v "$1" >/dev/null 2>&1; }
 has go || lacks "go: from go.dev/dl"
 # shellcheck disable=SC2086 # it may have arguments
-has ${kubectl%% *} || lacks "kubectl: brew install kubectl; elsewhere kubernetes.io/docs/tasks/tools. Or KUBECTL=\"hack/controlplane/bin/controlplane kubectl\" after make controlplane"
+has ${kubectl%% *} || lacks "kubectl: brew install kubectl; elsewhere kubernetes.io/docs/tasks/tools. Or KUBECTL=\"$PWD/hack/controlplane/bin/controlplane kubectl\" after make controlplane"
 if [ -n "$new" ]; then
   if ! has docker; then
     lacks "docker: on a Mac Docker Desktop, or brew install docker colima && colima start; on Debian apt-get install docker.io"
@@ -223,6 +233,9 @@ if [ -n "$image" ]; then
     --set 'controller.tolerations[0].key=node-role.kubernetes.io/control-plane' --set 'controller.tolerations[0].operator=Exists' \
     --set 'controller.extraArgs={--node-grace-period=5s,--node-return-period=20s}'
 fi
+if [ -z "$dry" ] && bin/helm status vk-firkin --namespace "$namespace" --kubeconfig "$kubeconfig" >/dev/null 2>&1; then
+  fail "release vk-firkin is in namespace $namespace already, and is left alone: helm uninstall vk-firkin -n $namespace, or make test-e2e KUBECONFIG=$kubeconfig runs the stories beside it"
+fi
 installed=1
 run bin/helm install vk-firkin charts/vk-firkin --namespace "$namespace" --create-namespace --kubeconfig "$kubeconfig" "$@"
 did "the chart was installed"
@@ -264,7 +277,7 @@ begin() {
 step "This host joins as node $node, by the command that the chart printed"
 controller=
 if [ -z "$image" ]; then
-  begin controller bin/vk-firkin controller --kubeconfig "$kubeconfig" --health-probe-address "" --metrics-address ""
+  begin controller bin/vk-firkin controller --kubeconfig "$kubeconfig" --leader-elect-namespace "$namespace" --health-probe-address "" --metrics-address ""
   controller=$last
 fi
 server=$(out kc config view --minify -o 'jsonpath={.clusters[0].cluster.server}')

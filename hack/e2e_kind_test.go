@@ -100,6 +100,10 @@ func TestE2EKindOtherways(t *testing.T) {
 			fakes: []string{"go", "make", "kubectl"}, args: []string{"--kubeconfig", "kubeconfig"}, says: []string{"kind: the cluster was there", "at 127.0.0.1"},
 			calls: []string{"helm install", "go test", "helm uninstall"}, never: []string{"kind", "docker"},
 		},
+		"the chart is there": {
+			fakes: []string{"go", "make", "kubectl"}, args: []string{"--kubeconfig", "kubeconfig"}, env: []string{"RELEASED=1"}, code: 1,
+			says: []string{"release vk-firkin is in namespace vk-firkin already"}, never: []string{"helm install", "helm uninstall", "go test"},
+		},
 		"a dry run": {
 			fakes: linux, args: []string{"--dry-run"}, nobody: true,
 			says: []string{"+ kind create cluster", "+ bin/helm install", "+ go test -tags e2e", "+ kind delete cluster", "nothing: a dry run"},

@@ -37,6 +37,7 @@ case "$name $*" in
   "docker network inspect kind "*) printf 'fc00::1\n172.18.0.1\n' ;;
   "kind get clusters") echo "$CLUSTERS" ;;
   "kind version") echo "kind v0" ;;
+  "helm status "*) [ -n "${RELEASED:-}" ] || exit 1 ;;
   "helm get notes "*) echo "  vk-firkin join https://inner:6443 --token abcdef.0123456789abcdef --discovery-token-ca-cert-hash sha256:11" ;;
   "kubectl "*" config view "*) echo https://outer:6443 ;;
   "vk-firkin join "*) echo "token $(cat)" >>"$RECORD" ;;
@@ -105,6 +106,7 @@ func (s scene) run(t *testing.T, env []string, args ...string) (out string, call
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(s.root, "hack", s.script), args...)
 	// KUBECONFIG is a cluster of the user's, which the script must not touch.
+	cmd.Dir = s.root
 	cmd.Env = append([]string{"PATH=" + s.path, "RECORD=" + s.record, "OS=Linux", "FAILS=", "CLUSTERS=", "KUBECONFIG=/users/own", "FIRKIN_BUSYBOX=busybox", "E2E_TMP=" + s.path}, env...)
 	var b bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &b, &b

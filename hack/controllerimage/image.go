@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -170,8 +171,17 @@ func writeLayout(dir, ref string, index v1.ImageIndex) error {
 	}
 	return path.AppendIndex(index, layout.WithAnnotations(map[string]string{
 		"org.opencontainers.image.ref.name": tag.TagStr(),
-		"io.containerd.image.name":          tag.Name(), // in full, as containerd has names
+		"io.containerd.image.name":          containerdName(tag),
 	}))
+}
+
+// containerdName is a name in full, as containerd and the kubelet have it: they call the registry
+// docker.io that the library calls by the host that serves it.
+func containerdName(tag name.Tag) string {
+	if rest, is := strings.CutPrefix(tag.Name(), name.DefaultRegistry+"/"); is {
+		return "docker.io/" + rest
+	}
+	return tag.Name()
 }
 
 // writeArchive writes the layout as one file, whose bytes depend on the image and its name alone.

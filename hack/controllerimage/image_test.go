@@ -185,3 +185,21 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestContainerdName: what a runtime has imported is found by the name that a pod asks for.
+func TestContainerdName(t *testing.T) {
+	for ref, want := range map[string]string{
+		"vk-firkin:v1":                  "docker.io/library/vk-firkin:v1",
+		"tools/vk-firkin:v1":            "docker.io/tools/vk-firkin:v1",
+		"localhost/vk-firkin:v1":        "localhost/vk-firkin:v1",
+		"registry.example/vk-firkin:v1": "registry.example/vk-firkin:v1",
+	} {
+		tag, err := name.NewTag(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := containerdName(tag); got != want {
+			t.Errorf("%s is %s, want %s", ref, got, want)
+		}
+	}
+}

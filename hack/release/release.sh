@@ -52,6 +52,7 @@ if tar --version | grep -q GNU; then sparse=--sparse; fi
 rm -rf "$out"
 mkdir -p "$out"
 umask 022
+export COPYFILE_DISABLE=1 # or bsdtar on a Mac adds files for what it cannot say of others
 export CGO_ENABLED=0
 bill() { (cd hack/release && GOWORK=off go tool cyclonedx-gomod bin -json -version "$1" -output "$2" "$3"); }
 go run ./hack/licences -notices "$out/THIRD-PARTY-LICENCES.txt" ./cmd/vk-firkin ./cmd/firkin-agent >/dev/null

@@ -62,7 +62,17 @@ func TestExampleCIRunners(t *testing.T) {
 	}
 	before := machines()
 	applyExample(t, ns, example(t, "ci-runners/runners.yaml"))
-	kubectl(t, "wait", "-n", ns, "--for=condition=Complete", "--timeout=55s", "job/ci")
+	// A template is built for the first of them.
+	eventually(t, waitBuild, "the jobs are done", func() error {
+		out := kubectl(t, "get", "job", "ci", "-n", ns, "-o", `jsonpath={.status.conditions[?(@.status=="True")].type}`)
+		if strings.Contains(out, "Failed") {
+			t.Fatalf("the job has failed: %s", kubectl(t, "describe", "job", "ci", "-n", ns))
+		}
+		if !strings.Contains(out, "Complete") {
+			return fmt.Errorf("conditions are %q", out)
+		}
+		return nil
+	})
 	said := kubectl(t, "logs", "-n", ns, "-l", "app=ci-runner", "--tail=-1")
 	for i := range 4 {
 		if got := regexp.MustCompile(fmt.Sprintf(`(?m)^job %d on ci-%d finds all modules$`, i, i)).FindAllString(said, -1); len(got) != 1 {

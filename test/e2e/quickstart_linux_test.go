@@ -48,7 +48,7 @@ func TestThreeCommands(t *testing.T) {
 		t.Fatalf("%s: %v\n%s", commands[0], err, notes)
 	}
 	q.runController(t)
-	q.start(t, "join", fillIn(t, commands[1], notes)+q.floors(t))
+	q.start(t, "join", fillIn(t, commands[1], notes)+q.further(t))
 	q.must(t, commands[2])
 
 	q.must(t, "kubectl wait --for=create --timeout=60s node/"+hostName(t)+" && kubectl wait --for=condition=Ready --timeout=60s node/"+hostName(t))
@@ -231,7 +231,7 @@ func (q *quickstart) start(t *testing.T, name, line string) {
 	}
 	cmd := q.command(context.Background(), "exec "+line)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -281,16 +281,29 @@ func (q *quickstart) runController(t *testing.T) {
 	q.start(t, "controller", line+" --kubeconfig "+kubeconfig)
 }
 
-// floors are further flags for a host whose disk is too full for the defaults: what is left of it is no part of the story.
-func (q *quickstart) floors(t *testing.T) string {
+// further are flags for a host whose disk is too full for the defaults, or whose ports are taken: neither is part of
+// the story.
+func (q *quickstart) further(t *testing.T) string {
 	t.Helper()
+	flags := ""
+	for flag, port := range map[string]string{"--kubelet-port ": ":10250", "--metrics-address 127.0.0.1:": "127.0.0.1:10255"} {
+		if l, err := net.Listen("tcp", port); err == nil {
+			_ = l.Close()
+			continue
+		}
+		t.Logf("%s is taken", port)
+		flags += fmt.Sprintf(" %s%d", flag, freePort(t))
+	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(q.dir, &fs); err != nil {
 		t.Fatal(err)
 	}
 	if free := fs.Bavail * uint64(fs.Bsize); free < 22<<30 {
 		t.Logf("%d MiB of disk are free, less than nodes want: with lower floors", free>>20)
-		return " -- --min-free-disk 2Gi --refill-min-free-disk 3Gi"
+		flags += " --min-free-disk 2Gi --refill-min-free-disk 3Gi"
+	}
+	if flags != "" {
+		return " --" + flags
 	}
 	return ""
 }

@@ -425,13 +425,21 @@ func testUninstall(t *testing.T, c *clusterUnderTest) {
 	}
 	c.nothingLeft(t)
 	c.must(t, "", "get", "warmpool/python", "snapshottemplate/python", "crd/nodeledgers.firkin.dev")
-	// The next release takes the definitions over.
+	// Who joined keeps its name: its certificate is good without the release.
+	joined := c.must(t, "", "get", "configmap/vk-firkin-joined", "-n", namespace, "-o", "jsonpath={.metadata.uid} {.data}")
+	defer func() {
+		if now := c.must(t, "", "get", "configmap/vk-firkin-joined", "-n", namespace, "-o", "jsonpath={.metadata.uid} {.data}"); now != joined {
+			t.Errorf("the names that were given are %s, were %s", now, joined)
+		}
+	}()
+	// The next release takes them and the definitions over.
 	if _, err := helm(t, c.Kubeconfig, "install", release, chartDir, "--namespace", namespace); err != nil {
 		t.Errorf("install once more: %v", err)
 	}
 }
 
-// nothingLeft waits until nothing is left of the release, in no namespace and of no kind, but the definitions.
+// nothingLeft waits until nothing is left of the release, in no namespace and of no kind, but the definitions and
+// the names that were given to nodes.
 func (c *clusterUnderTest) nothingLeft(t *testing.T) {
 	t.Helper()
 	kinds := strings.Fields(c.must(t, "", "api-resources", "--verbs=list", "-o", "name"))
@@ -445,12 +453,12 @@ func (c *clusterUnderTest) nothingLeft(t *testing.T) {
 			return err
 		}
 		for line := range strings.Lines(out) {
-			if line = strings.TrimSpace(line); !strings.HasPrefix(line, "customresourcedefinition.") {
+			if line = strings.TrimSpace(line); !strings.HasPrefix(line, "customresourcedefinition.") && line != "configmap/vk-firkin-joined" {
 				left = append(left, line)
 			}
 		}
 		for line := range strings.Lines(c.must(t, "", "get", "leases,serviceaccounts,secrets,configmaps", "-n", namespace, "-o", "name")) {
-			if line = strings.TrimSpace(line); line != "serviceaccount/default" && line != "configmap/kube-root-ca.crt" {
+			if line = strings.TrimSpace(line); !slices.Contains([]string{"serviceaccount/default", "configmap/kube-root-ca.crt", "configmap/vk-firkin-joined"}, line) {
 				left = append(left, line)
 			}
 		}
