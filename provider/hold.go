@@ -380,13 +380,14 @@ func (w *worker) lose(reason, message string) {
 	w.log.Warn("Machine is lost", "machine", m.id, "reason", reason, "message", message)
 	w.env.events.pod(s.pod, true, reason, "Machine "+m.id+": "+message)
 	for _, c := range s.containers {
-		switch {
-		case c.step == containerRunning, c.step == containerUnknown:
+		switch c.step {
+		case containerRunning, containerUnknown:
 			// One of an earlier process that was begun may have run, whatever was written of it
 			// afterwards: on a full disk nothing was. It counts, or it would run twice.
 			w.ended(c, reason, message)
-		case c.step == containerExited:
+		case containerExited:
 			c.drained = true
+		case containerWaiting, containerStarting: // nothing has run
 		}
 	}
 }

@@ -157,15 +157,16 @@ func (w *worker) release(ctx context.Context) {
 // ended with it: a start may have been answered after the machine was lost, and a
 // kill need not have been.
 func (w *worker) leftBehind(c *containerState, lost *loss) {
-	switch {
-	case c.step == containerExited:
+	switch c.step {
+	case containerExited:
 		c.drained = true
-	case c.step == containerRunning, c.step == containerUnknown:
+	case containerRunning, containerUnknown:
 		reason, message := reasonStatusUnknown, "The container did not end before its machine was deleted"
 		if lost != nil {
 			reason, message = lost.reason, lost.message
 		}
 		w.ended(c, reason, message)
+	case containerWaiting, containerStarting: // nothing has run
 	}
 }
 
