@@ -50,8 +50,8 @@ func checkThen(then string, rest []string) error {
 			return fmt.Errorf("--%s after --: give it before, as a flag of join, or leave it out", name)
 		}
 	}
-	if system, err := cmd.Flags().GetBool("system"); err != nil || !system {
-		return nil // no flag of the other one
+	if system := cmd.Flags().Lookup("system"); system == nil || system.Value.String() != "true" {
+		return nil
 	}
 	me, err := thisPerson()
 	if err != nil {
