@@ -15,6 +15,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/vk-firkin/vk-firkin/vm"
 	"github.com/vk-firkin/vk-firkin/vm/guest"
@@ -24,6 +25,9 @@ const (
 	// maxAPIConnections bounds the connections of one pod to the API server. Further ones wait in
 	// the machine.
 	maxAPIConnections = 64
+	// apiConnectionRate is how many a second one pod may make for long, after as many at once as it
+	// may have: the API server sees them all come from this node.
+	apiConnectionRate = 10
 	// apiDialTimeout is how long the API server, or a machine, may take to answer.
 	apiDialTimeout              = 10 * time.Second
 	apiRetryFirst, apiRetryMax  = 100 * time.Millisecond, 5 * time.Second
@@ -145,6 +149,8 @@ func (f *apiForwarder) serve(l apiListener, address netip.AddrPort) {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	slots := make(chan struct{}, maxAPIConnections)
+	// Connections of programs may be short, so that their number is all that tells a flood of a guest.
+	turns := flowcontrol.NewTokenBucketRateLimiter(apiConnectionRate, maxAPIConnections)
 	failures := 0
 	for {
 		if failures > 0 && !sleep(f.ctx, retryDelay(failures, apiRetryFirst, apiRetryMax)) {
@@ -162,6 +168,10 @@ func (f *apiForwarder) serve(l apiListener, address netip.AddrPort) {
 		select {
 		case slots <- struct{}{}:
 		case <-f.ctx.Done():
+			_ = l.Close()
+			return
+		}
+		if turns.Wait(f.ctx) != nil {
 			_ = l.Close()
 			return
 		}

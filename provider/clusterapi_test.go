@@ -10,7 +10,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -154,6 +157,55 @@ func TestAPIForwarder(t *testing.T) {
 	asked := len(m.asked)
 	if err := f.open(t.Context()); err != nil || len(m.asked) != asked {
 		t.Errorf("open after close asks the machine: %v", err)
+	}
+}
+
+// floodingMachine connects as often as it is let, and ends each connection at once, or never.
+type floodingMachine struct{ ends bool }
+
+func (m floodingMachine) Accept(ctx context.Context) (net.Conn, error) {
+	ours, theirs := net.Pipe()
+	if m.ends {
+		_ = ours.Close()
+	}
+	return theirs, ctx.Err()
+}
+
+func (floodingMachine) Close() error { return nil }
+
+// TestAPIForwarderFlood: a guest that makes connections without end has the node dial as often as it may, and no more.
+func TestAPIForwarderFlood(t *testing.T) {
+	const seconds = 60
+	for name, tt := range map[string]struct {
+		ends bool
+		want int64
+	}{
+		"that end at once": {true, maxAPIConnections + seconds*apiConnectionRate},
+		"that stay":        {false, maxAPIConnections},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var dials atomic.Int64
+				var f *apiForwarder
+				_, f = newScripted(func(context.Context) (net.Conn, error) {
+					if dials.Add(1) > 5000 { // without a bound time would stand still
+						<-f.ctx.Done()
+						return nil, f.ctx.Err()
+					}
+					ours, _ := net.Pipe()
+					return ours, nil
+				})
+				f.listen = func(context.Context, netip.AddrPort) (apiListener, error) { return floodingMachine{tt.ends}, nil }
+				if err := f.open(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(seconds * time.Second)
+				if n := dials.Load(); n > tt.want || n < tt.want-1 {
+					t.Errorf("%d connections in %d seconds, want %d", n, seconds, tt.want)
+				}
+				f.close()
+			})
+		})
 	}
 }
 

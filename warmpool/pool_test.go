@@ -440,7 +440,7 @@ func TestDrain(t *testing.T) {
 		if err := p.supply.Drain(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		p.supply.SetTargets([]Target{target("a", tmpl, 4, 0)}) // ignored
+		p.supply.SetTargets([]Target{target("a", tmpl, 4, 0)}) // for later
 		pass(time.Minute)
 		if got := p.host.ids(); !slices.Equal(got, []string{l.MachineID()}) {
 			t.Errorf("left %v", got)

@@ -64,8 +64,10 @@ type shelves struct {
 	byTemplate map[string][]*pool
 	// targeted: targets are known. Before, nothing is too much.
 	targeted bool
-	// drained: they stay empty.
-	drained bool
+	// drained is how often they were drained, and not resumed: they stay empty, and wanted are the
+	// targets that they have again then.
+	drained int
+	wanted  []Target
 }
 
 func newShelves() shelves {

@@ -196,17 +196,44 @@ func (l *Ledger) setSkips(pools []planPool, skips []Skip) (changed []changedSkip
 	return changed
 }
 
-// drain drops all pools for good.
+// drain drops all pools, until resume.
 func (l *Ledger) drain() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.shelves.drained == 0 {
+		for _, p := range l.shelves.pools {
+			if p.target != nil {
+				l.shelves.wanted = append(l.shelves.wanted, *p.target)
+			}
+		}
+	}
+	l.shelves.drained++
 	l.shelves.setTargets(nil, l.now())
-	l.shelves.drained = true
 	for _, p := range l.shelves.pools {
 		for _, e := range slices.Concat(p.inFlight, p.ready) {
 			l.evictLocked(e, EvictDrained)
 		}
 	}
+}
+
+// resume undoes one drain, if there was any.
+func (l *Ledger) resume() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shelves.drained == 0 {
+		return
+	}
+	if l.shelves.drained--; l.shelves.drained == 0 {
+		l.retarget(l.shelves.wanted)
+		l.shelves.wanted = nil
+	}
+}
+
+// retarget replaces all targets. With mu held.
+func (l *Ledger) retarget(targets []Target) {
+	l.shelves.setTargets(targets, l.now())
+	l.serve() // other entries may be reclaimable now
+	l.changed()
 }
 
 func (l *Ledger) hasWarm() bool {

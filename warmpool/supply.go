@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -246,12 +247,11 @@ func (s *Supply) SetCapacity(capacity Budget) error { return s.ledger.SetCapacit
 func (s *Supply) SetTargets(targets []Target) {
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()
-	if s.ledger.shelves.drained {
+	if s.ledger.shelves.drained > 0 {
+		s.ledger.shelves.wanted = slices.Clone(targets)
 		return
 	}
-	s.ledger.shelves.setTargets(targets, s.ledger.now())
-	s.ledger.serve() // other entries may be reclaimable now
-	s.ledger.changed()
+	s.ledger.retarget(targets)
 }
 
 // Changes holds a message when anything in Status has changed since it was last
@@ -311,7 +311,7 @@ func (s *Supply) Prepare(ctx context.Context, shapes []vm.Shape) error {
 	return errors.Join(errs...)
 }
 
-// Drain ends all pools for good: targets are dropped, and further ones ignored. It
+// Drain ends all pools: targets are dropped, and further ones wait for Resume. It
 // returns when every warm entry is deleted, or with ctx's error. Machines of pods are
 // not touched.
 func (s *Supply) Drain(ctx context.Context) error {
@@ -340,6 +340,10 @@ func (s *Supply) Drain(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Resume undoes one Drain, also one that has failed: pools are filled again, by the targets
+// that were set last. Without a Drain it does nothing.
+func (s *Supply) Resume() { s.ledger.resume() }
 
 // Shutdown refuses new work, ends what is under way (an unfinished Acquire or refill
 // deletes its machine), closes the connections to guests, and waits. Machines of

@@ -184,14 +184,16 @@ func (o *joinOptions) run(ctx context.Context, out io.Writer) error {
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return err
 	}
-	lock, err := durable.LockDir(o.StateDir)
-	if err != nil {
-		return fmt.Errorf("a node that runs keeps its credentials: %w", refusalOfLock(err))
+	lock, busy := durable.LockDir(o.StateDir)
+	if busy == nil {
+		defer lock.Close()
 	}
-	defer lock.Close()
 	dir := credentialsDir(o.StateDir)
 	if own, err := identity.Open(dir, identity.Options{}); err == nil && !o.Replace {
-		return fmt.Errorf("this host has joined %s as node %s, with credentials that are good until %s and are renewed when the node runs: run `vk-firkin node`, or give --replace to join anew", own.Config().Host, own.NodeName, own.Expires().Format(time.RFC3339))
+		return o.joinedAlready(own, out)
+	}
+	if busy != nil {
+		return fmt.Errorf("a node that runs keeps its credentials: %w", refusalOfLock(busy))
 	}
 	config, err := o.bootstrapConfig(ctx, out)
 	if err != nil {
@@ -215,6 +217,37 @@ func (o *joinOptions) run(ctx context.Context, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "\nNext:\n  vk-firkin node          run the node here, until it is told to stop\n  kubectl get node %s     see it from the cluster\n", own.NodeName)
 	return nil
+}
+
+// joinedAlready is what a join is that is repeated, since what it was to go on with did not go well: no error.
+// One that wants to be another node, or to go on with nothing, is one.
+func (o *joinOptions) joinedAlready(own *identity.Identity, out io.Writer) error {
+	has := fmt.Sprintf("has joined %s as node %s, with credentials that are good until %s and are renewed when the node runs", own.Config().Host, own.NodeName, own.Expires().Format(time.RFC3339))
+	next := "node"
+	if o.Then != "" {
+		next = o.Then
+		server, err := o.server()
+		if err != nil {
+			return err
+		}
+		if server == own.Config().Host && o.NodeName == own.NodeName {
+			_, err := fmt.Fprintf(out, "This host %s: going on with vk-firkin %s.\n", has, next)
+			return err
+		}
+	}
+	return fmt.Errorf("this host %s: run `vk-firkin %s`, or give --replace to join anew", has, next)
+}
+
+// server is the API server that is to be joined.
+func (o *joinOptions) server() (string, error) {
+	if o.Bootstrap == "" {
+		return strings.TrimSuffix(o.discovery.Server, "/"), nil // as discovery has it
+	}
+	config, err := identity.ReadBootstrapKubeconfig(o.Bootstrap)
+	if err != nil {
+		return "", err
+	}
+	return config.Host, nil
 }
 
 // bootstrapConfig is with what right the certificate is asked for.

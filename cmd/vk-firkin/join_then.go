@@ -50,7 +50,29 @@ func checkThen(then string, rest []string) error {
 			return fmt.Errorf("--%s after --: give it before, as a flag of join, or leave it out", name)
 		}
 	}
-	return nil
+	if system := cmd.Flags().Lookup("system"); system == nil || system.Value.String() != "true" {
+		return nil
+	}
+	me, err := thisPerson()
+	if err != nil {
+		return fmt.Errorf("find out who runs this: %w", err)
+	}
+	runAs, err := cmd.Flags().GetString("run-as")
+	return errors.Join(err, checkThenSystem(me, runAs))
+}
+
+// checkThenSystem refuses a service of the host whose node could not read what this host joins with, which is private
+// to whoever runs join. Pure.
+func checkThenSystem(me person, runAs string) error {
+	switch {
+	case me.uid != 0:
+		return errors.New("--system after --: it needs root, and what root joins with nobody else may read: run vk-firkin join as you do, without --then, and sudo vk-firkin install --system after it")
+	case runAs == me.name:
+		return nil
+	case runAs == "":
+		runAs = "USER"
+	}
+	return fmt.Errorf("--system after --: the node would run as %[1]s, who may not read what %[2]s joins with: run vk-firkin join as %[1]s, without --then, and sudo vk-firkin install --system --run-as %[1]s after it", runAs, me.name)
 }
 
 // goOn runs the next command with the folders of the one that joined.

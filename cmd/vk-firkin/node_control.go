@@ -61,7 +61,7 @@ func (n *node) controls() map[string]http.HandlerFunc {
 		"POST " + controlGC:    func(w http.ResponseWriter, r *http.Request) { serveGC(w, r, n.collect) },
 		"GET " + controlStatus: func(w http.ResponseWriter, r *http.Request) { reply(w, n.report(r.Context())) },
 		"POST " + controlLeave: func(w http.ResponseWriter, r *http.Request) {
-			leaving{left: n.podsWithMachines, hold: n.provider.Hold, drain: n.supply.Drain}.serve(w, r)
+			leaving{left: n.podsWithMachines, hold: n.provider.Hold, drain: n.supply.Drain, refill: n.supply.Resume}.serve(w, r)
 		},
 		"POST " + controlHandover: n.handover.serve,
 	}

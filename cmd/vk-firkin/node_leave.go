@@ -55,8 +55,9 @@ type leaving struct {
 	left func() []string
 	// hold refuses new pods until resume.
 	hold func() (resume func())
-	// drain ends warm machines, and no more are made.
-	drain func(context.Context) error
+	// drain ends warm machines, and no more are made until refill.
+	drain  func(context.Context) error
+	refill func()
 }
 
 // serve ends the warm machines of a node that is about to go for good, unless machines of pods would be left
@@ -78,23 +79,29 @@ func (l leaving) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), leaveTimeout)
 	defer cancel()
+	defer func() {
+		if !goes {
+			l.refill()
+		}
+	}()
 	if err := l.drain(ctx); err != nil {
-		http.Error(w, "warm machines could not be ended: "+err.Error(), http.StatusInternalServerError)
+		http.Error(w, "warm machines could not be ended: "+err.Error()+"; the node stays, and makes those anew that were", http.StatusInternalServerError)
 		return
 	}
 	// What was promised to a pod before the door was closed has come out of the pool meanwhile.
-	if refuseToLeave(w, l.left()) {
+	if refuseToLeave(w, l.left(), "; the node stays, and makes its warm machines anew, which have ended") {
 		return
 	}
 	goes = true
 	reply(w, struct{}{})
 }
 
-func refuseToLeave(w http.ResponseWriter, stay []string) bool {
+// refuseToLeave says what would be left behind, if anything, and what became of the node.
+func refuseToLeave(w http.ResponseWriter, stay []string, became ...string) bool {
 	if len(stay) == 0 {
 		return false
 	}
-	http.Error(w, fmt.Sprintf("%d machines are still in use: %s", len(stay), strings.Join(stay[:min(len(stay), 5)], ", ")), http.StatusConflict)
+	http.Error(w, fmt.Sprintf("%d machines are still in use: %s", len(stay), strings.Join(stay[:min(len(stay), 5)], ", "))+strings.Join(became, ""), http.StatusConflict)
 	return true
 }
 

@@ -81,10 +81,20 @@ func uninstall(ctx context.Context, out io.Writer, d directories, given string, 
 	} else if err := leave(ctx, d.StateDir); err != nil {
 		return fmt.Errorf("%w: kubectl drain the node, or use --force to leave machines running", err)
 	}
-	if err := service.Do(ctx, steps, func(s service.Step) { fmt.Fprintln(out, s) }); err != nil {
+	if err := removeService(ctx, out, steps, force); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "Removed. %s and %s stay, and %s; kubectl delete node takes the node out of the cluster.\n", d.StateDir, d.CacheDir, t.Program())
+	return err
+}
+
+// removeService removes it after its node was told to leave, unless that was forced. That cannot be taken back:
+// whose node goes on must know what it does not do any more.
+func removeService(ctx context.Context, out io.Writer, steps []service.Step, force bool) error {
+	err := service.Do(ctx, steps, func(s service.Step) { fmt.Fprintln(out, s) })
+	if err != nil && !force {
+		return fmt.Errorf("%w; the node, if it runs, takes no more pods and keeps no warm machines until it is started anew: run this again, or start it anew", err)
+	}
 	return err
 }
 

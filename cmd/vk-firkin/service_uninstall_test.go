@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -29,8 +30,9 @@ func (n *aNode) leaving() leaving {
 			n.did = append(n.did, "look")
 			return n.left(n.did)
 		},
-		hold:  func() func() { n.did = append(n.did, "hold"); return func() { n.did = append(n.did, "resume") } },
-		drain: func(context.Context) error { n.did = append(n.did, "drain"); return n.fail },
+		hold:   func() func() { n.did = append(n.did, "hold"); return func() { n.did = append(n.did, "resume") } },
+		drain:  func(context.Context) error { n.did = append(n.did, "drain"); return n.fail },
+		refill: func() { n.did = append(n.did, "refill") },
 	}
 }
 
@@ -55,8 +57,8 @@ func TestLeave(t *testing.T) {
 		"nothing is left":           {aNode{left: func([]string) []string { return nil }}, "look hold look drain look", nil},
 		"pods":                      {aNode{left: func([]string) []string { return six }}, "look", []string{"6 machines", "pod a/5"}},
 		"a pod before the door":     {aNode{left: after("hold")}, "look hold look resume", []string{"pod a/late"}},
-		"a pod with a warm machine": {aNode{left: after("drain")}, "look hold look drain look resume", []string{"pod a/late"}},
-		"it cannot drain":           {aNode{left: func([]string) []string { return nil }, fail: boom}, "look hold look drain resume", []string{"boom"}},
+		"a pod with a warm machine": {aNode{left: after("drain")}, "look hold look drain look refill resume", []string{"pod a/late", "warm machines anew"}},
+		"it cannot drain":           {aNode{left: func([]string) []string { return nil }, fail: boom}, "look hold look drain refill resume", []string{"boom", "makes those anew"}},
 	} {
 		root := t.TempDir()
 		serveAs(t, root, map[string]http.HandlerFunc{"POST " + controlLeave: c.node.leaving().serve})
@@ -78,6 +80,20 @@ func TestLeave(t *testing.T) {
 	serveAs(t, old, nil)
 	if err := leave(t.Context(), old); err == nil || !strings.Contains(err.Error(), "restart it") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A service that cannot be removed may have a node that has left already.
+func TestRemoveService(t *testing.T) {
+	steps := []service.Step{{Run: []string{"false"}, Remedy: "log in"}}
+	for force, want := range map[bool]bool{false: true, true: false} {
+		err := removeService(t.Context(), io.Discard, steps, force)
+		if err == nil || !strings.Contains(err.Error(), "log in") || strings.Contains(err.Error(), "takes no more pods and keeps no warm machines") != want {
+			t.Errorf("by force %t: %v", force, err)
+		}
+	}
+	if err := removeService(t.Context(), io.Discard, nil, false); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -30,8 +30,15 @@ type PortListener struct {
 // ctx's, and vm.ErrUnavailable when the machine does not answer or is gone.
 func ListenAddress(ctx context.Context, client agentv1connect.AgentServiceClient, address netip.AddrPort) (*PortListener, error) {
 	start := &agentv1.ForwardStart{Port: int32(address.Port()), Address: address.Addr().String()}
-	l, err := startForward(ctx, client, start, portAddr{network: "tcp", port: int(address.Port())}, func(m *agentv1.ForwardResponse) bool { return m.GetListening() != nil })
-	if errors.Is(err, ErrRefused) { // it does not know of addresses, and tried its own
+	dialled := false
+	l, err := startForward(ctx, client, start, portAddr{network: "tcp", port: int(address.Port())}, func(m *agentv1.ForwardResponse) bool {
+		dialled = m.GetConnected() != nil
+		return m.GetListening() != nil
+	})
+	switch { // one that does not know of addresses tries the port of its own
+	case dialled:
+		err = fmt.Errorf("%w: the machine's agent is too old: it connected to port %d of the machine", vm.ErrNotSupported, address.Port())
+	case errors.Is(err, ErrRefused):
 		err = fmt.Errorf("%w: the machine's agent is too old: %w", vm.ErrNotSupported, err)
 	}
 	if err != nil {
