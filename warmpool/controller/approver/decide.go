@@ -110,7 +110,7 @@ func (p Policy) Decide(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 	}
 	switch csr.Spec.SignerName {
 	case certificatesv1.KubeletServingSignerName:
-		return p.serving(csr, c, now.Sub(csr.CreationTimestamp.Time))
+		return p.serving(csr, c, now)
 	case certificatesv1.KubeAPIServerClientKubeletSignerName:
 		return p.client(csr, c, now)
 	}
@@ -118,12 +118,12 @@ func (p Policy) Decide(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 }
 
 // serving decides about the certificate of a kubelet API.
-func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster, age time.Duration) Decision {
+func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster, now time.Time) Decision {
 	name, ok := strings.CutPrefix(csr.Spec.Username, userPrefix)
 	if !ok || !slices.Contains(csr.Spec.Groups, nodesGroup) {
 		return Decision{} // no node's
 	}
-	node := find(c.Nodes, name)
+	node, age := find(c.Nodes, name), now.Sub(csr.CreationTimestamp.Time)
 	settled := age > settling
 	if node == nil {
 		return wait(age, "there is no Node %s", name)
@@ -177,7 +177,7 @@ func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster
 	}
 	return Decision{
 		Verdict: Approve, Message: fmt.Sprintf("asked for by node %s for its own name and addresses", name),
-		Node: name, Joined: Joined{Addresses: addresses},
+		Node: name, Joined: Joined{Addresses: addresses, AddressesSince: now.UTC().Truncate(time.Second)},
 	}
 }
 
@@ -280,12 +280,21 @@ func (p Policy) byToken(csr *certificatesv1.CertificateSigningRequest) bool {
 	return strings.HasPrefix(csr.Spec.Username, bootstrapPrefix) && slices.Contains(csr.Spec.Groups, p.joinGroup())
 }
 
-// byHand is who joins by a request that a person has approved; empty: it is none.
-func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, now time.Time) (string, Joined) {
-	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName || !p.byToken(csr) ||
-		!slices.ContainsFunc(csr.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
-			return c.Type == certificatesv1.CertificateApproved && c.Reason != Reason
-		}) {
+// approval is what a person has approved a request by; nil: nobody has.
+func approval(csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequestCondition {
+	i := slices.IndexFunc(csr.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
+		return c.Type == certificatesv1.CertificateApproved && c.Reason != Reason
+	})
+	if i < 0 {
+		return nil
+	}
+	return &csr.Status.Conditions[i]
+}
+
+// byHand is whose request a person has approved, and as what the name is known from then on; empty: it is none of ours.
+func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, c Cluster, now time.Time) (string, Joined) {
+	approved := approval(csr)
+	if approved == nil {
 		return "", Joined{}
 	}
 	request, err := parse(csr)
@@ -296,7 +305,30 @@ func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, now time.T
 	if !ok || len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return "", Joined{}
 	}
-	return name, Joined{Key: keyOf(request), Since: now.UTC().Truncate(time.Second)}
+	switch csr.Spec.SignerName {
+	case certificatesv1.KubeAPIServerClientKubeletSignerName:
+		if p.byToken(csr) {
+			return name, Joined{Key: keyOf(request), Since: now.UTC().Truncate(time.Second)}
+		}
+	case certificatesv1.KubeletServingSignerName:
+		node := find(c.Nodes, name)
+		if csr.Spec.Username != userPrefix+name || !slices.Contains(csr.Spec.Groups, nodesGroup) || node == nil || !ours(node) ||
+			len(request.IPAddresses) > maxAddresses {
+			return "", Joined{}
+		}
+		// A node makes a new key and a new request every 15 minutes (client-go's certificate manager), so what was approved may
+		// be used by nobody: that it may have the addresses is true of the next one too. Those that it no longer has are not given.
+		var addresses []netip.Addr
+		for _, ip := range request.IPAddresses {
+			if address, ok := netip.AddrFromSlice(ip); ok && has(node, address.Unmap()) {
+				addresses = append(addresses, address.Unmap())
+			}
+		}
+		if len(addresses) > 0 {
+			return name, Joined{Addresses: addresses, AddressesSince: now.UTC().Truncate(time.Second)}
+		}
+	}
+	return "", Joined{}
 }
 
 // parse reads the request itself, whose content is the requester's.

@@ -267,3 +267,59 @@ func TestDecide(t *testing.T) {
 		})
 	}
 }
+
+// What a person approves is remembered when it is a request of ours, as far as it is true.
+func TestByHand(t *testing.T) {
+	const ours = "firkin://v1"
+	nodes := []corev1.Node{node("mac-1", ours, "192.0.2.10", "127.0.0.1"), node("kubelet", "containerd://2.1", "192.0.2.10")}
+	as := func(name string) func(*request) {
+		return func(r *request) { r.user, r.subject.CommonName = userPrefix+name, userPrefix+name }
+	}
+	for name, tt := range map[string]struct {
+		request func(*request)
+		join    bool
+		denied  bool
+		reason  string
+		want    string
+	}{
+		"a disputed address":         {want: "mac-1 [192.0.2.10]"},
+		"in another form":            {request: func(r *request) { r.ips = []string{"::ffff:192.0.2.10", "127.0.0.1"} }, want: "mac-1 [192.0.2.10 127.0.0.1]"},
+		"one that it no longer has":  {request: func(r *request) { r.ips = []string{"192.0.2.10", "192.0.2.11"} }, want: "mac-1 [192.0.2.10]"},
+		"only that":                  {request: func(r *request) { r.ips = []string{"192.0.2.11"} }},
+		"approved by the controller": {reason: Reason},
+		"denied by hand":             {denied: true},
+		"another kubelet's":          {request: as("kubelet")},
+		"of no Node":                 {request: as("mac-3")},
+		"for another node":           {request: func(r *request) { r.user = "system:node:mac-3" }},
+		"of somebody else":           {request: func(r *request) { r.groups = nil }},
+		"too many addresses":         {request: func(r *request) { r.ips = slices.Repeat(r.ips, 9) }},
+		"not a request":              {request: func(r *request) { r.raw = []byte("hello") }},
+		"another signer":             {request: func(r *request) { r.signer = "example.test/signer" }},
+		"a name":                     {join: true, want: "mac-9 []"},
+		"a name by another token":    {join: true, request: func(r *request) { r.groups = nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := serving()
+			if tt.join {
+				r = joining()
+			}
+			if tt.request != nil {
+				tt.request(&r)
+			}
+			csr := r.object(t)
+			condition := certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateApproved, Reason: tt.reason}
+			if tt.denied {
+				condition.Type = certificatesv1.CertificateDenied
+			}
+			csr.Status.Conditions = append(csr.Status.Conditions, condition)
+			who, news := r.policy.byHand(csr, Cluster{Nodes: nodes}, now)
+			got := ""
+			if who != "" {
+				got = fmt.Sprint(who, " ", news.Addresses)
+			}
+			if got != tt.want || tt.join && who != "" && (news.Key == "" || news.Since != now) || !tt.join && who != "" && news.AddressesSince != now {
+				t.Errorf("remembered %q: %+v, want %q", got, news, tt.want)
+			}
+		})
+	}
+}

@@ -41,6 +41,8 @@ type Joined struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Since is when the key joined.
 	Since time.Time `json:"since,omitzero"`
+	// AddressesSince is when the addresses were approved, or the last of them was given to another node.
+	AddressesSince time.Time `json:"addressesSince,omitzero"`
 }
 
 // keyOf tells public keys apart.
@@ -62,24 +64,52 @@ func readJoined(m *corev1.ConfigMap) map[string]Joined {
 	return joined
 }
 
-// merge adds what a decision makes known of a name. changed: there is something to write.
-func merge(joined map[string]Joined, name string, news Joined) (changed bool, err error) {
+// merge adds what a decision makes known of a name. changed: the names of which there is something to write.
+func merge(joined map[string]Joined, name string, news Joined) (changed []string, err error) {
 	before, known := joined[name]
 	if !known && len(joined) >= maxJoined {
 		if news.Key == "" { // a node that is there has its certificate all the same
-			return false, nil
+			return nil, nil
 		}
-		return false, errFull
+		return nil, errFull
 	}
 	after := before
 	if news.Key != "" && news.Key != before.Key {
 		after.Key, after.Since = news.Key, news.Since
 	}
-	if news.Addresses != nil {
-		after.Addresses = news.Addresses
+	if news.Addresses != nil && !news.AddressesSince.Before(before.AddressesSince) {
+		var addresses []netip.Addr
+		if addresses, changed = take(joined, name, news); len(changed) > 0 || !slices.Equal(addresses, before.Addresses) {
+			after.Addresses, after.AddressesSince = addresses, news.AddressesSince
+		}
 	}
 	joined[name] = after
-	return !known || after.Key != before.Key || !slices.Equal(after.Addresses, before.Addresses), nil
+	if !known || after.Key != before.Key || !after.AddressesSince.Equal(before.AddressesSince) || !slices.Equal(after.Addresses, before.Addresses) {
+		changed = append(changed, name)
+	}
+	return changed, nil
+}
+
+// take makes addresses one name's alone: from those that had them before, and not from one that was given them later.
+// Else who had an address would dispute it for ever, whatever a person decides. Loopback addresses are everybody's.
+func take(joined map[string]Joined, name string, news Joined) (addresses []netip.Addr, changed []string) {
+	addresses = slices.Clone(news.Addresses)
+	for other, j := range joined {
+		if other == name {
+			continue
+		}
+		in := func(all []netip.Addr) func(netip.Addr) bool {
+			return func(a netip.Addr) bool { return !a.IsLoopback() && slices.Contains(all, a) }
+		}
+		if j.AddressesSince.After(news.AddressesSince) {
+			addresses = slices.DeleteFunc(addresses, in(j.Addresses))
+		} else if rest := slices.DeleteFunc(slices.Clone(j.Addresses), in(addresses)); len(rest) < len(j.Addresses) {
+			j.Addresses, j.AddressesSince = rest, news.AddressesSince
+			joined[other] = j
+			changed = append(changed, other)
+		}
+	}
+	return addresses, changed
 }
 
 var errFull = fmt.Errorf("%d names of nodes are remembered, which is all that is: remove those that are gone for good", maxJoined)
@@ -106,25 +136,27 @@ func (r *register) read(ctx context.Context) (*corev1.ConfigMap, error) {
 }
 
 // write remembers a name, on top of what was read. A conflict means that another one wrote meanwhile.
-func (r *register) write(ctx context.Context, m *corev1.ConfigMap, name string, news Joined) error {
+func (r *register) write(ctx context.Context, m *corev1.ConfigMap, name string, news Joined) (changed bool, err error) {
 	joined := readJoined(m)
-	changed, err := merge(joined, name, news)
+	names, err := merge(joined, name, news)
 	if err != nil {
-		return fmt.Errorf("remember node %s: %w (kubectl -n %s edit configmap %s)", name, err, r.namespace, JoinedName)
+		return false, fmt.Errorf("remember node %s: %w (kubectl -n %s edit configmap %s)", name, err, r.namespace, JoinedName)
 	}
-	if !changed {
-		return nil
-	}
-	text, err := json.Marshal(joined[name])
-	if err != nil {
-		return err
+	if len(names) == 0 {
+		return false, nil
 	}
 	m = m.DeepCopy()
 	m.Data = maps.Clone(m.Data)
 	if m.Data == nil {
 		m.Data = map[string]string{}
 	}
-	m.Data[name] = string(text)
+	for _, n := range names {
+		text, err := json.Marshal(joined[n])
+		if err != nil {
+			return false, err
+		}
+		m.Data[n] = string(text)
+	}
 	if m.ResourceVersion != "" {
 		err = r.writer.Update(ctx, m)
 	} else {
@@ -132,9 +164,9 @@ func (r *register) write(ctx context.Context, m *corev1.ConfigMap, name string, 
 	}
 	switch {
 	case err == nil:
-		return nil
+		return true, nil
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("remember node %s: %w: make the ConfigMap %s of namespace %s, and let the controller get and update it, as the chart and crds/rbac.yaml do", name, err, JoinedName, r.namespace)
+		return false, fmt.Errorf("remember node %s: %w: make the ConfigMap %s of namespace %s, and let the controller get and update it, as the chart and crds/rbac.yaml do", name, err, JoinedName, r.namespace)
 	}
-	return fmt.Errorf("remember node %s: %w", name, err)
+	return false, fmt.Errorf("remember node %s: %w", name, err)
 }

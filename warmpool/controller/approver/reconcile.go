@@ -76,9 +76,8 @@ type reconciler struct {
 
 // concerns tells the requests that are decided about here, and those that a person has approved.
 func (r *reconciler) concerns(csr *certificatesv1.CertificateSigningRequest) bool {
-	if len(csr.Status.Conditions) > 0 {
-		name, _ := r.policy.byHand(csr, time.Time{})
-		return name != ""
+	if len(csr.Status.Conditions) > 0 && approval(csr) == nil {
+		return false
 	}
 	switch csr.Spec.SignerName {
 	case certificatesv1.KubeletServingSignerName:
@@ -105,13 +104,13 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	log := r.logger.With("request", csr.Name, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
-	if name, news := policy.byHand(csr, time.Now()); name != "" {
+	if name, news := policy.byHand(csr, cluster, time.Now()); name != "" {
 		r.forget(csr.UID)
-		if cluster.Joined[name].Key == news.Key {
-			return reconcile.Result{}, nil
+		changed, err := r.register.write(ctx, joined, name, news)
+		if changed {
+			log.Info("A person has approved a certificate", "node", name)
 		}
-		log.Info("A person has approved a certificate", "node", name)
-		return r.again(r.register.write(ctx, joined, name, news))
+		return r.again(err)
 	}
 	d := policy.Decide(csr, cluster, time.Now())
 	if d.Verdict == Wait {
@@ -128,7 +127,7 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, nil
 	}
 	if d.Verdict == Approve { // before it is approved: a name that is given and not remembered would be given again
-		if err := r.register.write(ctx, joined, d.Node, d.Joined); err != nil {
+		if _, err := r.register.write(ctx, joined, d.Node, d.Joined); err != nil {
 			return r.again(err)
 		}
 	}

@@ -79,6 +79,16 @@ func (w *world) again(csr *certificatesv1.CertificateSigningRequest) *certificat
 	return after
 }
 
+// approve is what a person does, and what becomes of it.
+func (w *world) approve(csr *certificatesv1.CertificateSigningRequest) {
+	w.Helper()
+	csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "KubectlApprove"}}
+	if err := w.SubResource("approval").Update(w.Context(), csr); err != nil {
+		w.Fatal(err)
+	}
+	w.again(csr)
+}
+
 // is fails unless a request has this condition, empty for none, for a reason with this text.
 func (w *world) is(csr *certificatesv1.CertificateSigningRequest, want certificatesv1.RequestConditionType, says string) {
 	w.Helper()
@@ -133,11 +143,7 @@ func TestANameIsGivenOnce(t *testing.T) {
 	}
 
 	// A person lets the other host have the name: from then on it is that one's.
-	late.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "KubectlApprove"}}
-	if err := w.SubResource("approval").Update(t.Context(), late); err != nil {
-		t.Fatal(err)
-	}
-	w.again(late)
+	w.approve(late)
 	w.is(w.decide(second), certificatesv1.CertificateApproved, "joins")
 	w.is(w.decide(first), "", "")
 }
@@ -200,6 +206,32 @@ func TestClaimsOfOthersDenyNothing(t *testing.T) {
 	}
 }
 
+// A person who gives a disputed address to a node gives it to this one alone, and is not asked again: neither
+// when the node renews its certificate, nor when it has a newer request than the one that was approved.
+func TestAnAddressIsGivenByHand(t *testing.T) {
+	first, second := node("mac-1", "firkin://v1", "192.0.2.10"), node("mac-2", "firkin://v1", "192.0.2.10", "127.0.0.1")
+	w := newWorld(t, &first)
+	w.is(w.decide(serving()), certificatesv1.CertificateApproved, "")
+	if err := w.Create(t.Context(), &second); err != nil {
+		t.Fatal(err)
+	}
+	other := serving()
+	other.user, other.subject.CommonName, other.dns, other.ips = "system:node:mac-2", "system:node:mac-2", []string{"mac-2"}, []string{"192.0.2.10", "127.0.0.1"}
+	stale := w.decide(other)
+	w.is(stale, "", "")
+	newer := w.decide(other)
+	w.is(newer, "", "")
+	w.event()
+
+	w.approve(stale)
+	w.is(w.again(newer), certificatesv1.CertificateApproved, "")
+	w.is(w.decide(other), certificatesv1.CertificateApproved, "")
+	w.is(w.decide(serving()), "", "")
+	if got := w.joined(); len(got["mac-1"].Addresses) > 0 || len(got["mac-2"].Addresses) != 2 {
+		t.Errorf("remembered %+v", got)
+	}
+}
+
 // A request that waits is looked at less and less often.
 func TestWait(t *testing.T) {
 	for age, want := range map[time.Duration]time.Duration{0: soon, 10 * time.Second: 2500 * time.Millisecond, time.Minute: 15 * time.Second, time.Hour: late} {
@@ -219,10 +251,10 @@ func TestRegister(t *testing.T) {
 	if _, err := merge(full, "one-more", Joined{Key: "k"}); err == nil || len(full) != maxJoined {
 		t.Errorf("error %v, %d names", err, len(full))
 	}
-	if changed, err := merge(full, "one-more", Joined{Addresses: []netip.Addr{}}); changed || err != nil {
-		t.Errorf("a node that is there: %t, %v", changed, err)
+	if changed, err := merge(full, "one-more", Joined{Addresses: []netip.Addr{}}); changed != nil || err != nil {
+		t.Errorf("a node that is there: %q, %v", changed, err)
 	}
-	if changed, err := merge(full, "node-1", Joined{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}); !changed || err != nil || full["node-1"].Key != "x" {
-		t.Errorf("%+v: %t, %v", full["node-1"], changed, err)
+	if changed, err := merge(full, "node-1", Joined{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}); len(changed) != 1 || err != nil || full["node-1"].Key != "x" {
+		t.Errorf("%+v: %q, %v", full["node-1"], changed, err)
 	}
 }
