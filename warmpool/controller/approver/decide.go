@@ -305,10 +305,20 @@ func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 	if !ok || len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return "", Joined{}
 	}
+	// When it was approved, and not when it is looked at: after a restart all are looked at again, in any order. The API server
+	// sets the time of the transition; that of the update is kubectl's, by the person's clock.
+	at := approved.LastTransitionTime.Time
+	if at.IsZero() {
+		at = approved.LastUpdateTime.Time
+	}
+	if at.IsZero() || at.After(now) {
+		at = now
+	}
+	at = at.UTC().Truncate(time.Second)
 	switch csr.Spec.SignerName {
 	case certificatesv1.KubeAPIServerClientKubeletSignerName:
 		if p.byToken(csr) {
-			return name, Joined{Key: keyOf(request), Since: now.UTC().Truncate(time.Second)}
+			return name, Joined{Key: keyOf(request), Since: at}
 		}
 	case certificatesv1.KubeletServingSignerName:
 		node := find(c.Nodes, name)
@@ -325,7 +335,7 @@ func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 			}
 		}
 		if len(addresses) > 0 {
-			return name, Joined{Addresses: addresses, AddressesSince: now.UTC().Truncate(time.Second)}
+			return name, Joined{Addresses: addresses, AddressesSince: at}
 		}
 	}
 	return "", Joined{}

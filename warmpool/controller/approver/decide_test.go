@@ -280,9 +280,12 @@ func TestByHand(t *testing.T) {
 		join    bool
 		denied  bool
 		reason  string
+		at      time.Duration
 		want    string
 	}{
 		"a disputed address":         {want: "mac-1 [192.0.2.10]"},
+		"an hour ago":                {at: -time.Hour, want: "mac-1 [192.0.2.10]"},
+		"by a clock that is ahead":   {at: time.Hour, want: "mac-1 [192.0.2.10]"},
 		"in another form":            {request: func(r *request) { r.ips = []string{"::ffff:192.0.2.10", "127.0.0.1"} }, want: "mac-1 [192.0.2.10 127.0.0.1]"},
 		"one that it no longer has":  {request: func(r *request) { r.ips = []string{"192.0.2.10", "192.0.2.11"} }, want: "mac-1 [192.0.2.10]"},
 		"only that":                  {request: func(r *request) { r.ips = []string{"192.0.2.11"} }},
@@ -296,6 +299,7 @@ func TestByHand(t *testing.T) {
 		"not a request":              {request: func(r *request) { r.raw = []byte("hello") }},
 		"another signer":             {request: func(r *request) { r.signer = "example.test/signer" }},
 		"a name":                     {join: true, want: "mac-9 []"},
+		"a name an hour ago":         {join: true, at: -time.Hour, want: "mac-9 []"},
 		"a name by another token":    {join: true, request: func(r *request) { r.groups = nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -307,7 +311,8 @@ func TestByHand(t *testing.T) {
 				tt.request(&r)
 			}
 			csr := r.object(t)
-			condition := certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateApproved, Reason: tt.reason}
+			condition := certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateApproved, Reason: tt.reason, LastTransitionTime: metav1.NewTime(now.Add(tt.at))}
+			want := now.Add(min(tt.at, 0)) // nothing was approved in the future
 			if tt.denied {
 				condition.Type = certificatesv1.CertificateDenied
 			}
@@ -317,7 +322,7 @@ func TestByHand(t *testing.T) {
 			if who != "" {
 				got = fmt.Sprint(who, " ", news.Addresses)
 			}
-			if got != tt.want || tt.join && who != "" && (news.Key == "" || news.Since != now) || !tt.join && who != "" && news.AddressesSince != now {
+			if got != tt.want || tt.join && who != "" && (news.Key == "" || news.Since != want) || !tt.join && who != "" && news.AddressesSince != want {
 				t.Errorf("remembered %q: %+v, want %q", got, news, tt.want)
 			}
 		})

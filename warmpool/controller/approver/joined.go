@@ -74,7 +74,7 @@ func merge(joined map[string]Joined, name string, news Joined) (changed []string
 		return nil, errFull
 	}
 	after := before
-	if news.Key != "" && news.Key != before.Key {
+	if news.Key != "" && news.Key != before.Key && !news.Since.Before(before.Since) {
 		after.Key, after.Since = news.Key, news.Since
 	}
 	if news.Addresses != nil && !news.AddressesSince.Before(before.AddressesSince) {

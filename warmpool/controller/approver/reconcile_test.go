@@ -80,9 +80,12 @@ func (w *world) again(csr *certificatesv1.CertificateSigningRequest) *certificat
 }
 
 // approve is what a person does, and what becomes of it.
-func (w *world) approve(csr *certificatesv1.CertificateSigningRequest) {
+func (w *world) approve(csr *certificatesv1.CertificateSigningRequest, at time.Time) {
 	w.Helper()
-	csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "KubectlApprove"}}
+	csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{
+		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "KubectlApprove",
+		LastUpdateTime: metav1.NewTime(now), LastTransitionTime: metav1.NewTime(at), // by the person's clock, and by the API server's
+	}}
 	if err := w.SubResource("approval").Update(w.Context(), csr); err != nil {
 		w.Fatal(err)
 	}
@@ -143,7 +146,7 @@ func TestANameIsGivenOnce(t *testing.T) {
 	}
 
 	// A person lets the other host have the name: from then on it is that one's.
-	w.approve(late)
+	w.approve(late, time.Now())
 	w.is(w.decide(second), certificatesv1.CertificateApproved, "joins")
 	w.is(w.decide(first), "", "")
 }
@@ -223,12 +226,45 @@ func TestAnAddressIsGivenByHand(t *testing.T) {
 	w.is(newer, "", "")
 	w.event()
 
-	w.approve(stale)
+	w.approve(stale, time.Now())
 	w.is(w.again(newer), certificatesv1.CertificateApproved, "")
 	w.is(w.decide(other), certificatesv1.CertificateApproved, "")
 	w.is(w.decide(serving()), "", "")
 	if got := w.joined(); len(got["mac-1"].Addresses) > 0 || len(got["mac-2"].Addresses) != 2 {
 		t.Errorf("remembered %+v", got)
+	}
+}
+
+// After a restart all that a person has approved is looked at again: what was decided last stays, in whatever order.
+func TestWhatWasApprovedLastStays(t *testing.T) {
+	nodes := []client.Object{}
+	for _, name := range []string{"mac-1", "mac-2"} {
+		n := node(name, "firkin://v1", "192.0.2.10")
+		nodes = append(nodes, &n)
+	}
+	q, second := serving(), joining()
+	q.user, q.subject.CommonName, q.dns, second.key = "system:node:mac-2", "system:node:mac-2", []string{"mac-2"}, key(t)
+	start := time.Now().Add(-time.Hour)
+	for _, order := range [][]int{{0, 1, 2, 3}, {3, 2, 1, 0}, {1, 0, 3, 2, 0, 1, 2, 3}} {
+		w := newWorld(t, nodes...)
+		all := []*certificatesv1.CertificateSigningRequest{}
+		for i, r := range []request{joining(), second, serving(), q} { // the second and the last were approved later
+			csr := r.object(t)
+			csr.Name = fmt.Sprint("old-", i)
+			if err := w.Create(t.Context(), csr); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, csr)
+		}
+		for _, i := range order {
+			w.approve(all[i], start.Add(time.Duration(i)*time.Minute))
+		}
+		w.is(w.decide(second), certificatesv1.CertificateApproved, "joins")
+		w.is(w.decide(q), certificatesv1.CertificateApproved, "")
+		w.is(w.decide(serving()), "", "")
+		if got := w.joined(); got["mac-9"].Since.Sub(start).Round(time.Minute) != time.Minute || len(got["mac-1"].Addresses) > 0 {
+			t.Errorf("in order %v: remembered %+v", order, got)
+		}
 	}
 }
 
@@ -256,5 +292,12 @@ func TestRegister(t *testing.T) {
 	}
 	if changed, err := merge(full, "node-1", Joined{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}); len(changed) != 1 || err != nil || full["node-1"].Key != "x" {
 		t.Errorf("%+v: %q, %v", full["node-1"], changed, err)
+	}
+	older := Joined{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}, AddressesSince: now.Add(-time.Second)}
+	if changed, err := merge(full, "node-2", Joined{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.3")}, AddressesSince: now}); len(changed) != 1 || err != nil {
+		t.Errorf("%q, %v", changed, err)
+	}
+	if changed, err := merge(full, "node-2", older); changed != nil || err != nil || full["node-2"].AddressesSince != now {
+		t.Errorf("what was approved before changes %q to %+v: %v", changed, full["node-2"], err)
 	}
 }
