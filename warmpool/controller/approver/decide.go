@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -220,7 +221,15 @@ func (p Policy) address(ip net.IP, node *corev1.Node, c Cluster) (netip.Addr, er
 			return address, fmt.Errorf("%w: also an address of Node %s, which is to be deleted when it is gone", errDisputed, other)
 		}
 	}
-	if service != "" && !had(node.Name) {
+	if had(node.Name) {
+		return address, nil
+	}
+	for _, other := range slices.Sorted(maps.Keys(c.Joined)) { // a Node that is there says itself which it has now
+		if n := find(c.Nodes, other); had(other) && (n == nil || len(n.Status.Addresses) == 0) {
+			return address, fmt.Errorf("%w: node %s had a certificate for it, whose Node is not there or has no addresses", errDisputed, other)
+		}
+	}
+	if service != "" {
 		return address, fmt.Errorf("%w: Service %s is reached by it from outside", errDisputed, service)
 	}
 	return address, nil
