@@ -130,7 +130,7 @@ func (r *register) read(ctx context.Context) (*corev1.ConfigMap, error) {
 		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: JoinedName}}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read who joined: %w", err)
+		return nil, fmt.Errorf("read who joined: %w", ExplainJoined(err, r.namespace))
 	}
 	return m, nil
 }
@@ -162,11 +162,8 @@ func (r *register) write(ctx context.Context, m *corev1.ConfigMap, name string, 
 	} else {
 		err = r.writer.Create(ctx, m)
 	}
-	switch {
-	case err == nil:
-		return true, nil
-	case apierrors.IsForbidden(err):
-		return false, fmt.Errorf("remember node %s: %w: make the ConfigMap %s of namespace %s, and let the controller get and update it, as the chart and crds/rbac.yaml do", name, err, JoinedName, r.namespace)
+	if err != nil {
+		return false, fmt.Errorf("remember node %s: %w", name, ExplainJoined(err, r.namespace))
 	}
-	return false, fmt.Errorf("remember node %s: %w", name, err)
+	return true, nil
 }

@@ -5,6 +5,7 @@ package approver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -232,6 +234,48 @@ func TestAnAddressIsGivenByHand(t *testing.T) {
 	w.is(w.decide(serving()), "", "")
 	if got := w.joined(); len(got["mac-1"].Addresses) > 0 || len(got["mac-2"].Addresses) != 2 {
 		t.Errorf("remembered %+v", got)
+	}
+}
+
+// refusing is an API server that refuses to read one object, or one kind.
+type refusing struct {
+	client.Reader
+	what string
+}
+
+func (r refusing) refuse(what string) error {
+	if what != r.what {
+		return nil
+	}
+	return apierrors.NewForbidden(corev1.Resource("x"), what, nil)
+}
+
+func (r refusing) Get(ctx context.Context, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+	return errors.Join(r.refuse(key.String()), r.Reader.Get(ctx, key, o, options...))
+}
+
+func (r refusing) List(ctx context.Context, list client.ObjectList, options ...client.ListOption) error {
+	return errors.Join(r.refuse(fmt.Sprintf("%T", list)), r.Reader.List(ctx, list, options...))
+}
+
+// A right that is missing is named, with where it is to be had from.
+func TestRefused(t *testing.T) {
+	for what, says := range map[string]string{
+		"*v1.ServiceList":          "let the controller list services",
+		"kube-public/cluster-info": "let the controller get *v1.ConfigMap kube-public/cluster-info",
+		"default/kubernetes":       "let the controller get *v1.EndpointSlice default/kubernetes",
+		"firkin/" + JoinedName:     "ConfigMap vk-firkin-joined of namespace firkin, and let the controller get and update it",
+	} {
+		w := newWorld(t)
+		w.r = newReconciler(w, refusing{w, what}, Options{Namespace: "firkin", Events: w.events, Logger: slog.New(slog.DiscardHandler)})
+		csr := joining().object(t)
+		if err := w.Create(t.Context(), csr); err != nil {
+			t.Fatal(err)
+		}
+		_, err := w.r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(csr)})
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "crds/rbac.yaml") {
+			t.Errorf("%s: error %v, want it to say %q", what, err, says)
+		}
 	}
 }
 
