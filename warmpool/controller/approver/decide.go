@@ -274,7 +274,7 @@ func (p Policy) client(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 	case slices.ContainsFunc(c.Ledgers, func(l v1alpha1.NodeLedger) bool { return l.Name == name }):
 		return ask(age, "the NodeLedger of a node %s exists already: "+byHand, name, csr.Name)
 	case !known && len(c.Joined) >= maxJoined:
-		return ask(age, "%v (ConfigMap %s), or approve by hand (kubectl certificate approve %s)", errFull, JoinedName, csr.Name)
+		return ask(age, "%v (ConfigMap %s; %s), or approve by hand, which is not remembered then (kubectl certificate approve %s)", errFull, JoinedName, c.dispensable(), csr.Name)
 	}
 	return Decision{
 		Verdict: Approve, Message: fmt.Sprintf("node %s joins with a token of %s", name, group),

@@ -4,6 +4,7 @@
 package approver
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,6 +32,8 @@ const (
 	maxJoined = 1000
 	// maxAddresses bounds those of one certificate.
 	maxAddresses = 8
+	// maxNamed bounds the names in an event.
+	maxNamed = 5
 )
 
 // Joined is what is remembered of a name that a certificate was approved for. It outlives the request,
@@ -68,9 +72,6 @@ func readJoined(m *corev1.ConfigMap) map[string]Joined {
 func merge(joined map[string]Joined, name string, news Joined) (changed []string, err error) {
 	before, known := joined[name]
 	if !known && len(joined) >= maxJoined {
-		if news.Key == "" { // a node that is there has its certificate all the same
-			return nil, nil
-		}
 		return nil, errFull
 	}
 	after := before
@@ -110,6 +111,36 @@ func take(joined map[string]Joined, name string, news Joined) (addresses []netip
 		}
 	}
 	return addresses, changed
+}
+
+// dispensable names some that are remembered and have no Node, those of which nothing was heard for longest first.
+func (c Cluster) dispensable() string {
+	type entry struct {
+		name string
+		last time.Time
+	}
+	var all []entry
+	for name, j := range c.Joined {
+		last := j.Since
+		if j.AddressesSince.After(last) {
+			last = j.AddressesSince
+		}
+		all = append(all, entry{name, last})
+	}
+	slices.SortFunc(all, func(a, b entry) int { return cmp.Or(a.last.Compare(b.last), cmp.Compare(a.name, b.name)) })
+	var names []string
+	for _, e := range all {
+		if len(names) == maxNamed {
+			break
+		}
+		if find(c.Nodes, e.name) == nil {
+			names = append(names, e.name)
+		}
+	}
+	if len(names) == 0 {
+		return "each has a Node"
+	}
+	return "without a Node are " + strings.Join(names, ", ")
 }
 
 var errFull = fmt.Errorf("%d names of nodes are remembered, which is all that is: remove those that are gone for good", maxJoined)

@@ -321,6 +321,42 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// When no more names can be remembered, nodes that are there have their certificates all the same, and who has approved
+// one by hand is told once, with whom to forget.
+func TestNoMoreNames(t *testing.T) {
+	full := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "firkin", Name: JoinedName}, Data: map[string]string{}}
+	for name := range many() {
+		full.Data[name] = `{"key":"x","since":"2026-11-20T00:00:00Z"}`
+	}
+	for i, times := range []string{`"since":"2026-11-05T00:00:00Z"`, `"since":"2026-11-01T00:00:00Z"`, `"since":"2026-11-01T00:00:00Z","addressesSince":"2026-11-25T00:00:00Z"`} {
+		full.Data[fmt.Sprint("node-", 7+i)] = `{"key":"x",` + times + `}`
+	}
+	first, second, there := node("mac-1", "firkin://v1", "192.0.2.10"), node("mac-2", "firkin://v1", "192.0.2.10", "192.0.2.20"), node("node-0", "firkin://v1")
+	w := newWorld(t, full, &first, &second, &there)
+	const names = "without a Node are node-8, node-7, node-1, node-10, node-100"
+	for _, q := range []request{joining(), serving()} {
+		csr := w.decide(q)
+		w.is(csr, "", "")
+		if e := w.event(); !strings.Contains(e, waitsReason) || q.signer == certificatesv1.KubeAPIServerClientKubeletSignerName && !strings.Contains(e, names) {
+			t.Errorf("event %q", e)
+		}
+		w.approve(csr, time.Now())
+		if e := w.event(); !strings.Contains(e, forgetReason) || !strings.HasSuffix(e, names) || !strings.Contains(e, "kubectl -n firkin edit configmap") {
+			t.Errorf("event %q", e)
+		}
+		w.again(csr) // as when it is issued
+		if e := w.event(); e != "" {
+			t.Errorf("the same is told again: %q", e)
+		}
+	}
+	q := serving()
+	q.user, q.subject.CommonName, q.dns, q.ips = "system:node:mac-2", "system:node:mac-2", nil, []string{"192.0.2.20"}
+	w.is(w.decide(q), certificatesv1.CertificateApproved, "")
+	if got := (Cluster{Nodes: []corev1.Node{there}, Joined: map[string]Joined{"node-0": {}}}).dispensable(); got != "each has a Node" {
+		t.Errorf("to forget: %s", got)
+	}
+}
+
 // What is remembered is bounded, and what somebody wrote there is no name that is free.
 func TestRegister(t *testing.T) {
 	all := readJoined(&corev1.ConfigMap{Data: map[string]string{"odd": "{", "mac-1": `{"key":"k","addresses":["192.0.2.1"]}`}})
@@ -331,8 +367,8 @@ func TestRegister(t *testing.T) {
 	if _, err := merge(full, "one-more", Joined{Key: "k"}); err == nil || len(full) != maxJoined {
 		t.Errorf("error %v, %d names", err, len(full))
 	}
-	if changed, err := merge(full, "one-more", Joined{Addresses: []netip.Addr{}}); changed != nil || err != nil {
-		t.Errorf("a node that is there: %q, %v", changed, err)
+	if changed, err := merge(full, "one-more", Joined{Addresses: []netip.Addr{}}); changed != nil || !errors.Is(err, errFull) || len(full) != maxJoined {
+		t.Errorf("a node that is there: %q, %v, %d names", changed, err, len(full))
 	}
 	if changed, err := merge(full, "node-1", Joined{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}); len(changed) != 1 || err != nil || full["node-1"].Key != "x" {
 		t.Errorf("%+v: %q, %v", full["node-1"], changed, err)
