@@ -77,7 +77,7 @@ func (o *controllerOptions) addFlags(flags *pflag.FlagSet) {
 	o.logOptions.addFlags(flags)
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "how to reach the cluster (KUBECONFIG); empty in a pod of it")
 	flags.BoolVar(&o.LeaderElect, "leader-elect", true, "work only while holding the lease, so that several may run")
-	flags.StringVar(&o.LeaseNamespace, "leader-elect-namespace", "kube-system", "namespace of the lease "+controller.LeaseName)
+	flags.StringVar(&o.LeaseNamespace, "leader-elect-namespace", "kube-system", "namespace of the lease "+controller.LeaseName+", and of the ConfigMap "+approver.JoinedName)
 	flags.DurationVar(&o.LeaseDuration, "leader-elect-lease-duration", 15*time.Second, "how long the lease of a controller that vanished keeps the others waiting")
 	flags.StringVar(&o.HealthAddress, "health-probe-address", ":8081", "where /healthz and /readyz are served in plain HTTP; empty for nowhere")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", "127.0.0.1:8080", "where Prometheus metrics are served in plain HTTP; empty for nowhere")
@@ -99,7 +99,7 @@ func (o *controllerOptions) complete() (*slog.Logger, error) {
 	if err != nil {
 		errs = append(errs, err)
 	}
-	if problems := validation.IsDNS1123Label(o.LeaseNamespace); o.LeaderElect && len(problems) > 0 {
+	if problems := validation.IsDNS1123Label(o.LeaseNamespace); (o.LeaderElect || o.Approve) && len(problems) > 0 {
 		fault("--leader-elect-namespace %q: %s", o.LeaseNamespace, strings.Join(problems, ", "))
 	}
 	if o.LeaseDuration < 3*time.Second {

@@ -18,7 +18,8 @@ func TestControllerOptions(t *testing.T) {
 		want []string // parts of the error; none is none
 	}{
 		{nil, nil},
-		{[]string{"--leader-elect=false", "--leader-elect-namespace="}, nil},
+		{[]string{"--leader-elect=false", "--leader-elect-namespace="}, []string{"--leader-elect-namespace"}}, // who joined is remembered there
+		{[]string{"--leader-elect=false", "--leader-elect-namespace=", "--approve-certificates=false"}, nil},
 		{[]string{"--health-probe-address=", "--metrics-address="}, nil},
 		{[]string{"--leader-elect-namespace=A B", "--node-fill-limit=0", "--node-grace-period=-1s"}, []string{"--leader-elect-namespace", "--node-fill-limit", "--node-grace-period"}},
 		{[]string{"--metrics-address=8080", "--log-level=loud"}, []string{"--metrics-address", "--log-level"}},

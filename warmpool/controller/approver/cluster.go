@@ -94,7 +94,7 @@ func (r *reconciler) look(ctx context.Context) (c Cluster, p Policy, m *corev1.C
 	}
 	var services corev1.ServiceList
 	if err := r.live.List(ctx, &services); err != nil {
-		return c, p, nil, fmt.Errorf("list services, whose addresses are no node's: %w", err)
+		return c, p, nil, fmt.Errorf("list services, whose addresses are no node's: %w", explain(err, "let the controller list services"))
 	}
 	var info corev1.ConfigMap
 	var endpoints discoveryv1.EndpointSlice
@@ -103,7 +103,7 @@ func (r *reconciler) look(ctx context.Context) (c Cluster, p Policy, m *corev1.C
 		to  client.Object
 	}{{client.ObjectKey{Namespace: "kube-public", Name: "cluster-info"}, &info}, {client.ObjectKey{Namespace: "default", Name: "kubernetes"}, &endpoints}} {
 		if err := r.live.Get(ctx, known.key, known.to); err != nil && !apierrors.IsNotFound(err) {
-			return c, p, nil, fmt.Errorf("find out what the API server is reached by: %w", err)
+			return c, p, nil, fmt.Errorf("find out what the API server is reached by: %w", explain(err, fmt.Sprintf("let the controller get %T %s", known.to, known.key)))
 		}
 	}
 	if p, err = r.policy.withServers(&info, &endpoints); err != nil {
@@ -113,6 +113,19 @@ func (r *reconciler) look(ctx context.Context) (c Cluster, p Policy, m *corev1.C
 		return c, p, nil, err
 	}
 	return Cluster{Nodes: nodes.Items, Ledgers: ledgers.Items, Joined: readJoined(m), Services: services.Items}, p, m, nil
+}
+
+// explain adds to the refusal of a right what to do about it.
+func explain(err error, remedy string) error {
+	if !apierrors.IsForbidden(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %s, as the chart and crds/rbac.yaml do", err, remedy)
+}
+
+// ExplainJoined does so for the ConfigMap JoinedName.
+func ExplainJoined(err error, namespace string) error {
+	return explain(err, fmt.Sprintf("make the ConfigMap %s of namespace %s, and let the controller get and update it", JoinedName, namespace))
 }
 
 // serviceAt is a Service that has an address as its own. The other kind are those that it is reached

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -110,7 +111,7 @@ func (p Policy) Decide(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 	}
 	switch csr.Spec.SignerName {
 	case certificatesv1.KubeletServingSignerName:
-		return p.serving(csr, c, now.Sub(csr.CreationTimestamp.Time))
+		return p.serving(csr, c, now)
 	case certificatesv1.KubeAPIServerClientKubeletSignerName:
 		return p.client(csr, c, now)
 	}
@@ -118,12 +119,12 @@ func (p Policy) Decide(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 }
 
 // serving decides about the certificate of a kubelet API.
-func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster, age time.Duration) Decision {
+func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster, now time.Time) Decision {
 	name, ok := strings.CutPrefix(csr.Spec.Username, userPrefix)
 	if !ok || !slices.Contains(csr.Spec.Groups, nodesGroup) {
 		return Decision{} // no node's
 	}
-	node := find(c.Nodes, name)
+	node, age := find(c.Nodes, name), now.Sub(csr.CreationTimestamp.Time)
 	settled := age > settling
 	if node == nil {
 		return wait(age, "there is no Node %s", name)
@@ -177,7 +178,7 @@ func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster
 	}
 	return Decision{
 		Verdict: Approve, Message: fmt.Sprintf("asked for by node %s for its own name and addresses", name),
-		Node: name, Joined: Joined{Addresses: addresses},
+		Node: name, Joined: Joined{Addresses: addresses, AddressesSince: now.UTC().Truncate(time.Second)},
 	}
 }
 
@@ -220,7 +221,15 @@ func (p Policy) address(ip net.IP, node *corev1.Node, c Cluster) (netip.Addr, er
 			return address, fmt.Errorf("%w: also an address of Node %s, which is to be deleted when it is gone", errDisputed, other)
 		}
 	}
-	if service != "" && !had(node.Name) {
+	if had(node.Name) {
+		return address, nil
+	}
+	for _, other := range slices.Sorted(maps.Keys(c.Joined)) { // a Node that is there says itself which it has now
+		if n := find(c.Nodes, other); had(other) && (n == nil || len(n.Status.Addresses) == 0) {
+			return address, fmt.Errorf("%w: node %s had a certificate for it, whose Node is not there or has no addresses", errDisputed, other)
+		}
+	}
+	if service != "" {
 		return address, fmt.Errorf("%w: Service %s is reached by it from outside", errDisputed, service)
 	}
 	return address, nil
@@ -265,7 +274,7 @@ func (p Policy) client(csr *certificatesv1.CertificateSigningRequest, c Cluster,
 	case slices.ContainsFunc(c.Ledgers, func(l v1alpha1.NodeLedger) bool { return l.Name == name }):
 		return ask(age, "the NodeLedger of a node %s exists already: "+byHand, name, csr.Name)
 	case !known && len(c.Joined) >= maxJoined:
-		return ask(age, "%v (ConfigMap %s), or approve by hand (kubectl certificate approve %s)", errFull, JoinedName, csr.Name)
+		return ask(age, "%v (ConfigMap %s; %s), or approve by hand, which is not remembered then (kubectl certificate approve %s)", errFull, JoinedName, c.dispensable(), csr.Name)
 	}
 	return Decision{
 		Verdict: Approve, Message: fmt.Sprintf("node %s joins with a token of %s", name, group),
@@ -280,12 +289,21 @@ func (p Policy) byToken(csr *certificatesv1.CertificateSigningRequest) bool {
 	return strings.HasPrefix(csr.Spec.Username, bootstrapPrefix) && slices.Contains(csr.Spec.Groups, p.joinGroup())
 }
 
-// byHand is who joins by a request that a person has approved; empty: it is none.
-func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, now time.Time) (string, Joined) {
-	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName || !p.byToken(csr) ||
-		!slices.ContainsFunc(csr.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
-			return c.Type == certificatesv1.CertificateApproved && c.Reason != Reason
-		}) {
+// approval is what a person has approved a request by; nil: nobody has.
+func approval(csr *certificatesv1.CertificateSigningRequest) *certificatesv1.CertificateSigningRequestCondition {
+	i := slices.IndexFunc(csr.Status.Conditions, func(c certificatesv1.CertificateSigningRequestCondition) bool {
+		return c.Type == certificatesv1.CertificateApproved && c.Reason != Reason
+	})
+	if i < 0 {
+		return nil
+	}
+	return &csr.Status.Conditions[i]
+}
+
+// byHand is whose request a person has approved, and as what the name is known from then on; empty: it is none of ours.
+func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, c Cluster, now time.Time) (string, Joined) {
+	approved := approval(csr)
+	if approved == nil {
 		return "", Joined{}
 	}
 	request, err := parse(csr)
@@ -296,7 +314,40 @@ func (p Policy) byHand(csr *certificatesv1.CertificateSigningRequest, now time.T
 	if !ok || len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return "", Joined{}
 	}
-	return name, Joined{Key: keyOf(request), Since: now.UTC().Truncate(time.Second)}
+	// When it was approved, and not when it is looked at: after a restart all are looked at again, in any order. The API server
+	// sets the time of the transition; that of the update is kubectl's, by the person's clock.
+	at := approved.LastTransitionTime.Time
+	if at.IsZero() {
+		at = approved.LastUpdateTime.Time
+	}
+	if at.IsZero() || at.After(now) {
+		at = now
+	}
+	at = at.UTC().Truncate(time.Second)
+	switch csr.Spec.SignerName {
+	case certificatesv1.KubeAPIServerClientKubeletSignerName:
+		if p.byToken(csr) {
+			return name, Joined{Key: keyOf(request), Since: at}
+		}
+	case certificatesv1.KubeletServingSignerName:
+		node := find(c.Nodes, name)
+		if csr.Spec.Username != userPrefix+name || !slices.Contains(csr.Spec.Groups, nodesGroup) || node == nil || !ours(node) ||
+			len(request.IPAddresses) > maxAddresses {
+			return "", Joined{}
+		}
+		// A node makes a new key and a new request every 15 minutes (client-go's certificate manager), so what was approved may
+		// be used by nobody: that it may have the addresses is true of the next one too. Those that it no longer has are not given.
+		var addresses []netip.Addr
+		for _, ip := range request.IPAddresses {
+			if address, ok := netip.AddrFromSlice(ip); ok && has(node, address.Unmap()) {
+				addresses = append(addresses, address.Unmap())
+			}
+		}
+		if len(addresses) > 0 {
+			return name, Joined{Addresses: addresses, AddressesSince: at}
+		}
+	}
+	return "", Joined{}
 }
 
 // parse reads the request itself, whose content is the requester's.

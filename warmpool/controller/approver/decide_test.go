@@ -190,7 +190,12 @@ func TestDecide(t *testing.T) {
 		"an address that two have":           {nodes: fleet, want: Wait, person: true, why: "kubectl certificate approve csr-1"},
 		"that it had before the other":       {nodes: fleet, joined: had("mac-1"), want: Approve},
 		"that the other had before":          {nodes: fleet, joined: had("shared"), want: Wait, person: true, why: "also an address of Node shared"},
-		"the address of a service":           {nodes: claims("10.96.0.10"), request: func(r *request) { r.ips = []string{"10.96.0.10"} }, want: Deny, why: "Service default/dns"},
+		"that a Node had which is gone":      {joined: had("mac-5"), want: Wait, person: true, why: "node mac-5 had a certificate for it"},
+		"that a Node had which is new again": {nodes: append(claims("192.0.2.10"), corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "mac-5"}}), joined: had("mac-5"),
+			want: Wait, person: true, why: "node mac-5 had a certificate for it"},
+		"that a Node had which has another": {joined: had("mac-2"), want: Approve},
+		"that it had, as one which is gone": {joined: map[string]Joined{"mac-1": had("")[""], "mac-5": had("")[""]}, want: Approve},
+		"the address of a service":          {nodes: claims("10.96.0.10"), request: func(r *request) { r.ips = []string{"10.96.0.10"} }, want: Deny, why: "Service default/dns"},
 		"its second address": {nodes: claims("2001:db8:ffff::10"), request: func(r *request) { r.ips = []string{"2001:db8:ffff::10"} },
 			want: Deny, why: "Service default/dns"},
 		"a load balancer's": {nodes: claims("192.0.2.80"), request: func(r *request) { r.ips = []string{"192.0.2.80"} }, want: Wait, person: true, why: "Service default/web"},
@@ -263,6 +268,67 @@ func TestDecide(t *testing.T) {
 			}
 			if got.Verdict != Ignore && got.Message == "" {
 				t.Errorf("verdict %s says no reason", got.Verdict)
+			}
+		})
+	}
+}
+
+// What a person approves is remembered when it is a request of ours, as far as it is true.
+func TestByHand(t *testing.T) {
+	const ours = "firkin://v1"
+	nodes := []corev1.Node{node("mac-1", ours, "192.0.2.10", "127.0.0.1"), node("kubelet", "containerd://2.1", "192.0.2.10")}
+	as := func(name string) func(*request) {
+		return func(r *request) { r.user, r.subject.CommonName = userPrefix+name, userPrefix+name }
+	}
+	for name, tt := range map[string]struct {
+		request func(*request)
+		join    bool
+		denied  bool
+		reason  string
+		at      time.Duration
+		want    string
+	}{
+		"a disputed address":         {want: "mac-1 [192.0.2.10]"},
+		"an hour ago":                {at: -time.Hour, want: "mac-1 [192.0.2.10]"},
+		"by a clock that is ahead":   {at: time.Hour, want: "mac-1 [192.0.2.10]"},
+		"in another form":            {request: func(r *request) { r.ips = []string{"::ffff:192.0.2.10", "127.0.0.1"} }, want: "mac-1 [192.0.2.10 127.0.0.1]"},
+		"one that it no longer has":  {request: func(r *request) { r.ips = []string{"192.0.2.10", "192.0.2.11"} }, want: "mac-1 [192.0.2.10]"},
+		"only that":                  {request: func(r *request) { r.ips = []string{"192.0.2.11"} }},
+		"approved by the controller": {reason: Reason},
+		"denied by hand":             {denied: true},
+		"another kubelet's":          {request: as("kubelet")},
+		"of no Node":                 {request: as("mac-3")},
+		"for another node":           {request: func(r *request) { r.user = "system:node:mac-3" }},
+		"of somebody else":           {request: func(r *request) { r.groups = nil }},
+		"too many addresses":         {request: func(r *request) { r.ips = slices.Repeat(r.ips, 9) }},
+		"not a request":              {request: func(r *request) { r.raw = []byte("hello") }},
+		"another signer":             {request: func(r *request) { r.signer = "example.test/signer" }},
+		"a name":                     {join: true, want: "mac-9 []"},
+		"a name an hour ago":         {join: true, at: -time.Hour, want: "mac-9 []"},
+		"a name by another token":    {join: true, request: func(r *request) { r.groups = nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := serving()
+			if tt.join {
+				r = joining()
+			}
+			if tt.request != nil {
+				tt.request(&r)
+			}
+			csr := r.object(t)
+			condition := certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateApproved, Reason: tt.reason, LastTransitionTime: metav1.NewTime(now.Add(tt.at))}
+			want := now.Add(min(tt.at, 0)) // nothing was approved in the future
+			if tt.denied {
+				condition.Type = certificatesv1.CertificateDenied
+			}
+			csr.Status.Conditions = append(csr.Status.Conditions, condition)
+			who, news := r.policy.byHand(csr, Cluster{Nodes: nodes}, now)
+			got := ""
+			if who != "" {
+				got = fmt.Sprint(who, " ", news.Addresses)
+			}
+			if got != tt.want || tt.join && who != "" && (news.Key == "" || news.Since != want) || !tt.join && who != "" && news.AddressesSince != want {
+				t.Errorf("remembered %q: %+v, want %q", got, news, tt.want)
 			}
 		})
 	}

@@ -5,6 +5,7 @@ package approver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -29,8 +30,11 @@ const Reason = "VkFirkin"
 // requestTimeout bounds a pass over one request.
 const requestTimeout = 10 * time.Second
 
-// Reasons of the events of requests that wait for a person.
-const waitsReason = "WaitsForApproval"
+// Reasons of the events for a person: of requests that wait for one, and of those that one has approved in vain.
+const (
+	waitsReason  = "WaitsForApproval"
+	forgetReason = "NotRemembered"
+)
 
 // Options say how certificates are decided about.
 type Options struct {
@@ -76,9 +80,8 @@ type reconciler struct {
 
 // concerns tells the requests that are decided about here, and those that a person has approved.
 func (r *reconciler) concerns(csr *certificatesv1.CertificateSigningRequest) bool {
-	if len(csr.Status.Conditions) > 0 {
-		name, _ := r.policy.byHand(csr, time.Time{})
-		return name != ""
+	if len(csr.Status.Conditions) > 0 && approval(csr) == nil {
+		return false
 	}
 	switch csr.Spec.SignerName {
 	case certificatesv1.KubeletServingSignerName:
@@ -105,13 +108,21 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	log := r.logger.With("request", csr.Name, "signer", csr.Spec.SignerName, "requester", csr.Spec.Username)
-	if name, news := policy.byHand(csr, time.Now()); name != "" {
-		r.forget(csr.UID)
-		if cluster.Joined[name].Key == news.Key {
+	if name, news := policy.byHand(csr, cluster, time.Now()); name != "" {
+		changed, err := r.register.write(ctx, joined, name, news)
+		if errors.Is(err, errFull) { // until somebody removes names, which may be never
+			message := fmt.Sprintf("%v; %s", err, cluster.dispensable())
+			if r.news(csr.UID, message) {
+				log.Warn("A certificate that a person has approved is not remembered", "why", message)
+				r.events.Event(csr, corev1.EventTypeWarning, forgetReason, message)
+			}
 			return reconcile.Result{}, nil
 		}
-		log.Info("A person has approved a certificate", "node", name)
-		return r.again(r.register.write(ctx, joined, name, news))
+		r.forget(csr.UID)
+		if changed {
+			log.Info("A person has approved a certificate", "node", name)
+		}
+		return r.again(err)
 	}
 	d := policy.Decide(csr, cluster, time.Now())
 	if d.Verdict == Wait {
@@ -128,7 +139,8 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, nil
 	}
 	if d.Verdict == Approve { // before it is approved: a name that is given and not remembered would be given again
-		if err := r.register.write(ctx, joined, d.Node, d.Joined); err != nil {
+		_, err := r.register.write(ctx, joined, d.Node, d.Joined)
+		if err != nil && (d.Joined.Key != "" || !errors.Is(err, errFull)) { // a node that is there has its certificate all the same
 			return r.again(err)
 		}
 	}
