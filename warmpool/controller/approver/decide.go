@@ -164,17 +164,24 @@ func (p Policy) serving(csr *certificatesv1.CertificateSigningRequest, c Cluster
 		return deny("a serving certificate is for %d addresses at most", maxAddresses)
 	}
 	addresses := []netip.Addr{}
+	var disputed *Decision // what a person may approve is nothing that would be denied
 	for _, ip := range request.IPAddresses {
 		address, err := p.address(ip, node, c)
 		switch {
 		case err != nil && !settled && errors.Is(err, errNotOfNode):
 			return wait(age, "%s: %v", address, err)
 		case errors.Is(err, errDisputed):
-			return ask(age, "%s: %v: when node %s is who should have it, approve by hand (kubectl certificate approve %s)", address, err, name, csr.Name)
+			if disputed == nil {
+				d := ask(age, "%s: %v: when node %s is who should have it, approve by hand (kubectl certificate approve %s)", address, err, name, csr.Name)
+				disputed = &d
+			}
 		case err != nil:
 			return deny("%s: %v", address, err)
 		}
 		addresses = append(addresses, address)
+	}
+	if disputed != nil {
+		return *disputed
 	}
 	return Decision{
 		Verdict: Approve, Message: fmt.Sprintf("asked for by node %s for its own name and addresses", name),

@@ -199,7 +199,9 @@ func TestDecide(t *testing.T) {
 		"its second address": {nodes: claims("2001:db8:ffff::10"), request: func(r *request) { r.ips = []string{"2001:db8:ffff::10"} },
 			want: Deny, why: "Service default/dns"},
 		"a load balancer's": {nodes: claims("192.0.2.80"), request: func(r *request) { r.ips = []string{"192.0.2.80"} }, want: Wait, person: true, why: "Service default/web"},
-		"an external one":   {nodes: claims("192.0.2.81"), request: func(r *request) { r.ips = []string{"192.0.2.81"} }, want: Wait, person: true, why: "Service default/web"},
+		"one that is disputed and one that is denied": {nodes: claims("192.0.2.80", "10.96.0.10"), request: func(r *request) { r.ips = []string{"192.0.2.80", "10.96.0.10"} },
+			want: Deny, why: "Service default/dns"},
+		"an external one": {nodes: claims("192.0.2.81"), request: func(r *request) { r.ips = []string{"192.0.2.81"} }, want: Wait, person: true, why: "Service default/web"},
 		"too many addresses": {nodes: claims("192.0.2.10"), request: func(r *request) { r.ips = slices.Repeat([]string{"192.0.2.10"}, 9) },
 			want: Deny, why: "8 addresses at most"},
 		"loopback, which all have": {nodes: fleet, request: func(r *request) {
