@@ -219,6 +219,29 @@ func TestReconcileReleasesWhatVanished(t *testing.T) {
 	})
 }
 
+// TestReconcileMeetsWhatIsGoing: a machine of a pod that goes while all are looked at, as its pod gives it
+// back, takes no room afterwards.
+func TestReconcileMeetsWhatIsGoing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooled(t, nil)
+		p.leave("pod-going", vm.StateRunning, true)
+		p.host.setFault(func(op, id string) error {
+			if op == "load" && id == "pod-going" { // listed a moment ago
+				p.host.mu.Lock()
+				delete(p.host.machines, id)
+				p.host.mu.Unlock()
+			}
+			return nil
+		})
+		p.look(survey(request("pod-going")))
+		p.host.setFault(nil)
+		if a := p.supply.Ledger(); len(a.Machines) != 0 || a.Available != a.Capacity {
+			t.Errorf("charged for what is gone: %+v", a)
+		}
+		p.stop()
+	})
+}
+
 // TestBrokenRecordsQuarantine: a record that cannot be read is no reason to delete the
 // machine of a pod, nor to start the pod a second time beside it.
 func TestBrokenRecordsQuarantine(t *testing.T) {
